@@ -1,0 +1,45 @@
+"""Convolutional networks that compute only where it matters.
+
+The names below are loaded on first use (PEP 562), so that `import accel` touches neither triton nor torchvision nor CUDA.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pathlib as _pathlib
+
+__version__ = "0.1.0"
+
+_HERE = _pathlib.Path(__file__).resolve().parent
+if not (_HERE / "kernels").is_dir() and (_HERE.parent / "pyproject.toml").is_file():
+    __path__.append(str(_HERE.parent))  # source checkout: accel.kernels is <root>/kernels, accel.zoo is <root>/zoo
+
+# public name -> module that defines it
+_PUBLIC = {
+    "Perforate": "accel.config",
+    "Rules": "accel.config",
+    "plan_conversion": "accel.api",
+    "convert_model": "accel.api",
+    "revert_model": "accel.convert",
+    "profile": "accel.report",
+    "count_macs": "accel.profiling.flops",
+    "save_converted": "accel.serialize",
+    "load_converted": "accel.serialize",
+}
+_SUBMODULES = ("ops", "masks", "mc", "distributions", "zoo", "kernels")
+
+__all__ = [*_PUBLIC, *_SUBMODULES, "__version__"]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"accel.{name}")
+    raise AttributeError(f"module 'accel' has no attribute {name!r}; public names: {', '.join(sorted(__all__))}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

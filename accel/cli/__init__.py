@@ -1,0 +1,1 @@
+"""The `accel` command: one file a verb."""

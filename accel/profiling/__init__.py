@@ -1,0 +1,1 @@
+"""Counting MACs (dense and executed), timing, and the machine record."""

@@ -1,0 +1,1 @@
+"""The CPU engine: C sources, their Python bindings, and the loader."""

@@ -1,0 +1,159 @@
+"""Position sets: which output positions of a convolution are computed, and which one stands in for each of the others.
+
+A *static* set (`PositionSet`) is built once and shared by every image of a batch. A *dynamic* set (`ActiveSet`) holds
+positions per image, found from data. Both are plain int32 tensors plus sizes: every backend reads the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import Tensor
+
+INT32_MAX = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PositionSet:
+    """A static position set on an output map of `height` x `width`.
+
+    Attributes:
+        positions: int32 [P], flat index y * width + x of each computed position, distinct, any order.
+        nearest: int32 [height * width], for every position the row of `positions` that stands in for it.
+        height, width: size of the output map.
+    """
+
+    positions: Tensor
+    nearest: Tensor
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        total = self.height * self.width
+        for name, tensor in (("positions", self.positions), ("nearest", self.nearest)):
+            if tensor.dtype != torch.int32 or tensor.dim() != 1:
+                raise ValueError(
+                    f"{name} must be a 1-D int32 tensor, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                )
+        if not 1 <= self.positions.numel() <= total:
+            raise ValueError(
+                f"a set on {self.height}x{self.width} holds 1 to {total} positions, got {len(self.positions)}"
+            )
+        if self.nearest.numel() != total:
+            raise ValueError(
+                f"nearest must have {total} entries for {self.height}x{self.width}, got {len(self.nearest)}"
+            )
+
+    def __len__(self) -> int:
+        return self.positions.numel()
+
+    @property
+    def keep(self) -> float:
+        """The fraction of positions that are computed."""
+        return len(self) / (self.height * self.width)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self) == self.height * self.width
+
+    @functools.cached_property
+    def segments(self) -> tuple[Tensor, Tensor]:
+        """The adjoint of `nearest` as a CSR list: (int32 [P + 1] row starts, int32 [H * W] positions in row order)."""
+        order = torch.argsort(self.nearest, stable=True)
+        counts = torch.bincount(self.nearest.long(), minlength=len(self))
+        starts = torch.zeros(len(self) + 1, dtype=torch.int32, device=self.nearest.device)
+        starts[1:] = counts.cumsum(0)
+        return starts, order.to(torch.int32)
+
+    def to(self, device: torch.device | str) -> PositionSet:
+        if self.positions.device == torch.device(device):
+            return self
+        return PositionSet(self.positions.to(device), self.nearest.to(device), self.height, self.width)
+
+    @staticmethod
+    def full(height: int, width: int) -> PositionSet:
+        """Every position, each standing for itself: perforated convolution over it is the dense convolution."""
+        identity = torch.arange(height * width, dtype=torch.int32)
+        return PositionSet(identity, identity.clone(), height, width)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActiveSet:
+    """A dynamic position set: per image, the positions where something is computed.
+
+    Attributes:
+        positions: int32 [capacity], flat index n * H * W + y * W + x, ascending; entries at and after `total` are -1.
+        counts: int32 [N], active positions of each image; stays on the device of the mask.
+        batch, height, width: size of the map.
+    """
+
+    positions: Tensor
+    counts: Tensor
+    batch: int
+    height: int
+    width: int
+
+    @property
+    def total(self) -> int:
+        """Number of active positions in the batch (copies one number from the device: never call it in a GPU op)."""
+        return int(self.counts.sum())
+
+
+def output_size(
+    in_size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int]:
+    """Height and width of a convolution's output; `padding` is (top, bottom, left, right)."""
+    top, bottom, left, right = padding
+    height = (in_size[0] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+    width = (in_size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"a {kernel[0]}x{kernel[1]} kernel with stride {stride}, padding {padding} and dilation {dilation} does not fit "
+            f"an input of {in_size[0]}x{in_size[1]}: give a larger input"
+        )
+    return height, width
+
+
+def tap_map(
+    in_size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """For every output position and kernel tap, the flat input pixel it reads, or -1 for zero padding.
+
+    Returns int32 [H_out * W_out, kh * kw]. `padding_mode` is one of nn.Conv2d's: zeros, reflect, replicate, circular;
+    the non-zero modes only change this map, so that no padded copy of the input is ever made.
+    """
+    out_size = output_size(in_size, kernel, stride, padding, dilation)
+    rows, cols = (
+        _axis_taps(in_size[i], out_size[i], kernel[i], stride[i], padding[2 * i], dilation[i], padding_mode)
+        for i in range(2)
+    )
+    flat = rows[:, None, :, None] * in_size[1] + cols[None, :, None, :]
+    outside = (rows < 0)[:, None, :, None] | (cols < 0)[None, :, None, :]
+    return flat.masked_fill(outside, -1).reshape(out_size[0] * out_size[1], kernel[0] * kernel[1]).to(torch.int32)
+
+
+def _axis_taps(size: int, out: int, kernel: int, stride: int, pad: int, dilation: int, mode: str) -> Tensor:
+    """One axis of `tap_map`: int64 [out, kernel] input coordinates, -1 outside (zero padding only)."""
+    where = torch.arange(out)[:, None] * stride - pad + torch.arange(kernel)[None, :] * dilation
+    if mode == "zeros":
+        return where.masked_fill((where < 0) | (where >= size), -1)
+    if mode == "replicate":
+        return where.clamp(0, size - 1)
+    if mode == "circular":
+        return where.remainder(size)
+    if mode == "reflect":
+        period = max(2 * (size - 1), 1)
+        folded = where.remainder(period)
+        return torch.where(folded < size, folded, period - folded)
+    raise ValueError(f"padding_mode must be zeros, reflect, replicate or circular, got {mode!r}")

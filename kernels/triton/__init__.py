@@ -1,0 +1,1 @@
+"""Triton kernels, one file an op, named as in `accel.kernels`."""
