@@ -1,6 +1,6 @@
 """Convolutional networks that compute only where it matters.
 
-The names below are loaded on first use (PEP 562), so that `import accel` touches neither triton nor torchvision nor CUDA.
+Names are loaded on first use (PEP 562), so that `import accel` touches neither triton nor torchvision nor CUDA.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def output_size(
     width = (in_size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
     if height < 1 or width < 1:
         raise ValueError(
-            f"a {kernel[0]}x{kernel[1]} kernel with stride {stride}, padding {padding} and dilation {dilation} does not fit "
-            f"an input of {in_size[0]}x{in_size[1]}: give a larger input"
+            f"a {kernel[0]}x{kernel[1]} kernel with stride {stride}, padding {padding} and dilation {dilation} "
+            f"does not fit an input of {in_size[0]}x{in_size[1]}: give a larger input"
         )
     return height, width
 
