@@ -1,0 +1,130 @@
+"""`accel bench`: runs the cases of a TOML file; correctness first, then the clock, then the bars the file sets.
+
+A case file names its kind (one module accel/cli/bench_<kind>.py, whose `rows(case, settings)` yields one dict a
+measurement), lists `[[case]]` tables, and may set `[[bar]]` tables: column, at_least or at_most, and either `count`
+(rows that must reach it; all by default) or `mean = "geometric"`; `where` picks the rows it speaks of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from accel.cli import common
+from accel.errors import ConfigError
+
+KINDS = ("exactness", "layers", "nearest", "networks")
+STUDIES = ("mc", "distributions")  # these write figures and tables of their own
+ROW_SCHEMA = 1
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a kind of case is told: the seed, and whether to take fewer repeats."""
+
+    seed: int = 0
+    quick: bool = False
+
+    @property
+    def repeats(self) -> int:
+        return 3 if self.quick else 15
+
+
+def add_parser(sub: argparse._SubParsersAction) -> None:
+    parser = common.add_verb(
+        sub,
+        "bench",
+        run,
+        "run benchmark cases: correctness first, sides interleaved",
+        "accel bench profiles/cases/vgg16_layers.toml --output rows.jsonl\n  accel bench mc --output figures/",
+    )
+    parser.add_argument("cases", metavar="CASES", help=f"a TOML file of cases, or a study: {', '.join(STUDIES)}")
+    parser.add_argument("--only", metavar="NAME", help="run the case of this name only")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument(
+        "--output", type=pathlib.Path, metavar="PATH", help="append the rows here (a study: its folder)"
+    )
+    common.add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.cases in STUDIES:
+        out_dir = args.output or pathlib.Path(f"bench-{args.cases}")
+        importlib.import_module(f"accel.cli.bench_{args.cases}").run(out_dir, args.seed, args.quick)
+        return 0
+    file = read_cases(pathlib.Path(args.cases), args.only)
+    rows = measure(file, args)
+    common.print_rows(rows, args)
+    for bar in file.get("bar", []):
+        common.note(args, judge(bar, rows))
+    wrong = [row for row in rows if not row["correct"]]
+    for row in wrong:
+        print(f"accel: wrong result in {row['case']}: error {row['error']:.3g}, nothing was timed", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def read_cases(path: pathlib.Path, only: str | None = None) -> dict[str, Any]:
+    """The case file as a dict with `kind`, `case` and maybe `bar`.
+
+    Raises:
+        ConfigError: no such file, no TOML, an unknown kind, no case, or no case called `only`.
+    """
+    file = common.read_toml(path)
+    if file.get("kind") not in KINDS:
+        raise ConfigError(f"{path} has kind = {file.get('kind')!r}, expected one of {', '.join(KINDS)}")
+    names = [case.get("name") for case in file.get("case", [])]
+    if not names or None in names:
+        raise ConfigError(f"{path} needs [[case]] tables, each with a name")
+    if only is not None and only not in names:
+        raise ConfigError(f"{path} has no case {only!r}, only {', '.join(names)}")
+    file["case"] = [case for case in file["case"] if only in (None, case["name"])]
+    return file
+
+
+def measure(file: Mapping[str, Any], args: argparse.Namespace) -> list[Row]:
+    """Run every case; the rows are saved after each, so an interrupted run keeps what it has."""
+    from accel.profiling.machine import machine_record
+
+    kind = importlib.import_module(f"accel.cli.bench_{file['kind']}")
+    settings, machine = Settings(args.seed, args.quick), machine_record()
+    before = args.output.read_text(encoding="utf-8") if args.output and args.output.exists() else ""
+    rows: list[Row] = []
+    for case in common.progress(args, file["case"], "cases"):
+        rows += [{"case": case["name"], **row} for row in kind.rows(case, settings)]
+        if args.output:
+            stamp = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            extra = {"schema": ROW_SCHEMA, "kind": file["kind"], "seed": args.seed, "time": stamp, "machine": machine}
+            common.write_text(args.output, before + "".join(json.dumps({**row, **extra}) + "\n" for row in rows))
+    return rows
+
+
+def judge(bar: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """One line that says whether the rows reach a bar of the case file."""
+    column, where = bar["column"], bar.get("where", {})
+    values = [row[column] for row in rows if column in row and all(row.get(k) == v for k, v in where.items())]
+    sign, limit = ("at least", bar["at_least"]) if "at_least" in bar else ("at most", bar["at_most"])
+    label = f"bar {column}" + "".join(f", {key} {value}" for key, value in where.items())
+    if not values:
+        return f"{label}: not measured"
+
+    def reaches(value: float) -> bool:
+        return value >= limit if sign == "at least" else value <= limit
+
+    if bar.get("mean") == "geometric":
+        mean = math.exp(sum(map(math.log, values)) / len(values))
+        verdict = "reached" if reaches(mean) else "MISSED"
+        return f"{label}: {verdict}, geometric mean of {len(values)} rows {mean:.3f}, wanted {sign} {limit}"
+    good, wanted = sum(map(reaches, values)), bar.get("count", len(values))
+    verdict = "reached" if good >= wanted else "MISSED"
+    worst = min(values) if sign == "at least" else max(values)
+    return f"{label}: {verdict}, {good} of {len(values)} rows {sign} {limit} (wanted {wanted}), worst {worst:.3g}"

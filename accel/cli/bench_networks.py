@@ -1,0 +1,45 @@
+"""Cases of kind `networks`: whole networks, converted against the faster of torch's dense forms.
+
+A case: `model`, `size` [H, W], `batch` (list), `keep` (list), `mask`. Weights are drawn: they do not change the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from accel.cli.bench import Row, Settings
+from accel.cli.bench_exactness import relative_norm
+
+TOLERANCE = 1e-4  # relative norm, engine against readable reference; errors of the layers add up along the network
+
+
+def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
+    import torch
+
+    import accel
+    from accel import ops
+    from accel.cli.sides import dense_sides, fastest_dense
+    from accel.profiling.latency import compare
+    from accel.zoo.registry import default_rules, get_model
+
+    torch.manual_seed(settings.seed)
+    model = get_model(case["model"], weights=None)
+    for batch in case["batch"]:
+        x = torch.randn(batch, 3, *case["size"], generator=torch.Generator().manual_seed(settings.seed))
+        for keep in case["keep"]:
+            rules = default_rules(case["model"], accel.Perforate(keep=keep, mask=case["mask"], seed=settings.seed))
+            fast = accel.convert_model(model, rules, example_inputs=x)
+            with torch.inference_mode():
+                with ops.use_backend("reference"):
+                    expected = fast(x)
+                error = relative_norm(fast(x), expected)
+                row = {"model": case["model"], "batch": batch, "keep": keep, "error": error}
+                if error > TOLERANCE:
+                    yield {**row, "correct": False}
+                    continue
+                sides = {**dense_sides(model, x), "converted": lambda fast=fast, x=x: fast(x)}
+                timing = compare(sides, repeats=settings.repeats)
+            ms = {f"ms_{name}": round(timing[name].median_ms, 3) for name in sides}
+            speedup = timing[fastest_dense(timing)].median_ms / timing["converted"].median_ms
+            yield {**row, "correct": True, **ms, "speedup": round(speedup, 3)}

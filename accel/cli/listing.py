@@ -1,0 +1,26 @@
+"""`accel list`: the models, masks and bench cases there are."""
+
+from __future__ import annotations
+
+import argparse
+
+from accel.cli import common
+
+
+def add_parser(sub: argparse._SubParsersAction) -> None:
+    parser = common.add_verb(sub, "list", run, "list the models, or the masks", "accel list models --format md")
+    parser.add_argument("what", nargs="?", choices=("models", "masks"), default="models", help="default: models")
+    common.add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.what == "masks":
+        from accel.masks import KINDS
+
+        rows = [{"mask": kind} for kind in KINDS]
+    else:
+        from accel.zoo.registry import list_models
+
+        rows = [{"model": name} for name in list_models()]
+    common.print_rows(rows, args)
+    return 0

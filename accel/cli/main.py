@@ -1,0 +1,57 @@
+"""The `accel` command: finds the verb, runs it, and turns errors a user can cause into one line.
+
+Exit codes: 0 done, 1 failure, 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import accel
+from accel.errors import AccelError
+
+# Each verb module defines add_parser(sub) and run(args) -> int and imports torch only inside run, so --help is quick.
+VERB_MODULES = (
+    "accel.cli.env",
+    "accel.cli.listing",
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints take one line instead of the usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} ('{self.prog} --help' shows the usage)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="accel", description="Convolutional networks that compute only where it matters.")
+    parser.add_argument("--version", action="version", version=f"skimconv {accel.__version__}")
+    sub = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name in VERB_MODULES:
+        importlib.import_module(name).add_parser(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code; `argv` defaults to the command line."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse leaves this way after --help (0) and bad usage (2)
+        return int(stop.code or 0)
+    try:
+        return args.run(args)
+    except BrokenPipeError:  # the reader of our output went away (`accel list | head`): nothing to say, nobody to hear
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (AccelError, OSError) as error:
+        print(f"accel: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("accel: interrupted", file=sys.stderr)
+        return 1
