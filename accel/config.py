@@ -1,0 +1,156 @@
+"""What to do with which layer: frozen configurations, and rules that map module names to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
+
+from accel.errors import ConfigError
+from accel.masks import MASKS, lattice_keep
+
+VERSION = 1
+INTERPOLATIONS = ("nearest", "zero")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Perforate:
+    """Perforated convolution: compute a fraction of the output positions and fill in the others.
+
+    Attributes:
+        keep: fraction of positions computed, in (0, 1]. It is obeyed even where the layer gets slower.
+        mask: 'uniform', 'grid', 'pooling', 'impact' (needs calibration data) or 'lattice' (keep near 1/4, 1/3, 1/2,
+            2/3, 3/4 or 1); see `accel.masks.build_mask`.
+        interpolate: what stands at the other positions: 'nearest', the value of the nearest computed position, or
+            'zero'.
+        seed: seed of the random choices; with the layer's name and output size it fixes the position set.
+
+    Raises:
+        ConfigError: a value out of range or unknown.
+    """
+
+    keep: float
+    mask: str = "grid"
+    interpolate: str = "nearest"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
+            raise ConfigError(f"keep is the fraction of positions computed and must lie in (0, 1], got {self.keep!r}")
+        _check_choice("mask", self.mask, MASKS)
+        _check_choice("interpolate", self.interpolate, INTERPOLATIONS)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ConfigError(f"seed must be an integer, got {self.seed!r}")
+        if self.mask == "lattice":
+            lattice_keep(self.keep)
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dict that `config_from_dict` reads back."""
+        return {"kind": "perforate", "version": VERSION, **dataclasses.asdict(self)}
+
+
+def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"unknown {field} {value!r}: choose one of {', '.join(choices)}")
+
+
+_KINDS = {"perforate": Perforate}
+
+
+def config_from_dict(data: Mapping) -> Perforate:
+    """The configuration that `to_dict` wrote. ConfigError: another version, an unknown kind or field."""
+    fields = dict(data)
+    version, kind = fields.pop("version", None), fields.pop("kind", None)
+    if version != VERSION:
+        raise ConfigError(f"a configuration of version {version!r} cannot be read here, expected version {VERSION}")
+    if kind not in _KINDS:
+        raise ConfigError(f"unknown kind of configuration {kind!r}: expected one of {', '.join(_KINDS)}")
+    known = {field.name for field in dataclasses.fields(_KINDS[kind])}
+    if unknown := sorted(fields.keys() - known):
+        raise ConfigError(
+            f"unknown field {unknown[0]!r} in a {kind!r} configuration: known are {', '.join(sorted(known))}"
+        )
+    return _KINDS[kind](**fields)
+
+
+class _Missing(enum.Enum):
+    MISSING = "no rule matches"
+
+
+MISSING = _Missing.MISSING
+"""What `Rules.match` returns for a name that no rule matches (None means: a rule says to leave the layer alone)."""
+
+
+class Rules(Mapping):
+    """Ordered rules {pattern: configuration or None}; the first pattern that matches a layer's full name decides.
+
+    Patterns are shell patterns, case-sensitive, in which `*` crosses dots: 'layer1.*', '*.conv2', 'features.0'.
+    None leaves a layer alone, and so does matching no rule.
+
+        Rules({"features.0": None, "features.*": Perforate(keep=0.5)})
+    """
+
+    def __init__(self, rules: Mapping[str, Perforate | None]) -> None:
+        self._rules = dict(rules)
+        if not self._rules:
+            raise ConfigError("no rules given: write at least one {pattern: configuration}")
+        for pattern, config in self._rules.items():
+            if not isinstance(pattern, str):
+                raise ConfigError(f"a rule's pattern must be a string, got {pattern!r}")
+            if config is not None and not isinstance(config, Perforate):
+                raise ConfigError(
+                    f"rule {pattern!r} must give a configuration such as Perforate(...) or None, got {config!r}"
+                )
+
+    def __getitem__(self, pattern: str) -> Perforate | None:
+        return self._rules[pattern]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def __repr__(self) -> str:
+        return f"Rules({self._rules!r})"
+
+    def match(self, name: str) -> Perforate | _Missing | None:
+        """The configuration of the layer called `name`, None to leave it alone, MISSING where no rule matches."""
+        for pattern, config in self._rules.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                return config
+        return MISSING
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """ConfigError for the first rule that matches none of `names`."""
+        names = list(names)
+        for pattern in self._rules:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                some = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+                raise ConfigError(f"rule {pattern!r} matches no convolution: the model's are called {some}")
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dict that `Rules.from_dict` reads back."""
+        rules = [[pattern, config and config.to_dict()] for pattern, config in self._rules.items()]
+        return {"kind": "rules", "version": VERSION, "rules": rules}
+
+    @staticmethod
+    def from_dict(data: Mapping) -> Rules:
+        """The rules that `to_dict` wrote. ConfigError: another kind or version."""
+        if data.get("kind") != "rules" or data.get("version") != VERSION:
+            raise ConfigError(
+                f"expected rules of version {VERSION}, got kind {data.get('kind')!r} of version {data.get('version')!r}"
+            )
+        return Rules({pattern: config and config_from_dict(config) for pattern, config in data["rules"]})
+
+
+def as_rules(config: Perforate | Rules | Mapping) -> Rules:
+    """Rules as they are; a bare configuration means every convolution."""
+    if isinstance(config, Rules):
+        return config
+    if isinstance(config, Perforate):
+        return Rules({"*": config})
+    if isinstance(config, Mapping):
+        return Rules(config)
+    raise ConfigError(f"expected a configuration such as Perforate(keep=0.5), or Rules, got {config!r}")
