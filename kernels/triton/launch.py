@@ -1,0 +1,131 @@
+"""What every Triton launcher shares: the target at hand, tile lists per target, cached tuners, checks of its input.
+
+A target is a family of cards that likes the same tiles: sm80 (compute capability 8.x and 12.x: HMMA, cp.async), sm90
+(wgmma), sm100 (tcgen05), gfx942 (MFMA, 64 KiB of LDS); `interpreter` is TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.driver import driver
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class Tile(NamedTuple):
+    """One config of a matrix kernel: rows x output channels x reduction block, warps, pipeline stages."""
+
+    rows: int
+    out: int
+    inner: int
+    warps: int
+    stages: int
+
+
+# Tiles of 2-byte inputs. Each compiles without spills, with all operands copied 16 bytes at a time (sm90: 48, 74 and 98
+# KB of shared memory; 128 x 256 tiles spill with 4 warps). The small one serves the few rows of deep layers.
+# gfx942 holds A and B of one stage in 64 KiB; its second stage is in registers.
+TILES_16 = {
+    "sm80": (Tile(64, 64, 32, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 32, 8, 4)),
+    "sm90": (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+    "sm100": (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+    "gfx942": (Tile(64, 64, 32, 4, 2), Tile(128, 64, 32, 4, 2), Tile(128, 128, 32, 8, 2)),
+    # numpy works on whole tiles: a launch costs about 2 ms per program and inner iteration, whatever the tile
+    "interpreter": (Tile(128, 64, 64, 4, 2),),
+}
+# fp32 doubles the bytes; exact fp32 has no tensor cores, and more than 16 inner values per iteration spill on sm80.
+TILES_32 = {
+    "sm80": (Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 4, 3)),
+    "sm90": (Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 4, 3)),
+    "sm100": (Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 4, 3)),
+    "gfx942": (Tile(64, 64, 16, 4, 2), Tile(128, 64, 16, 4, 2)),
+    "interpreter": TILES_16["interpreter"],
+}
+MIN_BLOCK, MAX_BLOCK = 16, 128  # tl.dot takes no smaller side; no list has a larger one
+
+
+def target() -> str:
+    """The family of the current device."""
+    if triton.knobs.runtime.interpret:
+        return "interpreter"
+    current = driver.active.get_current_target()
+    if current.backend == "hip":
+        return "gfx942"
+    major = int(current.arch) // 10
+    # consumer Blackwell (12.x) has neither wgmma nor tcgen05 and 99 KiB of shared memory, like 8.6 and 8.9
+    return {9: "sm90", 10: "sm100"}.get(major, "sm80")
+
+
+def matrix_tiles(where: str, itemsize: int, out_channels: int, in_channels: int) -> tuple[Tile, ...]:
+    """The forward tiles of `where` worth trying for a layer: none wider than its channels, no two alike."""
+    tiles = (TILES_16 if itemsize == 2 else TILES_32)[where]
+    widest = Tile(MAX_BLOCK, fitting_block(out_channels), fitting_block(in_channels), 8, 8)
+    return clip(tiles, widest)
+
+
+def fitting_block(channels: int) -> int:
+    return max(MIN_BLOCK, triton.next_power_of_2(channels))
+
+
+def clip(tiles: Iterable[Tile], widest: Tile) -> tuple[Tile, ...]:
+    """The tiles with no field above that of `widest`, each once."""
+    return tuple(dict.fromkeys(Tile(*map(min, tile, widest)) for tile in tiles))
+
+
+def copy_block(channels: int) -> tuple[int, int]:
+    """(positions, channels) of a kernel that moves rows: 4096 elements, 16 to 32 bytes a thread with 4 warps."""
+    width = min(64, triton.next_power_of_2(channels))
+    return 4096 // width, width
+
+
+@functools.cache
+def tuner(kernel: Any, key: tuple[str, ...], tiles: tuple[Tile, ...], names: tuple[str, str, str]) -> Any:
+    """`kernel` behind triton's autotuner over `tiles`, whose sides it calls `names`; one object, so results are kept.
+
+    The key holds constexpr arguments only, never batch, height, width or the number of positions: a network whose
+    input size changes must not tune again. Results also go to triton's cache folder.
+    """
+    configs = [triton.Config(dict(zip(names, t[:3])), num_warps=t.warps, num_stages=t.stages) for t in tiles]
+    return triton.autotune(configs, key=list(key), cache_results=True)(kernel)
+
+
+def conv_precision(dtype: torch.dtype) -> str:
+    """`input_precision` of tl.dot for this dtype: torch's convolution setting decides for float32."""
+    if dtype != torch.float32:
+        return "ieee"
+    chain = (getattr(torch.backends.cudnn, "conv", None), torch.backends.cudnn, torch.backends)
+    settings = [getattr(level, "fp32_precision", None) for level in chain]
+    if settings[0] is None:  # torch before 2.9
+        return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    return "tf32" if next((s for s in settings if s != "none"), "ieee") == "tf32" else "ieee"
+
+
+def check_dtype(op: str, *tensors: Tensor | None) -> None:
+    """Raise unless all given tensors share one dtype that the kernels take."""
+    found = {t.dtype for t in tensors if t is not None}
+    if len(found) != 1 or not found <= set(DTYPES):
+        raise TypeError(
+            f"{op} on the triton backend takes tensors of one dtype out of float16, bfloat16, float32, got "
+            f"{sorted(map(str, found))}: cast them, or use_backend('reference')"
+        )
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x` [N, C, H, W] with its memory in NHWC order; no copy where it is already."""
+    rows = x.permute(0, 2, 3, 1)
+    return (rows if rows.is_contiguous() else rows.contiguous()).permute(0, 3, 1, 2)
+
+
+def new_channels_last(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
+    """Uninitialised [N, C, H, W] in NHWC order."""
+    return like.new_empty(n, h, w, c).permute(0, 3, 1, 2)

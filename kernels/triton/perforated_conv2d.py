@@ -1,0 +1,163 @@
+"""Triton kernels of `accel::perforated_conv2d` and its backward; the contract is the reference's, argument by argument.
+
+Forward: one launch of `gather_gemm` over the N * P computed positions; bias, residual and activation in its epilogue,
+and, for dense output, every tile stored from registers to all the positions that its rows stand in for. Backward: dX is
+the same kernel over input pixels with the taps reversed, reading the row gradients through the map position -> row; dW
+is a reduction over the rows in fixed shares. No atomics, so every result is the same at every run.
+
+float16, bfloat16 and float32 (tf32 or exact, as torch's convolutions are set), accumulated in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from accel.kernels.positions import tap_map
+from accel.kernels.triton.gather_conv import (
+    Rows,
+    invert,
+    multiply,
+    pack_forward,
+    pack_transposed,
+    pixel_rows,
+    taps,
+    weight_gradient,
+)
+from accel.kernels.triton.interpolate import interpolate_backward, segments
+from accel.kernels.triton.launch import channels_last, check_dtype, new_channels_last
+
+
+def perforated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    nearest: Tensor,
+    source_nearest: Tensor | None,
+    residual: Tensor | None,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+    activation: str,
+    compact: bool,
+) -> Tensor:
+    """See `accel.kernels.reference.perforated_conv2d`."""
+    check_dtype("perforated_conv2d", x, weight, bias, residual)
+    batch, out_channels = in_size[0], weight.shape[0]
+    rows = _static_rows(x, positions, source_nearest, in_size, out_size)
+    if compact:
+        out = x.new_empty(rows.count, out_channels)
+        residual = None if residual is None else residual.contiguous()
+    else:
+        out = new_channels_last(x, batch, out_channels, *out_size)
+        residual = None if residual is None else channels_last(residual)
+    return multiply(
+        pixel_rows(x),
+        pack_forward(weight),
+        rows,
+        taps(weight.shape[2:], stride, padding, dilation, padding_mode),
+        out,
+        groups=groups,
+        store="rows" if compact else "segments",
+        bias=bias,
+        residual=residual,
+        segments=(None, None) if compact else segments(nearest, len(positions)),
+        activation=activation,
+    )
+
+
+def perforated_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    positions: Tensor,
+    source_nearest: Tensor | None,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `accel.kernels.reference.perforated_conv2d`."""
+    check_dtype("perforated_conv2d_backward", grad, x, weight)
+    grad = grad.contiguous()
+    rows = _static_rows(x, positions, source_nearest, in_size, out_size)
+    geometry = taps(weight.shape[2:], stride, padding, dilation, padding_mode)
+    d_weight = weight_gradient(pixel_rows(x), grad, rows, geometry, weight, groups=groups)
+    d_x = _input_gradient(
+        grad, x, weight, positions, source_nearest, in_size, out_size, stride, padding, dilation, groups, padding_mode
+    )
+    return d_x, d_weight, grad.sum(0)
+
+
+def _static_rows(
+    x: Tensor, positions: Tensor, source_nearest: Tensor | None, in_size: Sequence[int], out_size: Sequence[int]
+) -> Rows:
+    batch = in_size[0]
+    return Rows(
+        count=batch * len(positions),
+        in_size=in_size[1:],
+        out_size=out_size,
+        positions=positions,
+        per_image=len(positions),
+        source=source_nearest,
+        source_rows=0 if source_nearest is None else x.shape[0] // max(batch, 1),
+    )
+
+
+def _input_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    positions: Tensor,
+    source_nearest: Tensor | None,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """dX: the transposed gather over the input map, or over the padded one where padding repeats pixels."""
+    batch, height, width = in_size
+    fold = source_nearest
+    if padding_mode != "zeros":
+        # the padded map's pixels are copies of the input's: sum them by pixel, as positions are summed by stand-in
+        top, bottom, left, right = padding
+        fold = tap_map((height, width), (1, 1), (1, 1), padding, (1, 1), padding_mode).flatten().to(x.device)
+        fold = fold if source_nearest is None else source_nearest[fold]
+        height, width, padding = height + top + bottom, width + left + right, (0, 0, 0, 0)
+    everywhere = Rows(
+        count=batch * height * width,
+        in_size=out_size,
+        out_size=(height, width),
+        per_image=height * width,
+        source=invert(positions, out_size[0] * out_size[1]),
+        source_rows=len(positions),
+    )
+    channels = weight.shape[1] * groups
+    dense = multiply(
+        grad,
+        pack_transposed(weight, groups),
+        everywhere,
+        taps(weight.shape[2:], stride, padding, dilation),
+        new_channels_last(x, batch, channels, height, width),
+        groups=groups,
+        store="rows",
+        transposed=True,
+    )
+    if fold is None:
+        return dense
+    if x.dim() == 2:
+        return interpolate_backward(dense, fold, x.shape[0] // max(batch, 1))
+    folded = interpolate_backward(dense, fold, in_size[1] * in_size[2])
+    return folded.view(batch, in_size[1], in_size[2], channels).permute(0, 3, 1, 2)
