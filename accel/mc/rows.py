@@ -1,0 +1,97 @@
+"""Distributions with one row per sample, and the shapes that go with them.
+
+Every estimator works on a distribution whose batch shape starts with the number of samples N, so that row n of its
+parameters meets sample n only. The gradient of a sum over rows with respect to the expanded parameters is then the
+stack of per-sample gradients (``jacobians``), and autograd adds them up behind an ``expand`` (``expectation``).
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import Tensor
+from torch.distributions import Distribution, Independent, constraints
+
+_ALTERNATIVES = (("probs", "logits"), ("covariance_matrix", "precision_matrix", "scale_tril"))
+
+
+def unwrap(q: Distribution) -> Distribution:
+    """``q`` without its ``Independent`` wrappers: their event dimensions become trailing batch dimensions."""
+    while isinstance(q, Independent):
+        q = q.base_dist
+    return q
+
+
+def expand_rows(q: Distribution, num_samples: int) -> Distribution:
+    """``q`` with batch shape ``(num_samples, *batch_shape)``; its parameters are views of the given ones."""
+    return q.expand((num_samples, *q.batch_shape))
+
+
+def parameter_names(q: Distribution) -> tuple[str, ...]:
+    """Names of the parameters ``q`` was built from; of probs/logits and the like, the one that was given.
+
+    torch caches the other spellings in the instance when they are read, always after the given one.
+    """
+    stored = vars(getattr(q, "_categorical", q))
+    names = []
+    for name in q.arg_constraints:
+        group = next((group for group in _ALTERNATIVES if name in group), None)
+        if group:
+            given = name == next((key for key in stored if key in group), None)
+        else:
+            given = isinstance(getattr(q, name, None), Tensor)
+        if given:
+            names.append(name)
+    return tuple(names)
+
+
+def with_leaves(q: Distribution, names: tuple[str, ...]) -> tuple[Distribution, dict[str, Tensor]]:
+    """A copy of ``q`` on detached parameters, and those of them that required a gradient, as new leaves.
+
+    Raises:
+        ValueError: the constructor of q has an argument that cannot be read back from the instance.
+    """
+    arguments, leaves = {}, {}
+    for name in names:
+        given = getattr(q, name)
+        arguments[name] = given.detach().clone()
+        if given.requires_grad:
+            leaves[name] = arguments[name].requires_grad_()
+    for name in inspect.signature(type(q).__init__).parameters:
+        if name in names or name in q.arg_constraints or name in ("self", "validate_args"):
+            continue
+        if not hasattr(q, name):
+            raise ValueError(
+                f"cannot rebuild {type(q).__name__}: its constructor takes {name!r}, which the instance does not keep; "
+                "use expectation without a control variate"
+            )
+        arguments[name] = getattr(q, name)
+    return type(q)(**arguments, validate_args=False), leaves
+
+
+def check_parameters(q: Distribution, names: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` naming the first parameter of ``q`` that is NaN or outside its constraint."""
+    for name in names:
+        value, constraint = getattr(q, name).detach(), q.arg_constraints[name]
+        if value.isnan().any():
+            raise ValueError(f"parameter {name} of {type(q).__name__} holds NaN; expected {constraint}")
+        if not constraints.is_dependent(constraint) and not constraint.check(value).all():
+            raise ValueError(
+                f"parameter {name} of {type(q).__name__} is outside its support: expected {constraint}, "
+                f"got values in [{value.min():g}, {value.max():g}]; map it there first (exp, sigmoid, softplus)"
+            )
+
+
+def sum_to(tensor: Tensor, ndim: int) -> Tensor:
+    """Sum of ``tensor`` over every dimension after the first ``ndim``."""
+    return tensor if tensor.dim() == ndim else tensor.flatten(ndim).sum(-1)
+
+
+def widen(tensor: Tensor, ndim: int) -> Tensor:
+    """``tensor`` with trailing dimensions of size 1 up to ``ndim`` dimensions."""
+    return tensor.reshape(tensor.shape + (1,) * (ndim - tensor.dim()))
+
+
+def attach(value: Tensor, surrogate: Tensor) -> Tensor:
+    """``value``, with the gradient of ``surrogate`` added to its own."""
+    return value + (surrogate - surrogate.detach())
