@@ -145,7 +145,7 @@ def _fall_back() -> str:
         "the C engine of accel was not built: the slower PyTorch reference runs instead "
         "(install a C compiler and reinstall to have it)",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
     return "reference"
 

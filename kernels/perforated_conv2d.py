@@ -1,0 +1,204 @@
+"""perforated_conv2d: a convolution computed at a static position set, compact or interpolated output.
+
+| backward            | dtypes   | layouts                                          | granularity | limits          |
+|---------------------|----------|--------------------------------------------------|-------------|-----------------|
+| dX, dW, db, d residual | floating | any map in; channels_last map or rows in and out | position | sizes below 2**31 |
+
+Figurnov et al. 2016, arXiv 1504.08362: the convolution of section 3 with its interpolation, and the implicit
+interpolation of its implementation (compact input and output).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from accel.kernels.checks import PADDING_MODES, autocast, check_conv, check_device, check_shape, sizes
+from accel.kernels.counting import conv_macs, register_macs
+from accel.kernels.dispatch import implementation, is_direct
+from accel.kernels.interpolate import interpolate
+from accel.kernels.positions import PositionSet, output_size
+from accel.kernels.reference.activation import activate
+from accel.kernels.reference.perforated_conv2d import at_positions
+
+_FUSED_BACKWARD = ("none", "relu")  # activations whose derivative the output tells
+
+
+def perforated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: PositionSet,
+    *,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    activation: str = "none",
+    residual: Tensor | None = None,
+    compact: bool = False,
+    source: PositionSet | None = None,
+) -> Tensor:
+    """activation(conv2d(x) + bias + residual) at the positions of a static set.
+
+    Args:
+        x: [N, C, H, W] in any memory format; or, with `source`, the rows [N * P_in, C] of a compact input, image-major.
+        weight, bias: [K, C / groups, kh, kw], [K] or None; dtype and device of x.
+        positions: the set on the output map, on the device of x.
+        stride, dilation: (vertical, horizontal). padding: (top, bottom, left, right).
+        padding_mode: zeros, reflect, replicate or circular, as nn.Conv2d's.
+        activation: none, relu, leaky_relu (slope 0.01) or hardswish.
+        residual: added before the activation: [N, K, H_out, W_out], read at the computed positions only; or, with
+            `compact`, rows [N * P, K].
+        compact: return the computed rows and leave the other positions alone.
+        source: the set on the H x W input map that x is compact on; taps read x through `source.nearest`.
+
+    Returns:
+        [N, K, H_out, W_out] channels_last, every position holding the value of its stand-in; or rows [N * P, K].
+
+    Raises:
+        ValueError: shapes, sizes, devices or names that do not fit, named in the message.
+        TypeError: dtypes that differ, or are not floating.
+    """
+    x, weight, bias, residual = autocast(x, weight, bias, residual)
+    in_size = _input_size(x, source)
+    check_conv("perforated_conv2d", x, weight, bias, residual, stride, padding, dilation, groups, activation)
+    _check_sets(x, weight, positions, source, residual, in_size, stride, padding, dilation, padding_mode, compact)
+    source_nearest = None if source is None else source.nearest
+    out_size = (positions.height, positions.width)
+    sets = (positions.positions, positions.nearest, source_nearest)
+    geometry = (in_size, out_size, stride, padding, dilation, groups, padding_mode)
+    if is_direct(x, weight, bias, residual):
+        run = implementation("perforated_conv2d", x)
+        return run(x, weight, bias, *sets, residual, *geometry, activation, compact)
+    if activation in _FUSED_BACKWARD or not _needs_grad(x, weight, bias, residual):
+        return _CONV(x, weight, bias, *sets, residual, *geometry, activation, compact)
+    rows = _CONV(x, weight, bias, *sets, None, *geometry, "none", True)
+    if residual is not None:
+        rows = rows + (residual if compact else at_positions(residual, positions.positions))
+    rows = activate(rows, activation)
+    return rows if compact else interpolate(rows, positions)
+
+
+def macs(batch: int, positions: PositionSet, weight: Tensor) -> int:
+    """Executed multiply-accumulates of one call."""
+    return conv_macs(batch * len(positions), weight.shape)
+
+
+def _input_size(x: Tensor, source: PositionSet | None) -> tuple[int, int, int]:
+    """(N, H, W) of the input map."""
+    shape = sizes(x)
+    if source is None:
+        if x.dim() != 4:
+            raise ValueError(f"perforated_conv2d: x must be [N, C, H, W] (rows need source=), got {tuple(x.shape)}")
+        return shape[0], shape[2], shape[3]
+    if x.dim() != 2 or shape[0] % len(source):
+        raise ValueError(f"perforated_conv2d: with source, x must be [N * {len(source)}, C], got {tuple(x.shape)}")
+    check_device("perforated_conv2d", x, "source", source.nearest)
+    return shape[0] // len(source), source.height, source.width
+
+
+def _check_sets(x, weight, positions, source, residual, in_size, stride, padding, dilation, padding_mode, compact):
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"perforated_conv2d: padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
+    height, width = output_size(in_size[1:], weight.shape[2:], stride, padding, dilation)
+    if (height, width) != (positions.height, positions.width):
+        raise ValueError(
+            f"perforated_conv2d: the output is {height}x{width}, but the position set is for "
+            f"{positions.height}x{positions.width}: build one for this input size"
+        )
+    check_device("perforated_conv2d", x, "positions", positions.nearest)
+    if residual is not None:
+        rows = in_size[0] * len(positions)
+        expected = (rows, weight.shape[0]) if compact else (in_size[0], weight.shape[0], height, width)
+        check_shape("perforated_conv2d", "residual", residual, expected)
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+@torch.library.custom_op(
+    "accel::perforated_conv2d",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor nearest, Tensor? source_nearest, "
+    "Tensor? residual, SymInt[] in_size, SymInt[] out_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "SymInt groups, str padding_mode, str activation, bool compact) -> Tensor",
+)
+def _conv(x, *arguments):
+    return implementation("perforated_conv2d", x)(x, *arguments)
+
+
+@torch.library.custom_op(
+    "accel::perforated_conv2d_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor weight, Tensor positions, Tensor? source_nearest, SymInt[] in_size, "
+    "SymInt[] out_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str padding_mode) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+def _conv_backward(grad, *arguments):
+    return implementation("perforated_conv2d_backward", grad, "perforated_conv2d")(grad, *arguments)
+
+
+@_conv.register_fake
+def _(x, weight, bias, positions, nearest, source_nearest, residual, in_size, out_size, *rest):
+    *_, compact = rest
+    if compact:
+        return x.new_empty(in_size[0] * positions.shape[0], weight.shape[0])
+    shape = (in_size[0], weight.shape[0], *out_size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@_conv_backward.register_fake
+def _(grad, x, weight, *rest):
+    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    return d_x, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+def _setup(ctx, inputs, output):
+    x, weight, bias, positions, nearest, source_nearest, residual, *geometry, activation, compact = inputs
+    if activation not in _FUSED_BACKWARD:
+        raise NotImplementedError(
+            f"accel::perforated_conv2d has no backward through {activation!r}: call accel.ops.perforated_conv2d"
+        )
+    ctx.geometry, ctx.compact = geometry, compact
+    ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
+    ctx.save_for_backward(x, weight, positions, nearest, source_nearest, output if activation == "relu" else None)
+
+
+def _grad(ctx, grad):
+    x, weight, positions, nearest, source_nearest, output = ctx.saved_tensors
+    if not ctx.compact:
+        grad = torch.ops.accel.interpolate_backward(grad, nearest, positions.shape[0])
+    if output is not None:
+        grad = grad * ((output if ctx.compact else at_positions(output, positions)) > 0)
+    grad = grad.contiguous()
+    d_x, d_weight, d_bias = _CONV_BACKWARD(grad, x, weight, positions, source_nearest, *ctx.geometry)
+    d_residual = None
+    if ctx.has_residual:
+        d_residual = grad if ctx.compact else _put(grad, positions, ctx.geometry[0][0], ctx.geometry[1])
+    return d_x, d_weight, d_bias if ctx.has_bias else None, None, None, None, d_residual, *[None] * 9
+
+
+def _put(rows: Tensor, positions: Tensor, batch: int, size: Sequence[int]) -> Tensor:
+    """The adjoint of `at_positions`: rows at their positions, zeros elsewhere."""
+    height, width = size
+    dense = rows.new_zeros(batch, height * width, rows.shape[1])
+    dense = dense.index_copy(1, positions.long(), rows.view(batch, -1, rows.shape[1]))
+    return dense.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+_conv.register_autograd(_grad, setup_context=_setup)
+register_macs("perforated_conv2d", lambda args, out: conv_macs(_rows(args, out), args[1]))
+register_macs("perforated_conv2d_backward", lambda args, out: 2 * conv_macs(args[0][0], args[2]))
+_CONV = torch.ops.accel.perforated_conv2d.default
+_CONV_BACKWARD = torch.ops.accel.perforated_conv2d_backward.default
+
+
+def _rows(shapes: Sequence[Sequence[int]], output: Sequence[int]) -> int:
+    """Computed positions of a call: the rows of a compact output, else images x positions."""
+    return output[0] if len(output) == 2 else output[0] * shapes[3][0]
