@@ -16,12 +16,13 @@ import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from accel.cli import common
 from accel.errors import ConfigError
 
-KINDS = ("exactness", "layers", "nearest", "networks")
+KINDS = ("exactness", "layers", "networks", "masked", "backward", "nearest")
 STUDIES = ("mc", "distributions")  # these write figures and tables of their own
 ROW_SCHEMA = 1
 
@@ -60,7 +61,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.cases in STUDIES:
         out_dir = args.output or pathlib.Path(f"bench-{args.cases}")
-        importlib.import_module(f"accel.cli.bench_{args.cases}").run(out_dir, args.seed, args.quick)
+        load_kind(args.cases).run(out_dir, args.seed, args.quick)
         return 0
     file = read_cases(pathlib.Path(args.cases), args.only)
     rows = measure(file, args)
@@ -95,7 +96,7 @@ def measure(file: Mapping[str, Any], args: argparse.Namespace) -> list[Row]:
     """Run every case; the rows are saved after each, so an interrupted run keeps what it has."""
     from accel.profiling.machine import machine_record
 
-    kind = importlib.import_module(f"accel.cli.bench_{file['kind']}")
+    kind = load_kind(file["kind"])
     settings, machine = Settings(args.seed, args.quick), machine_record()
     before = args.output.read_text(encoding="utf-8") if args.output and args.output.exists() else ""
     rows: list[Row] = []
@@ -106,6 +107,10 @@ def measure(file: Mapping[str, Any], args: argparse.Namespace) -> list[Row]:
             extra = {"schema": ROW_SCHEMA, "kind": file["kind"], "seed": args.seed, "time": stamp, "machine": machine}
             common.write_text(args.output, before + "".join(json.dumps({**row, **extra}) + "\n" for row in rows))
     return rows
+
+
+def load_kind(name: str) -> ModuleType:
+    return importlib.import_module(f"accel.cli.bench_{name}")
 
 
 def judge(bar: Mapping[str, Any], rows: Sequence[Row]) -> str:

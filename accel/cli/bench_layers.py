@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TORCH_SIDES = ("nchw", "channels_last", "compiled")
 SIDES = (*TORCH_SIDES, "engine_dense", "dense_output", "compact_output")
+FEW = 40  # kept positions in all, below which a layer is bound by reading its weights
 TOLERANCE = 1e-5  # relative norm against torch's dense convolution at the kept positions
 
 
@@ -92,6 +93,7 @@ def measure(layer: Layer, x: Tensor, keep: float, case: Mapping[str, Any], setti
     generator = layer_generator(settings.seed, layer.name, *dense.shape[2:])
     kept = build_mask(case["mask"], keep, *dense.shape[2:], generator=generator)
     row = {"layer": layer.name, "geometry": layer.geometry, "batch": len(x), "keep": keep, "kept": round(kept.keep, 4)}
+    row |= {"stem": layer.conv.in_channels == 3, "few": len(x) * len(kept) < FEW}
     sides = {name: side(layer.conv, x, kept, name) for name in case["sides"]}
     error = max(side_error(name, sides[name](), dense, kept) for name in sides)
     if error > TOLERANCE:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
+import json
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from accel.errors import ConfigError, DataError
 
@@ -134,3 +136,25 @@ def read_toml(path: pathlib.Path) -> dict:
         raise ConfigError(f"cannot read {path} ({error.strerror})") from error
     except ValueError as error:
         raise ConfigError(f"{path} is no TOML: {error}") from error
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
+    """Print rows in the format of --format; their columns are the union of the keys, in order of appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if args.format == "json":
+        print(json.dumps(list(rows), indent=2))
+        return
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    if args.format == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([columns, *cells])
+    elif args.format == "md":
+        print("\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]))
+    else:
+        widths = [max(map(len, column)) for column in zip(columns, *cells)]
+        for line in [columns, ["-" * width for width in widths], *cells]:
+            print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

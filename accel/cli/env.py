@@ -1,4 +1,4 @@
-"""`accel env`: the machine, the versions, and which backend computes what."""
+"""`accel env`: the machine, the versions, and which backends can run here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,24 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     from accel.profiling.machine import machine_record
 
-    record = machine_record()
+    record = machine_record() | {f"backend {name}": state for name, state in backend_states().items()}
     common.print_rows([{"what": key, "value": value} for key, value in record.items()], args)
     return 0
+
+
+def backend_states() -> dict[str, str]:
+    """For every backend 'available', or the one line that says why it is not."""
+    import torch
+
+    from accel.kernels.dispatch import BACKENDS, use_backend
+
+    states = {}
+    for name in BACKENDS:
+        try:
+            with use_backend(name):
+                states[name] = "available"
+        except RuntimeError as error:
+            states[name] = str(error)
+    if states["triton"] == "available" and not torch.cuda.is_available():
+        states["triton"] = "installed, but torch sees no CUDA device"
+    return states

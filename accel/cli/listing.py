@@ -15,9 +15,9 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.what == "masks":
-        from accel.masks import KINDS
+        from accel.masks import MASKS
 
-        rows = [{"mask": kind} for kind in KINDS]
+        rows = [{"mask": kind} for kind in MASKS]
     else:
         from accel.zoo.registry import list_models
 

@@ -19,6 +19,10 @@ from accel.errors import AccelError
 VERB_MODULES = (
     "accel.cli.env",
     "accel.cli.listing",
+    "accel.cli.plan",
+    "accel.cli.profile",
+    "accel.cli.convert",
+    "accel.cli.bench",
 )
 
 

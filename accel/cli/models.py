@@ -1,4 +1,4 @@
-"""MODEL on the command line: `torchvision:vgg16`, `zoo:resnet20_cifar`, a folder saved by convert, or `file.py:function`."""
+"""MODEL on the command line: torchvision:vgg16, zoo:resnet20_cifar, a saved folder, or file.py:function."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pytest
 
 from accel.cli import main
 
-VERBS = ("env", "list")
+VERBS = ("env", "list", "plan", "profile", "convert", "bench")
 
 
 def test_help_imports_nothing_heavy():

@@ -1,0 +1,118 @@
+"""Options of plan, profile and convert: what to keep where, and the input to try it on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from typing import TYPE_CHECKING
+
+from accel.cli import common
+from accel.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from accel.config import Perforate, Rules
+
+DEFAULT_KEEP = 0.5
+
+
+def add_conversion(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to keep")
+    group.add_argument("--keep", type=float, metavar="K", help="fraction of positions to compute, in (0, 1]")
+    group.add_argument("--mask", metavar="KIND", help="which positions ('accel list masks' names the kinds)")
+    group.add_argument("--interpolate", metavar="HOW", help="how the others are filled in: nearest or zero")
+    group.add_argument("--rules", type=pathlib.Path, metavar="FILE", help="Rules as .toml or .json, instead of --keep")
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("input")
+    group.add_argument("--size", type=common.image_size, metavar="HxW", help="picture size (default: the model's own)")
+    group.add_argument("--batch", type=common.positive, default=1, metavar="N", help="pictures at a time (default 1)")
+    group.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+
+
+def wants_conversion(args: argparse.Namespace) -> bool:
+    return any(value is not None for value in (args.keep, args.mask, args.interpolate, args.rules))
+
+
+def read_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforate:
+    """What the options ask for: a rules file, or the model's default rules at --keep, or one config for every layer.
+
+    Raises:
+        ConfigError: options that contradict each other, or values that make no sense.
+    """
+    from accel.config import Perforate
+
+    if args.rules is not None:
+        if any(value is not None for value in (args.keep, args.mask, args.interpolate)):
+            raise ConfigError("--rules already says what to keep: leave out --keep, --mask and --interpolate")
+        return _rules_of(args.rules)
+    chosen = {key: getattr(args, key) for key in ("mask", "interpolate") if getattr(args, key) is not None}
+    config = Perforate(keep=DEFAULT_KEEP if args.keep is None else args.keep, seed=args.seed, **chosen)
+    if name is None:
+        return config
+    from accel.zoo.registry import default_rules
+
+    return default_rules(name, config)
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device asked for, or cuda where there is one.
+
+    Raises:
+        ConfigError: cuda was asked for and is not there.
+    """
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here; leave it out to run on the CPU")
+    return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def drawn_input(args: argparse.Namespace, size: tuple[int, int]) -> Tensor:
+    """A drawn input [batch, 3, H, W]: values do not change what is computed where, so a plan needs no pictures."""
+    import torch
+
+    generator = torch.Generator().manual_seed(args.seed)
+    return torch.randn(args.batch, 3, *size, generator=generator).to(device_of(args))
+
+
+def _rules_of(path: pathlib.Path) -> Rules:
+    """Rules from a file: `[[rule]]` tables written by hand, or what `Rules.to_dict` gave.
+
+    A `[[rule]]` has `layers` (a pattern) and either `dense = true` or the fields of Perforate.
+    """
+    from accel.config import VERSION, Rules, config_from_dict
+
+    data = _read_mapping(path)
+    try:
+        if "rule" not in data:
+            return Rules.from_dict(data)
+        rules = {}
+        for rule in data["rule"]:
+            fields = dict(rule)
+            pattern, dense = fields.pop("layers"), fields.pop("dense", False)
+            if dense and fields:
+                raise ConfigError(f"rule {pattern!r} is dense: leave out {', '.join(fields)}")
+            rules[pattern] = None if dense else config_from_dict({"kind": "perforate", "version": VERSION, **fields})
+        return Rules(rules)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ConfigError(f"rules file {path}: {reason}") from error
+
+
+def _read_mapping(path: pathlib.Path) -> dict:
+    if path.suffix != ".json":
+        return common.read_toml(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}, expected an object")
+    return data

@@ -1,0 +1,175 @@
+"""`accel convert`: a model and a folder of pictures in; a faster model, a table and pictures of what it costs out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from accel.cli import common, conversion, models
+from accel.errors import ConversionError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from accel.report import Profile
+
+REPORT_FILE = "report.json"
+_REPORT_SCHEMA = 1
+_REPEATS = 10  # interleaved runs of each whole network; the spread is in the report
+
+
+def add_parser(sub: argparse._SubParsersAction) -> None:
+    parser = common.add_verb(
+        sub,
+        "convert",
+        run,
+        "convert a model, measure it on pictures, and save it",
+        "accel convert zoo:hed_vgg16 --weights hed.safetensors --images photos/ --keep 0.5 -o out/",
+    )
+    models.add_model(parser)
+    parser.add_argument(
+        "--images", type=pathlib.Path, required=True, metavar="DIR", help="folder of pictures to try it on"
+    )
+    parser.add_argument("--limit", type=common.positive, metavar="N", help="use the first N pictures only")
+    parser.add_argument("-o", "--output", type=pathlib.Path, required=True, metavar="DIR", help="folder to write")
+    conversion.add_conversion(parser)
+    conversion.add_input(parser)
+    common.add_format(parser)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One conversion under way: both networks, and the pictures as uint8 [N, 3, H, W] with their names."""
+
+    name: str | None
+    model: nn.Module
+    fast: nn.Module
+    pictures: Tensor
+    names: list[str]
+    batch: int
+
+    def inputs(self) -> Iterator[Tensor]:
+        """The pictures as the network wants them, `batch` at a time."""
+        from accel.zoo.registry import preprocess
+
+        device = next(self.model.parameters()).device
+        for part in self.pictures.split(self.batch):
+            yield preprocess(self.name, part.to(device))
+
+
+def run(args: argparse.Namespace) -> int:
+    with common.output_folder(args.output, REPORT_FILE) as folder:
+        job = prepare(args)
+        profile, speed = measure(args, job)
+        fidelity = compare_pictures(args, job, folder / "pictures")
+        save_verified(job, folder / "model")
+        summary = {"model": args.model, **speed, **fidelity.summary()}
+        report = {"schema": _REPORT_SCHEMA, "summary": summary, "layers": profile.rows}
+        (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+    common.print_report(profile, summary, args)
+    common.note(args, f"saved in {args.output}/: model/ (loaded back: same outputs), pictures/, {REPORT_FILE}")
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Load the model and the pictures, and convert."""
+    import torch
+
+    import accel
+    from accel.cli.pictures import find_images, read_picture
+    from accel.zoo.registry import input_size, preprocess
+
+    paths = find_images(args.images, args.limit)
+    resolved = models.resolve(args.model, args.weights)
+    if resolved.converted:
+        raise ConversionError(f"{args.model} is converted already: give the model it was made from")
+    size = args.size or input_size(resolved.name)
+    pictures = torch.stack([read_picture(path, size) for path in common.progress(args, paths, "reading pictures")])
+    model = resolved.model.to(conversion.device_of(args))
+    example = preprocess(resolved.name, pictures[: args.batch].to(conversion.device_of(args)))
+    rules = conversion.read_rules(args, resolved.name)
+    fast = accel.convert_model(model, rules, example_inputs=example)
+    return Job(resolved.name, model, fast, pictures, [path.stem for path in paths], args.batch)
+
+
+def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]]:
+    """The per-layer profile, and the whole network's times against the faster dense memory format."""
+    import torch
+
+    import accel
+    from accel.cli.sides import dense_sides, fastest_dense
+    from accel.profiling.latency import compare
+
+    x = next(job.inputs())
+    common.note(args, f"measuring on {tuple(x.shape)}, {torch.get_num_threads()} threads")
+    with torch.inference_mode():
+        profile = accel.profile(job.fast, x, baseline=job.model)
+        sides = {**dense_sides(job.model, x), "converted": lambda: job.fast(x)}
+        timing = compare(sides, repeats=_REPEATS)
+    best = fastest_dense(timing)
+    dense, executed = accel.count_macs(job.model, x), accel.count_macs(job.fast, x)
+    return profile, {
+        "batch": len(x),
+        "size": "x".join(map(str, x.shape[2:])),
+        "threads": torch.get_num_threads(),
+        "dense_macs": dense,
+        "executed_macs": executed,
+        **{f"{name}_ms": round(timing[name].median_ms, 2) for name in sides},
+        "fastest_dense": best,
+        "speedup": round(timing[best].median_ms / timing["converted"].median_ms, 3),
+        "theoretical_speedup": round(dense / executed, 3),
+    }
+
+
+def compare_pictures(args: argparse.Namespace, job: Job, folder: pathlib.Path):
+    """Run both networks over every picture; where the output is a map, write input, dense, converted, difference."""
+    import torch
+
+    from accel.cli.fidelity import Fidelity, first_tensor
+    from accel.cli.pictures import write_strip
+
+    fidelity, done = Fidelity(), 0
+    batches = -(-len(job.pictures) // job.batch)
+    with torch.inference_mode():
+        for x in common.progress(args, job.inputs(), "comparing outputs", total=batches):
+            dense, ours = first_tensor(job.model(x)), first_tensor(job.fast(x))
+            fidelity.add(dense, ours)
+            if fidelity.kind == "map":
+                folder.mkdir(exist_ok=True)
+                for before, after in zip(dense[:, 0], ours[:, 0]):
+                    tiles = [job.pictures[done], before, after, (before - after).abs()]
+                    write_strip(folder / f"{job.names[done]}.png", tiles)
+                    done += 1
+    return fidelity
+
+
+def save_verified(job: Job, folder: pathlib.Path) -> None:
+    """Save the converted model, load it back into a fresh copy of the dense one, and compare the outputs.
+
+    Raises:
+        ConversionError: the loaded model computes something else.
+    """
+    import copy
+
+    import torch
+
+    import accel
+    from accel.cli.fidelity import first_tensor
+
+    accel.save_converted(job.fast, folder)
+    models.write_source(folder, job.name)
+    blank = copy.deepcopy(job.model)
+    with torch.no_grad():
+        for parameter in blank.parameters():
+            parameter.zero_()  # so that the weights can only come from the file
+    loaded = accel.load_converted(folder, blank)
+    x = next(job.inputs())
+    with torch.inference_mode():
+        expected, got = first_tensor(job.fast(x)), first_tensor(loaded(x))
+    if not torch.equal(expected, got):
+        worst = float((expected - got).abs().max())
+        raise ConversionError(f"the saved model computes something else (up to {worst:.3g} apart): nothing was written")

@@ -1,0 +1,202 @@
+"""The main job end to end on a small network of the user's own, and every kind of bad input."""
+
+import json
+import pathlib
+
+import PIL.Image
+import pytest
+import torch
+
+import accel
+from accel.cli import main
+from accel.cli.fidelity import Fidelity
+
+NETS = """
+import torch
+from torch import nn
+
+def edges():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
+        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 1, 1), nn.Sigmoid(),
+    )
+
+def classes():
+    torch.manual_seed(0)
+    return nn.Sequential(edges()[:5], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+def number():
+    return 7
+"""
+
+
+@pytest.fixture
+def nets(tmp_path):
+    path = tmp_path / "nets.py"
+    path.write_text(NETS)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        pixels = torch.randint(0, 256, (30, 40, 3), dtype=torch.uint8)
+        PIL.Image.fromarray(pixels.numpy()).save(folder / f"photo{seed}.png")
+    return folder
+
+
+def convert(model, photos, out, *more):
+    size = () if "--size" in more else ("--size", "24x32")
+    return main.main(["convert", str(model), "--images", str(photos), "-o", str(out), *size, *more])
+
+
+def test_an_edge_detector(nets, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert convert(f"{nets}:edges", photos, out, "--batch", "2", "--keep", "0.5", "--mask", "lattice") == 0
+    captured = capsys.readouterr()
+    assert "dense MACs" in captured.out and "executed MACs" in captured.out
+    assert "loaded back: same outputs" in captured.err
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == [f"photo{i}.png" for i in range(3)]
+    assert PIL.Image.open(out / "pictures" / "photo0.png").size == (4 * 32 + 3 * 4, 24)
+
+    report = json.loads((out / "report.json").read_text())
+    summary = report["summary"]
+    assert summary["pictures"] == 3 and summary["size"] == "24x32" and summary["batch"] == 2
+    assert summary["dense_macs"] == 2 * 24 * 32 * (27 * 8 + 72 * 8 + 8)
+    assert summary["executed_macs"] == summary["dense_macs"] // 2
+    assert summary["theoretical_speedup"] == 2
+    assert 0 < summary["mean_abs_difference"] < 0.2
+    assert 0 <= summary["iou_at_0.5"] <= 1
+    assert summary["speedup"] > 0 and summary["fastest_dense"] in ("dense_nchw", "dense_channels_last")
+    assert len(report["layers"]) >= 3
+
+
+def test_a_classifier_at_keep_1_agrees(nets, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert convert(f"{nets}:classes", photos, out, "--keep", "1", "--format", "json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["summary"]["top1_agreement"] == 1
+    assert printed["summary"]["mean_abs_difference"] < 1e-6
+    assert not (out / "pictures").exists()
+
+
+def test_a_saved_folder_loads_in_python(nets, photos, tmp_path):
+    assert convert(f"{nets}:edges", photos, tmp_path / "out", "--keep", "0.4", "--quiet") == 0
+    namespace = {}
+    exec(NETS, namespace)
+    torch.manual_seed(9)
+    fast = accel.load_converted(tmp_path / "out" / "model", namespace["edges"]())
+    x = torch.randn(1, 3, 24, 32)
+    expected = accel.convert_model(namespace["edges"]().eval(), accel.Perforate(keep=0.4), example_inputs=x)
+    with torch.inference_mode():
+        assert torch.equal(fast.eval()(x), expected(x))
+
+
+def test_rules_file_and_seed_are_obeyed(nets, photos, tmp_path):
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nlayers = "0"\ndense = true\n[[rule]]\nlayers = "*"\nkeep = 0.5\nmask = "lattice"\n')
+    assert convert(f"{nets}:edges", photos, tmp_path / "out", "--rules", str(rules), "--quiet") == 0
+    summary = json.loads((tmp_path / "out" / "report.json").read_text())["summary"]
+    assert summary["executed_macs"] == 24 * 32 * (27 * 8 + (72 * 8 + 8) // 2)
+
+
+BAD = [
+    (["--keep", "0"], "(0, 1]"),
+    (["--keep", "1.5"], "(0, 1]"),
+    (["--keep", "nan"], "(0, 1]"),
+    (["--mask", "spiral"], "spiral"),
+    (["--interpolate", "magic"], "magic"),
+    (["--rules", "none.toml"], "none.toml"),
+    (["--weights", "none.safetensors"], "none.safetensors"),
+    (["--size", "2x2", "--keep", "0.5", "--rules", "none.toml"], "--rules already says"),
+]
+
+
+@pytest.mark.parametrize(("more", "named"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_bad_values_take_one_line_and_leave_nothing(nets, photos, tmp_path, capsys, more, named):
+    check_refused(capsys, tmp_path, convert(f"{nets}:edges", photos, tmp_path / "out", *more), named)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("zoo:none", "zoo:none"),
+        ("torchvision:none", "torchvision:none"),
+        ("vgg16", "'vgg16'"),
+        ("none.py:f", "none.py"),
+        ("{nets}:none", "no function 'none'"),
+        ("{nets}:number", "returned int"),
+        ("{nets}:linear", "no convolution"),
+    ],
+)
+def test_bad_models(nets, photos, tmp_path, capsys, model, named):
+    check_refused(capsys, tmp_path, convert(model.format(nets=nets), photos, tmp_path / "out"), named)
+
+
+def test_a_rule_that_matches_nothing(nets, photos, tmp_path, capsys):
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nlayers = "encoder.*"\nkeep = 0.5\n')
+    code = convert(f"{nets}:edges", photos, tmp_path / "out", "--rules", str(rules))
+    check_refused(capsys, tmp_path, code, "encoder.*")
+
+
+def test_bad_picture_folders(nets, photos, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    check_refused(capsys, tmp_path, convert(f"{nets}:edges", empty, tmp_path / "out"), "holds no pictures")
+    check_refused(capsys, tmp_path, convert(f"{nets}:edges", tmp_path / "gone", tmp_path / "out"), "no folder")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    check_refused(capsys, tmp_path, convert(f"{nets}:edges", photos, tmp_path / "out"), "broken.jpg")
+
+
+def test_an_output_folder_that_cannot_be_written(nets, photos, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    code = convert(f"{nets}:edges", photos, tmp_path / "file" / "out")
+    check_refused(capsys, tmp_path, code, "cannot write the folder")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 50, b"PK\x03\x04 not a checkpoint"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_corrupt_weights(nets, photos, tmp_path, capsys, content, suffix):
+    weights = tmp_path / f"bad{suffix}"
+    weights.write_bytes(content)
+    code = convert(f"{nets}:edges", photos, tmp_path / "out", "--weights", str(weights))
+    check_refused(capsys, tmp_path, code, f"bad{suffix}")
+
+
+def test_foreign_weights(nets, photos, tmp_path, capsys):
+    weights = tmp_path / "foreign.pt"
+    torch.save({"encoder.weight": torch.zeros(3)}, weights)
+    code = convert(f"{nets}:edges", photos, tmp_path / "out", "--weights", str(weights))
+    check_refused(capsys, tmp_path, code, "foreign.pt")
+
+
+def check_refused(capsys, tmp_path: pathlib.Path, code: int, named: str) -> None:
+    """Exit code 1, one line on stderr that names the thing, nothing printed, nothing half-written."""
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("accel: ")]
+    assert code == 1 and len(lines) == 1 and named in lines[0], captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+
+
+def test_fidelity_of_maps_and_classes():
+    maps = Fidelity()
+    maps.add(torch.tensor([[[[0.9, 0.1], [0.6, 0.4]]]]), torch.tensor([[[[0.7, 0.1], [0.4, 0.8]]]]))
+    assert maps.summary() == {
+        "pictures": 1,
+        "mean_abs_difference": pytest.approx(0.2),
+        "iou_at_0.5": pytest.approx(1 / 3),
+    }
+    classes = Fidelity()
+    classes.add(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([[9.0, 0.0], [9.0, 0.0]]))
+    assert classes.summary()["top1_agreement"] == 0.5
+    assert classes.summary()["mean_abs_difference"] == pytest.approx(0.5, abs=1e-3)
