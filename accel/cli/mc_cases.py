@@ -85,10 +85,12 @@ class Case:
 
 @functools.lru_cache
 def _gauss_legendre(low: float, high: float, panels: int = 200) -> tuple[Tensor, Tensor]:
-    """Composite 20-point rule on [low, high], with the kink of the integrands on a panel border."""
-    edges = numpy.unique(
-        numpy.concatenate([numpy.linspace(low, high, panels + 1), [KINK] if low < KINK < high else []])
-    )
+    """Composite 20-point rule on [low, high]: panels halve towards the ends, where densities have powers and logs,
+    and the kink of the integrands lies on a border."""
+    edges = numpy.linspace(low, high, panels + 1)
+    graded = (edges[1] - low) * 0.5 ** numpy.arange(1, 45)
+    inside = [KINK] if low < KINK < high else []
+    edges = numpy.unique(numpy.concatenate([edges, low + graded, high - graded, inside]))
     nodes, weights = numpy.polynomial.legendre.leggauss(20)
     half = numpy.diff(edges)[:, None] / 2
     points = edges[:-1, None] + half * (1 + nodes)
@@ -239,6 +241,7 @@ class Method:
         values_only: f need not be differentiable, so the step integrand is tested too.
         control: case name -> control variate.
         replicates: samples per independent group (LeaveOneOut), or None for one group of all samples.
+        calls: the samples are spread over so many calls, for baselines that learn from the calls before.
     """
 
     build: Callable[[str], mc.Estimator]
@@ -247,6 +250,7 @@ class Method:
     values_only: bool = False
     control: Callable[[str], mc.ControlVariate | mc.DeltaMethod] | None = None
     replicates: int | None = None
+    calls: int = 1
 
 
 _SCORED = tuple(name for name in CASES if name != "Uniform")
@@ -254,7 +258,7 @@ _WITH_MEAN = tuple(name for name in _SCORED if name not in ("Categorical",))
 
 METHODS: dict[str, Method] = {
     "ScoreFunction": Method(lambda case: mc.ScoreFunction(), _SCORED, values_only=True),
-    "ScoreFunction, moving average": Method(lambda case: mc.ScoreFunction(mc.MovingAverage()), _SCORED),
+    "ScoreFunction, moving average": Method(lambda case: mc.ScoreFunction(mc.MovingAverage()), _SCORED, calls=20),
     "ScoreFunction, leave one out": Method(lambda case: mc.ScoreFunction(mc.LeaveOneOut()), _SCORED, replicates=4),
     "ScoreFunction, learned baseline": Method(lambda case: mc.ScoreFunction(_learned()), _SCORED),
     "ScoreFunction, callable": Method(lambda case: mc.ScoreFunction(lambda costs: torch.tensor(0.3)), _SCORED),
@@ -296,12 +300,11 @@ def gradients(case: str, method: str, integrand: Integrand, num_samples: int, se
     options = {"generator": generator, "control_variate": control}
     cost, estimator = setup.cost(integrand), chosen.build(case)
     if chosen.replicates is None:
-        return mc.jacobians(cost, q, num_samples, estimator, **options)
+        parts = [mc.jacobians(cost, q, num_samples // chosen.calls, estimator, **options) for _ in range(chosen.calls)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     groups = q.expand((num_samples // chosen.replicates, *q.batch_shape))
-    return {
-        name: found.mean(0)
-        for name, found in mc.jacobians(cost, groups, chosen.replicates, estimator, **options).items()
-    }
+    found = mc.jacobians(cost, groups, chosen.replicates, estimator, **options)
+    return {name: grad.mean(0) for name, grad in found.items()}
 
 
 def score_cell(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
@@ -310,7 +313,7 @@ def score_cell(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, 
     An estimate without spread (Enumerate, some couplings) counts as 0 where it equals the exact gradient to 1e-9,
     else as infinite.
     """
-    estimate = torch.cat([grad.flatten(1) for grad in found.values()], 1)
+    estimate = torch.cat([grad.reshape(len(grad), -1) for grad in found.values()], 1)
     target = torch.cat([exact[name].flatten() for name in found])
     bias = estimate.mean(0) - target
     variance = estimate.var(0)

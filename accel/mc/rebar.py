@@ -66,7 +66,7 @@ def _paths(control: Tensor, control_given_b: Tensor, costs: Tensor, logits: Tens
 
 def _loss_of(gradient: Tensor, tunable: list[nn.Parameter]) -> Tensor:
     """Mean squared norm of the per-sample gradients; linearised, so that only ``tunable`` receive a gradient."""
-    loss = gradient.square().flatten(1).sum(1).mean()
+    loss = sum_to(gradient.square(), 1).mean()
     slopes = torch.autograd.grad(loss, tunable, allow_unused=True) if tunable else ()
     pairs = ((slope * parameter).sum() for slope, parameter in zip(slopes, tunable) if slope is not None)
     return attach(loss.detach(), sum(pairs, torch.zeros_like(loss)))

@@ -30,17 +30,16 @@ def expand_rows(q: Distribution, num_samples: int) -> Distribution:
 def parameter_names(q: Distribution) -> tuple[str, ...]:
     """Names of the parameters ``q`` was built from; of probs/logits and the like, the one that was given.
 
-    torch caches the other spellings in the instance when they are read, always after the given one.
+    torch caches the other spellings in the instance when they are read. It keeps the given one of probs/logits as
+    ``_param`` (after ``expand``, the logits where both are cached); of the Gaussian's three the given one comes first.
     """
     stored = vars(getattr(q, "_categorical", q))
     names = []
     for name in q.arg_constraints:
-        group = next((group for group in _ALTERNATIVES if name in group), None)
-        if group:
-            given = name == next((key for key in stored if key in group), None)
-        else:
-            given = isinstance(getattr(q, name, None), Tensor)
-        if given:
+        group = next((group for group in _ALTERNATIVES if name in group), ())
+        cached = [key for key in stored if key in group]
+        given = [key for key in cached if stored[key] is stored.get("_param")] or cached
+        if name == given[0] if group else isinstance(getattr(q, name, None), Tensor):
             names.append(name)
     return tuple(names)
 
