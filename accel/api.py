@@ -1,0 +1,85 @@
+"""The thin top: planning and converting a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor, nn
+
+from accel.calibrate import check_calibration, impact_maps
+from accel.config import Perforate, Rules
+from accel.convert import assign, convert_layers, convolutions, counted_layers, left_dense
+from accel.nn.running import Call, as_arguments, record_calls
+from accel.report import Plan, plan_of
+
+
+def plan_conversion(
+    model: nn.Module,
+    rules: Perforate | Rules | Mapping,
+    *,
+    example_inputs: Tensor | tuple,
+    calibration: Iterable | None = None,
+    loss: Callable[[object, tuple], Tensor] | None = None,
+) -> Plan:
+    """What `convert_model` with the same arguments would do, layer by layer; the model is left as it is.
+
+    Raises:
+        ConfigError, ConversionError, DataError: as `convert_model`.
+    """
+    fast, calls = _convert(model, rules, example_inputs, calibration, loss, inplace=False)
+    layers = counted_layers(fast)
+    notes = {name: reason for name, layer in convolutions(fast).items() if (reason := left_dense(layer))}
+    shapes = ", ".join("x".join(map(str, x.shape)) for x in as_arguments(example_inputs) if isinstance(x, Tensor))
+    return plan_of(layers, calls, notes, f"{type(model).__name__} on an input of {shapes}")
+
+
+def convert_model(
+    model: nn.Module,
+    rules: Perforate | Rules | Mapping,
+    *,
+    example_inputs: Tensor | tuple,
+    calibration: Iterable | None = None,
+    loss: Callable[[object, tuple], Tensor] | None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """A model whose convolutions are perforated as the rules say; parameters keep their names and values.
+
+    Args:
+        model: any module with nn.Conv2d inside. It is left as it is, and shares no storage with the result, unless
+            `inplace`.
+        rules: one configuration for every convolution, or Rules by module name.
+        example_inputs: a tensor or a tuple of arguments that the model runs on.
+        calibration: re-iterable of inputs, or of tuples that start with the input; mask 'impact' needs it.
+        loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.calibrate.default_loss`.
+        inplace: convert `model` itself.
+
+    Raises:
+        ConfigError: a rule that matches nothing, or a mask that needs calibration data and got none.
+        ConversionError: no convolution, or a model that does not run on the example.
+        DataError: unusable example inputs or calibration data.
+    """
+    return _convert(model, rules, example_inputs, calibration, loss, inplace)[0]
+
+
+def _convert(
+    model: nn.Module,
+    rules: Perforate | Rules | Mapping,
+    example_inputs: Tensor | tuple,
+    calibration: Iterable | None,
+    loss: Callable[[object, tuple], Tensor] | None,
+    inplace: bool,
+) -> tuple[nn.Module, dict[str, list[Call]]]:
+    """The converted model, and the calls of its counted layers on the example; all is checked before a change."""
+    assigned = assign(model, rules)
+    check_calibration(assigned, calibration)
+    calls = record_calls(model, counted_layers(model), example_inputs)
+    weighed = {name: layer for name, layer in convolutions(model).items() if _wants_impact(assigned.get(name))}
+    impacts = impact_maps(model, weighed, calibration, loss) if weighed else {}
+    fast = model if inplace else copy.deepcopy(model)
+    convert_layers(fast, assigned, impacts)
+    return fast, calls
+
+
+def _wants_impact(config: Perforate | None) -> bool:
+    return config is not None and config.mask == "impact"

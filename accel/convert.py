@@ -1,0 +1,87 @@
+"""The conversion itself: which layer gets which configuration, and turning layers over and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from accel.config import MISSING, Perforate, Rules, as_rules
+from accel.errors import ConversionError
+from accel.nn.perforated import PerforatedConv2d
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Every convolution of the model by its first full name; a shared one appears once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def counted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers whose multiply-accumulates count: convolutions and linear layers, by their first full name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+
+
+def perforated_layers(model: nn.Module) -> dict[str, PerforatedConv2d]:
+    """The layers of `model` that a conversion has changed."""
+    return {name: layer for name, layer in convolutions(model).items() if isinstance(layer, PerforatedConv2d)}
+
+
+def left_dense(layer: nn.Conv2d) -> str | None:
+    """Why a rule cannot apply to this convolution, or None."""
+    if type(layer) in (nn.Conv2d, PerforatedConv2d):
+        return None
+    return f"is a {type(layer).__name__}, whose own forward would be lost"
+
+
+def assign(model: nn.Module, rules: Perforate | Rules | Mapping) -> dict[str, Perforate]:
+    """The configuration of every layer to convert, by its first full name, in the model's order.
+
+    A shared layer is found under all of its names. Subclasses of nn.Conv2d stay as they are.
+
+    Raises:
+        ConfigError: a rule that matches no convolution.
+        ConversionError: a model without convolutions, or one in which the rules leave nothing to convert.
+    """
+    rules = as_rules(rules)
+    names: dict[nn.Conv2d, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Conv2d):
+            names.setdefault(module, []).append(name)
+    if not names:
+        raise ConversionError(f"{type(model).__name__} has no nn.Conv2d: there is nothing to perforate")
+    rules.check_used(name for aliases in names.values() for name in aliases)
+    assigned = {}
+    for layer, aliases in names.items():
+        decided = (rules.match(name) for name in aliases)
+        config = next((config for config in decided if config is not MISSING), None)
+        if config is not None and left_dense(layer) is None:
+            assigned[aliases[0]] = config
+    if not assigned:
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in names}))
+        raise ConversionError(f"the rules leave every convolution of {type(model).__name__} dense ({kinds})")
+    return assigned
+
+
+def convert_layers(model: nn.Module, assigned: Mapping[str, Perforate], impacts: Mapping[str, Tensor]) -> None:
+    """Turn the named layers of `model`, in place, into perforated ones; `impacts` holds the maps that masks need."""
+    layers = dict(model.named_modules())
+    for name, config in assigned.items():
+        PerforatedConv2d.adopt(layers[name], config, name).impact = impacts.get(name)
+
+
+def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The dense model again, with the converted model's current weights.
+
+    Args:
+        inplace: turn `model` itself back; otherwise it stays converted and a copy with its own storage is returned.
+
+    Raises:
+        ConversionError: the model has no converted layer.
+    """
+    if not perforated_layers(model):
+        raise ConversionError(f"this {type(model).__name__} has no perforated layer: it is dense already")
+    dense = model if inplace else copy.deepcopy(model)
+    for layer in perforated_layers(dense).values():
+        layer.release()
+    return dense

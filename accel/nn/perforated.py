@@ -1,0 +1,127 @@
+"""A convolution that computes a fraction of its output positions and fills in the others."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from accel.config import Perforate
+from accel.kernels.perforated_conv2d import perforated_conv2d
+from accel.kernels.positions import PositionSet, output_size
+from accel.masks import Pooling, build_mask, layer_generator
+
+_SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
+
+
+class PerforatedConv2d(nn.Conv2d):
+    """Perforated convolution (Figurnov et al., NIPS 2016), with the parameters and the names of an `nn.Conv2d`.
+
+    Input [N, C, H, W] or [C, H, W] in any memory format; output of the same rank, channels_last. Differentiable.
+
+    Attributes:
+        config: what to compute and how to fill in the rest.
+        layer_name: full module name; with config.seed and the output size it fixes the position set.
+        pooling: the pooling layer that reads the output, for mask 'pooling'; None where there is none.
+        impact: float [H, W] on the CPU, the loss change per position at the calibrated size, for mask 'impact'.
+    """
+
+    def __init__(
+        self, *args, config: Perforate, layer_name: str = "", pooling: Pooling | None = None, **kwargs
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._perforate(config, layer_name, pooling)
+
+    @staticmethod
+    def adopt(conv: nn.Conv2d, config: Perforate, layer_name: str, pooling: Pooling | None = None) -> PerforatedConv2d:
+        """Turn `conv` itself into a perforated convolution, so that hooks and every reference to it stay valid."""
+        conv.__class__ = PerforatedConv2d
+        conv._perforate(config, layer_name, pooling)
+        return conv
+
+    def release(self) -> nn.Conv2d:
+        """Turn this very module back into the `nn.Conv2d` it was adopted from."""
+        for name in ("config", "layer_name", "pooling", "impact", "_sets"):
+            del self.__dict__[name]
+        self.__class__ = nn.Conv2d
+        return self
+
+    def _perforate(self, config: Perforate, layer_name: str, pooling: Pooling | None) -> None:
+        self.config = config
+        self.layer_name = layer_name
+        self.pooling = pooling
+        self.impact: Tensor | None = None
+        self._sets: dict[tuple[int, int, torch.device], PositionSet] = {}
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_sets": {}}  # copies and pickles build their own
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, keep={self.config.keep:g}, mask={self.config.mask}"
+
+    def padding_sides(self) -> tuple[int, int, int, int]:
+        """The padding as (top, bottom, left, right), whichever way it was given ('same' among them)."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        return top, bottom, left, right
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output for an input of `height` x `width`."""
+        return output_size((height, width), self.kernel_size, self.stride, self.padding_sides(), self.dilation)
+
+    def position_set(self, out_h: int, out_w: int, device: torch.device | str = "cpu") -> PositionSet:
+        """The position set for an output of `out_h` x `out_w`; built once per size."""
+        key = (out_h, out_w, torch.device(device))
+        if key not in self._sets:
+            with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
+                made = self._build_set(out_h, out_w).to(device)
+            while len(self._sets) >= _SIZES_KEPT:
+                del self._sets[next(iter(self._sets))]
+            self._sets[key] = made
+        return self._sets[key]
+
+    def _build_set(self, height: int, width: int) -> PositionSet:
+        impact = self.impact
+        if impact is not None and tuple(impact.shape) != (height, width):
+            warnings.warn(
+                "impact maps are resized by the nearest rule: calibrate at the size that the model runs at to avoid it",
+                stacklevel=2,
+            )
+            impact = F.interpolate(impact[None, None], size=(height, width), mode="nearest")[0, 0]
+        generator = layer_generator(self.config.seed, self.layer_name, height, width)
+        return build_mask(
+            self.config.mask,
+            self.config.keep,
+            height,
+            width,
+            generator=generator,
+            pooling=self.pooling,
+            impact=impact,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
+        positions = self.position_set(*self.output_size(*x.shape[2:]), x.device)
+        zero = self.config.interpolate == "zero"
+        out = perforated_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            positions,
+            stride=self.stride,
+            padding=self.padding_sides(),
+            dilation=self.dilation,
+            groups=self.groups,
+            padding_mode=self.padding_mode,
+            compact=zero,
+        )
+        return fill_with_zeros(out, positions, len(x)) if zero else out
+
+
+def fill_with_zeros(rows: Tensor, positions: PositionSet, batch: int) -> Tensor:
+    """Rows [N * P, C] -> [N, C, H, W] channels_last, zero where nothing was computed."""
+    dense = rows.new_zeros(batch, positions.height * positions.width, rows.shape[1])
+    dense = dense.index_copy(1, positions.positions.long(), rows.view(batch, len(positions), -1))
+    return dense.view(batch, positions.height, positions.width, -1).permute(0, 3, 1, 2)

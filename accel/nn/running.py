@@ -1,0 +1,90 @@
+"""Running a model on example inputs without leaving a trace in it, and watching its convolutions while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from accel.errors import ConversionError, DataError
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def as_arguments(example_inputs: Tensor | tuple) -> tuple:
+    """The positional arguments of a model: a tensor, or a tuple of them. DataError for anything else."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    if isinstance(example_inputs, tuple) and example_inputs and isinstance(example_inputs[0], Tensor):
+        return example_inputs
+    raise DataError(
+        f"example_inputs must be a tensor or a tuple that starts with one, got {type(example_inputs).__name__}"
+    )
+
+
+def batches(calibration: object) -> Iterator[tuple]:
+    """The batches of calibration data as tuples whose first element is the input. DataError for anything else."""
+    if not hasattr(calibration, "__iter__"):
+        raise DataError(f"calibration must be iterable, got {type(calibration).__name__}")
+    count = 0
+    for batch in calibration:
+        batch = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        if not batch or not isinstance(batch[0], Tensor):
+            raise DataError("calibration must yield tensors, or tuples whose first element is the input tensor")
+        count += 1
+        yield batch
+    if count == 0:
+        raise DataError(
+            "the calibration data is empty: give at least one batch (and a list or loader, not a generator)"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a layer: shapes of its input and output."""
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+
+
+def record_calls(
+    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Tensor | tuple
+) -> dict[str, list[Call]]:
+    """Run the model once, in evaluation and without gradients, and list the calls of each of `layers`.
+
+    Raises:
+        ConversionError: the model cannot run on the example.
+    """
+    calls: dict[str, list[Call]] = {name: [] for name in layers}
+
+    def watch(name: str):
+        def hook(_module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            calls[name].append(Call(tuple(inputs[0].shape), tuple(output.shape)))
+
+        return hook
+
+    arguments = as_arguments(example_inputs)
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        with evaluation(model), torch.no_grad():
+            model(*arguments)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in arguments)
+        raise ConversionError(f"the model cannot run on example_inputs of shape {shapes}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
