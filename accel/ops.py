@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from accel.kernels.active_positions import active_positions
 from accel.kernels.dispatch import active_backend, available_backends, use_backend
+from accel.kernels.halting_step import HaltingState, halting_step, halting_step_
 from accel.kernels.interpolate import interpolate
+from accel.kernels.masked_conv2d import masked_conv2d
 from accel.kernels.perforated_conv2d import perforated_conv2d
+from accel.kernels.ponder_cost import ponder_cost
+from accel.kernels.select_positions import select_positions
 
-__all__ = ["active_backend", "available_backends", "interpolate", "perforated_conv2d", "use_backend"]
+__all__ = [
+    "HaltingState",
+    "active_backend",
+    "active_positions",
+    "available_backends",
+    "halting_step",
+    "halting_step_",
+    "interpolate",
+    "masked_conv2d",
+    "perforated_conv2d",
+    "ponder_cost",
+    "select_positions",
+    "use_backend",
+]

@@ -84,7 +84,7 @@ def is_direct(*tensors: Tensor | None) -> bool:
     """Whether an op may skip torch's dispatcher: plain eager inference, where nothing watches or transforms the calls.
 
     The dispatcher costs about 10 microseconds a call. Compilers, tracers, dispatch and function modes (the FLOP
-    counter among them), functorch transforms, autocast, tensor subclasses and autograd all need to see the op.
+    counter among them), functorch transforms, tensor subclasses and autograd all need to see the op.
     """
     if (
         torch.compiler.is_compiling()
@@ -94,13 +94,13 @@ def is_direct(*tensors: Tensor | None) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return False
-    grad = torch.is_grad_enabled()
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if type(tensor) not in _PLAIN or (grad and tensor.requires_grad):
-            return False
-    return not torch.is_autocast_enabled(tensors[0].device.type)
+    plain = all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
+    return plain and not needs_grad(*tensors)
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd would record an op on these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

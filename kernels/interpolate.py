@@ -1,10 +1,10 @@
 """interpolate: compact rows -> a dense map, every position holding the row of its stand-in.
 
-| backward | dtypes            | layouts                          | granularity | limits                     |
-|----------|-------------------|----------------------------------|-------------|----------------------------|
-| yes, twice | floating        | rows in, channels_last map out   | position    | H * W and rows below 2**31 |
+| backward         | dtypes   | layouts                          | granularity | limits                            |
+|------------------|----------|----------------------------------|-------------|-----------------------------------|
+| yes, and twice   | floating | rows in, channels_last map out   | position    | H * W below 2**31                 |
 
-Figurnov et al. 2016, arXiv 1504.08362, section 3 (nearest-neighbour interpolation of the non-computed positions).
+Figurnov et al. 2016, arXiv 1504.08362 (the nearest computed position stands in for a perforated one).
 """
 
 from __future__ import annotations

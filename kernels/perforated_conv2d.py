@@ -1,11 +1,12 @@
 """perforated_conv2d: a convolution computed at a static position set, compact or interpolated output.
 
-| backward            | dtypes   | layouts                                          | granularity | limits          |
-|---------------------|----------|--------------------------------------------------|-------------|-----------------|
-| dX, dW, db, d residual | floating | any map in; channels_last map or rows in and out | position | sizes below 2**31 |
+| backward         | dtypes   | layouts                                          | granularity | limits            |
+|------------------|----------|--------------------------------------------------|-------------|-------------------|
+| dX, dW, db, d    | floating | any map in; channels_last map or rows in and out | position    | sizes below 2**31 |
+| residual         |          |                                                  |             |                   |
 
-Figurnov et al. 2016, arXiv 1504.08362: the convolution of section 3 with its interpolation, and the implicit
-interpolation of its implementation (compact input and output).
+Figurnov et al. 2016, arXiv 1504.08362: the perforated convolutional layer, with its interpolation written out, or left
+to the reader of a compact output (`source`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ from torch import Tensor
 
 from accel.kernels.checks import PADDING_MODES, autocast, check_conv, check_device, check_shape, sizes
 from accel.kernels.counting import conv_macs, register_macs
-from accel.kernels.dispatch import implementation, is_direct
+from accel.kernels.dispatch import implementation, is_direct, needs_grad
 from accel.kernels.interpolate import interpolate
 from accel.kernels.positions import PositionSet, output_size
-from accel.kernels.reference.activation import activate
+from accel.kernels.reference.activation import FUSED_BACKWARD, activate
 from accel.kernels.reference.perforated_conv2d import at_positions
-
-_FUSED_BACKWARD = ("none", "relu")  # activations whose derivative the output tells
 
 
 def perforated_conv2d(
@@ -74,7 +73,7 @@ def perforated_conv2d(
     if is_direct(x, weight, bias, residual):
         run = implementation("perforated_conv2d", x)
         return run(x, weight, bias, *sets, residual, *geometry, activation, compact)
-    if activation in _FUSED_BACKWARD or not _needs_grad(x, weight, bias, residual):
+    if activation in FUSED_BACKWARD or not needs_grad(x, weight, bias, residual):
         return _CONV(x, weight, bias, *sets, residual, *geometry, activation, compact)
     rows = _CONV(x, weight, bias, *sets, None, *geometry, "none", True)
     if residual is not None:
@@ -117,10 +116,6 @@ def _check_sets(x, weight, positions, source, residual, in_size, stride, padding
         check_shape("perforated_conv2d", "residual", residual, expected)
 
 
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
 @torch.library.custom_op(
     "accel::perforated_conv2d",
     mutates_args=(),
@@ -161,10 +156,6 @@ def _(grad, x, weight, *rest):
 
 def _setup(ctx, inputs, output):
     x, weight, bias, positions, nearest, source_nearest, residual, *geometry, activation, compact = inputs
-    if activation not in _FUSED_BACKWARD:
-        raise NotImplementedError(
-            f"accel::perforated_conv2d has no backward through {activation!r}: call accel.ops.perforated_conv2d"
-        )
     ctx.geometry, ctx.compact = geometry, compact
     ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
     ctx.save_for_backward(x, weight, positions, nearest, source_nearest, output if activation == "relu" else None)

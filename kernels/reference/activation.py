@@ -15,3 +15,6 @@ ACTIVATIONS = {
 
 def activate(rows: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation](rows)
+
+
+FUSED_BACKWARD = ("none", "relu")  # the activations whose derivative can be read from their output

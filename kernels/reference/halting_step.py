@@ -7,7 +7,7 @@ while it runs, 0 once it has halted. After a unit with halting score h, a positi
 * else halts, with weight w = remainder.
 
 (A stick-breaking rule differs in w = h * remainder only.) One that halted before has weight 0. Figurnov et al. 2017,
-arXiv 1612.02297, section 3.
+arXiv 1612.02297.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def halting_step(
     weight = stays if h is None else torch.where(going, h, stays)
     new_remainder = torch.zeros_like(remainder) if h is None else torch.where(going, remainder - h, 0)
     new_ponder = ponder + going.to(ponder.dtype) + stays
-    return new_remainder, new_ponder, units + running, output + spread(weight, x) * x, weight.clone()
+    return new_remainder, new_ponder, units + running, output + spread(weight, x) * x, weight
 
 
 def halting_step_backward(

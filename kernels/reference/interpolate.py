@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -19,9 +20,9 @@ def interpolate(rows: Tensor, nearest: Tensor, batch: int, size: Sequence[int]) 
         [N, C, H, W], channels_last.
     """
     height, width = size
-    channels = rows.shape[1]
-    dense = rows.reshape(batch, -1, channels)[:, nearest]
-    return dense.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    count = len(rows) // max(batch, 1)
+    row = torch.arange(batch, device=rows.device)[:, None] * count + nearest
+    return rows[row].view(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def interpolate_backward(grad: Tensor, nearest: Tensor, count: int) -> Tensor:
@@ -36,6 +37,6 @@ def interpolate_backward(grad: Tensor, nearest: Tensor, count: int) -> Tensor:
         [N * P, C].
     """
     batch, channels = grad.shape[:2]
-    pixels = grad.permute(0, 2, 3, 1).reshape(batch, -1, channels)
+    pixels = grad.permute(0, 2, 3, 1).flatten(1, 2)
     rows = grad.new_zeros(batch, count, channels)
     return rows.index_add_(1, nearest, pixels).flatten(0, 1)

@@ -99,7 +99,7 @@ def tap_rows(
     taps = cached_tap_map((height, width), tuple(weight.shape[2:]), *geometry).to(x.device)[positions]
     if source_nearest is not None:
         taps = torch.where(taps < 0, taps, source_nearest[taps].long())
-    per_image = (x.shape[0] // batch) if source_nearest is not None else height * width
+    per_image = x.shape[0] // max(batch, 1) if source_nearest is not None else height * width
     image = torch.arange(batch, device=x.device)[:, None, None] * per_image
     return torch.where(taps < 0, taps, taps + image).flatten(0, 1)
 

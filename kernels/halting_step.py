@@ -1,0 +1,182 @@
+"""halting_step: one unit of ACT or SACT in one pass over the state; functional for training, in place for inference.
+
+| backward                | dtypes                          | layouts                | granularity | limits            |
+|-------------------------|---------------------------------|------------------------|-------------|-------------------|
+| functional form only:   | floating; int32 units;          | h [N] and x [N, ...],  | image (ACT) | N * H * W < 2**31 |
+| h, x, and the old state | x and output may be narrower    | or h [N, H, W] and     | or position |                   |
+|                         | than h, remainder and ponder    | x [N, C, H, W]         | (SACT)      |                   |
+
+Figurnov et al. 2017, arXiv 1612.02297 (ACT of residual networks, and SACT). The state of a position is its `remainder`:
+1 minus the scores so far while it runs, 0 once it has halted. A unit spends part of it as the weight of its output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from accel.kernels.checks import check_device, check_shape
+from accel.kernels.dispatch import implementation, is_direct
+
+
+@dataclasses.dataclass
+class HaltingState:
+    """What the units of a stage hand on; shapes: [N] (ACT) or [N, H, W] (SACT).
+
+    Attributes:
+        remainder: 1 before the first unit, 0 where the position has halted.
+        ponder: 1 before the first unit, rho = N + R after the last.
+        units: int32, units executed so far; N after the last.
+        output: shape and dtype of the units' outputs, the sum of weight * x.
+    """
+
+    remainder: Tensor
+    ponder: Tensor
+    units: Tensor
+    output: Tensor
+
+    @property
+    def active(self) -> Tensor:
+        """bool, where the next unit is still needed."""
+        return self.remainder > 0
+
+    @staticmethod
+    def start(x: Tensor, *, spatial: bool, dtype: torch.dtype | None = None) -> HaltingState:
+        """Before the first unit of a stage whose units give outputs like x; `dtype` of the scores, x's if None.
+
+        The output is channels_last where x is.
+        """
+        shape = (x.shape[0], *x.shape[2:]) if spatial else x.shape[:1]
+        ones = torch.ones(shape, dtype=dtype or x.dtype, device=x.device)
+        units = torch.zeros(shape, dtype=torch.int32, device=x.device)
+        return HaltingState(ones, ones.clone(), units, torch.zeros_like(x, requires_grad=False))
+
+
+def halting_step(
+    h: Tensor | None, x: Tensor, state: HaltingState, *, eps: float = 0.01, last: bool = False
+) -> tuple[HaltingState, Tensor]:
+    """One unit: a position halts here if its scores, with this one, reach 1 - eps, or if the unit is the last.
+
+    Args:
+        h: the unit's halting scores in [0, 1], [N] or [N, H, W]; None allowed in the last unit, which needs none.
+        x: the unit's output, [N, ...] or [N, C, H, W].
+        state: after the unit before; left as it is.
+        eps: 0 <= eps < 1.
+        last: whether this is the last unit of the stage.
+
+    Returns:
+        (the new state, the halting distribution p of this unit, shaped like h: h where the position goes on, the
+        remainder where it halts, 0 where it had halted before). The score of the unit in which a position halts gets no
+        gradient: when it halts is a step function.
+
+    Raises:
+        TypeError: dtypes that differ, or are not floating.
+        ValueError: shapes or devices that do not fit, eps out of range, or no h before the last unit.
+    """
+    _check(h, x, state, eps, last)
+    arguments = (h, x, state.remainder, state.ponder, state.units, state.output, eps, last)
+    direct = is_direct(h, x, state.remainder, state.ponder, state.output)
+    run = implementation("halting_step", x) if direct else _STEP
+    *new, weight = run(*arguments)
+    return HaltingState(*new), weight
+
+
+def halting_step_(h: Tensor | None, x: Tensor, state: HaltingState, *, eps: float = 0.01, last: bool = False) -> Tensor:
+    """The same step, in place on the state and without gradients; arguments and errors of `halting_step`.
+
+    Returns:
+        bool, shaped like h: where the next unit is still needed.
+    """
+    _check(h, x, state, eps, last)
+    arguments = (h, x, state.remainder, state.ponder, state.units, state.output, eps, last)
+    if is_direct(h, x, state.remainder, state.ponder, state.output):
+        return implementation("halting_step_", x, "halting_step")(*arguments)
+    return _STEP_IN_PLACE(*arguments)
+
+
+def _check(h: Tensor | None, x: Tensor, state: HaltingState, eps: float, last: bool) -> None:
+    if h is None and not last:
+        raise ValueError("halting_step: h may be None in the last unit only; give the halting scores of this unit")
+    if not 0 <= eps < 1:
+        raise ValueError(f"halting_step: eps must be in [0, 1), got {eps}")
+    shape = tuple(state.remainder.shape)
+    if shape not in ((x.shape[0],), (x.shape[0], *x.shape[2:])):
+        raise ValueError(
+            f"halting_step: the state of x with shape {tuple(x.shape)} must be [N] (ACT) or [N, H, W] (SACT), not {shape}"
+        )
+    joins = {"ponder": (state.ponder, state.remainder), "output": (state.output, x)}
+    if h is not None:
+        joins["h"] = (h, state.remainder)
+    for name, (tensor, like) in joins.items():
+        check_shape("halting_step", name, tensor, tuple(like.shape))
+        check_device("halting_step", x, name, tensor)
+        if tensor.dtype != like.dtype or not tensor.is_floating_point():
+            raise TypeError(f"halting_step: {name} must be {like.dtype} as what it joins, got {tensor.dtype}")
+    if state.units.dtype is not torch.int32:
+        raise TypeError(f"halting_step: units must be int32, got {state.units.dtype}")
+    check_shape("halting_step", "units", state.units, shape)
+
+
+_STATE = "Tensor{} remainder, Tensor{} ponder, Tensor{} units, Tensor{} output, float eps, bool last"
+
+
+@torch.library.custom_op(
+    "accel::halting_step",
+    mutates_args=(),
+    schema=f"(Tensor? h, Tensor x, {_STATE.format('', '', '', '')}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _step(h, x, *arguments):
+    return implementation("halting_step", x)(h, x, *arguments)
+
+
+@torch.library.custom_op(
+    "accel::halting_step_",
+    mutates_args=("remainder", "ponder", "units", "output"),
+    schema=f"(Tensor? h, Tensor x, {_STATE.format('(a!)', '(b!)', '(c!)', '(d!)')}) -> Tensor",
+)
+def _step_in_place(h, x, *arguments):
+    return implementation("halting_step_", x, "halting_step")(h, x, *arguments)
+
+
+@torch.library.custom_op(
+    "accel::halting_step_backward",
+    mutates_args=(),
+    schema="(Tensor? h, Tensor x, Tensor remainder, Tensor d_remainder, Tensor d_ponder, Tensor d_output, "
+    "Tensor d_weight, float eps, bool last) -> (Tensor, Tensor, Tensor)",
+)
+def _step_backward(h, x, *arguments):
+    return implementation("halting_step_backward", x, "halting_step")(h, x, *arguments)
+
+
+@_step.register_fake
+def _(h, x, remainder, ponder, units, output, eps, last):
+    return *(torch.empty_like(state) for state in (remainder, ponder, units, output)), torch.empty_like(remainder)
+
+
+@_step_in_place.register_fake
+def _(h, x, remainder, ponder, units, output, eps, last):
+    return torch.empty_like(remainder, dtype=torch.bool)
+
+
+@_step_backward.register_fake
+def _(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last):
+    return torch.empty_like(remainder), torch.empty_like(x), torch.empty_like(remainder)
+
+
+def _setup(ctx, inputs, output):
+    h, x, remainder, *_, ctx.eps, ctx.last = inputs
+    ctx.save_for_backward(h, x, remainder)
+
+
+def _grad(ctx, d_remainder, d_ponder, _, d_output, d_weight):
+    h, x, remainder = ctx.saved_tensors
+    d_h, d_x, d_old = _STEP_BACKWARD(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, ctx.eps, ctx.last)
+    return None if h is None else d_h, d_x, d_old, d_ponder, None, d_output, None, None
+
+
+_step.register_autograd(_grad, setup_context=_setup)
+_STEP = torch.ops.accel.halting_step.default
+_STEP_IN_PLACE = torch.ops.accel.halting_step_.default
+_STEP_BACKWARD = torch.ops.accel.halting_step_backward.default

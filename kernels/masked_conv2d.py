@@ -1,0 +1,176 @@
+"""masked_conv2d: a convolution computed at a dynamic position set, as rows or added into a residual stream.
+
+| backward         | dtypes   | layouts                                          | granularity | limits            |
+|------------------|----------|--------------------------------------------------|-------------|-------------------|
+| dX, dW, db, d    | floating | any map in; channels_last map or rows in and out | position    | sizes below 2**31 |
+| residual         |          |                                                  |             |                   |
+
+The spatially adaptive residual update of Figurnov et al. 2017, arXiv 1612.02297: positions that have halted keep their
+value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from accel.kernels.checks import autocast, check_conv, check_device, check_shape, sizes
+from accel.kernels.counting import conv_macs, register_macs
+from accel.kernels.dispatch import implementation, is_direct, needs_grad
+from accel.kernels.positions import ActiveSet, output_size
+from accel.kernels.reference.activation import FUSED_BACKWARD
+from accel.kernels.reference.gather import pixel_table
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    active: ActiveSet,
+    *,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    source: ActiveSet | None = None,
+) -> Tensor:
+    """activation(residual + conv2d(x) + bias) at the active positions, zero padding.
+
+    Args:
+        x: [N, C, H, W] in any memory format; or, with `source`, rows [source capacity, C].
+        weight, bias: [K, C / groups, kh, kw], [K] or None; dtype and device of x.
+        active: the set on the output map, on the device of x.
+        stride, dilation: (vertical, horizontal). padding: (top, bottom, left, right).
+        activation: none, relu, leaky_relu (slope 0.01) or hardswish; only the first two where a gradient is needed.
+        residual: [N, K, H_out, W_out] in any memory format.
+        source: the set on the input map that x holds rows of; input positions outside of it read as zeros.
+
+    Returns:
+        With a residual, its copy [N, K, H_out, W_out], channels_last, changed at the active positions only. Without,
+        rows [active capacity, K], zeros at and after the total.
+
+    Raises:
+        ValueError: shapes, sizes, devices or names that do not fit, named in the message; an activation without
+            backward where a gradient is needed.
+        TypeError: dtypes that differ, or are not floating.
+    """
+    x, weight, bias, residual = autocast(x, weight, bias, residual)
+    in_size = _input_size(x, source)
+    check_conv("masked_conv2d", x, weight, bias, residual, stride, padding, dilation, groups, activation)
+    _check_sets(x, weight, active, residual, in_size, stride, padding, dilation)
+    if activation not in FUSED_BACKWARD and needs_grad(x, weight, bias, residual):
+        raise ValueError(f"masked_conv2d: {activation} has no backward; use one of {', '.join(FUSED_BACKWARD)}")
+    sets = (active.positions, active.counts, None if source is None else source.positions)
+    geometry = (in_size, (active.height, active.width), stride, padding, dilation, groups)
+    run = implementation("masked_conv2d", x) if is_direct(x, weight, bias, residual) else _CONV
+    return run(x, weight, bias, *sets, residual, *geometry, activation)
+
+
+def macs(active: ActiveSet, weight: Tensor) -> int:
+    """Executed multiply-accumulates of one call."""
+    return conv_macs(active.total, weight.shape)
+
+
+def _input_size(x: Tensor, source: ActiveSet | None) -> tuple[int, int, int]:
+    """(N, H, W) of the input map."""
+    shape = sizes(x)
+    if source is None:
+        if x.dim() != 4:
+            raise ValueError(f"masked_conv2d: x must be [N, C, H, W] (rows need source=), got {tuple(x.shape)}")
+        return shape[0], shape[2], shape[3]
+    if x.dim() != 2 or x.shape[0] != source.positions.shape[0]:
+        expected = source.positions.shape[0]
+        raise ValueError(f"masked_conv2d: with source, x must be [{expected}, C], got {tuple(x.shape)}")
+    check_device("masked_conv2d", x, "source", source.positions)
+    return source.batch, source.height, source.width
+
+
+def _check_sets(x, weight, active, residual, in_size, stride, padding, dilation):
+    size = output_size(in_size[1:], weight.shape[2:], stride, padding, dilation)
+    expected = (in_size[0], *size)
+    if expected != (active.batch, active.height, active.width):
+        raise ValueError(
+            f"masked_conv2d: the output has (N, H, W) = {expected}, but the active set is for "
+            f"{(active.batch, active.height, active.width)}: build one for this input size"
+        )
+    check_device("masked_conv2d", x, "active", active.positions)
+    if residual is not None:
+        check_shape("masked_conv2d", "residual", residual, (in_size[0], weight.shape[0], *size))
+
+
+@torch.library.custom_op(
+    "accel::masked_conv2d",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor counts, Tensor? source_positions, "
+    "Tensor? residual, SymInt[] in_size, SymInt[] out_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "SymInt groups, str activation) -> Tensor",
+)
+def _conv(x, *arguments):
+    return implementation("masked_conv2d", x)(x, *arguments)
+
+
+@torch.library.custom_op(
+    "accel::masked_conv2d_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor weight, Tensor positions, Tensor counts, Tensor? source_positions, "
+    "SymInt[] in_size, SymInt[] out_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+def _conv_backward(grad, *arguments):
+    return implementation("masked_conv2d_backward", grad, "masked_conv2d")(grad, *arguments)
+
+
+@_conv.register_fake
+def _(x, weight, bias, positions, counts, source_positions, residual, *rest):
+    if residual is None:
+        return x.new_empty(positions.shape[0], weight.shape[0])
+    return torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@_conv_backward.register_fake
+def _(grad, x, weight, *rest):
+    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    return d_x, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+def _setup(ctx, inputs, output):
+    x, weight, bias, positions, counts, source_positions, residual, *geometry, activation = inputs
+    ctx.geometry = geometry
+    ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
+    ctx.save_for_backward(x, weight, positions, counts, source_positions, output if activation == "relu" else None)
+
+
+def _grad(ctx, grad):
+    x, weight, positions, counts, source_positions, output = ctx.saved_tensors
+    if ctx.has_residual:
+        if output is not None:
+            grad = grad * ((output > 0) | ~_active_map(positions, output))
+        rows = pixel_table(grad)[positions.clamp_min(0)]
+    else:
+        rows = grad if output is None else grad * (output > 0)
+    d_x, d_weight, d_bias = _CONV_BACKWARD(
+        rows.contiguous(), x, weight, positions, counts, source_positions, *ctx.geometry
+    )
+    d_residual = grad if ctx.has_residual else None
+    return d_x, d_weight, d_bias if ctx.has_bias else None, None, None, None, d_residual, *[None] * 7
+
+
+def _active_map(positions: Tensor, like: Tensor) -> Tensor:
+    """bool [N, 1, H, W], true at the positions (one slot more takes the unused entries)."""
+    batch, _, height, width = like.shape
+    total = batch * height * width
+    active = torch.zeros(total + 1, 1, dtype=torch.bool, device=like.device)
+    active = active.index_fill(0, torch.where(positions < 0, total, positions).long(), True)
+    return active[:total].view(batch, height, width, 1).permute(0, 3, 1, 2)
+
+
+_conv.register_autograd(_grad, setup_context=_setup)
+register_macs("masked_conv2d", lambda args, out: conv_macs(args[3][0], args[1]))
+register_macs("masked_conv2d_backward", lambda args, out: 2 * conv_macs(args[0][0], args[2]))
+_CONV = torch.ops.accel.masked_conv2d.default
+_CONV_BACKWARD = torch.ops.accel.masked_conv2d_backward.default
