@@ -1,0 +1,196 @@
+/* Forward convolution: cuts the rows into tiles, resolves the pointers each tile reads and writes, runs the kernels.
+ *
+ * An indirect convolution (Dukhan 2019, arXiv 1907.02129): no im2col buffer; a tile gets one pointer per (tap, row).
+ * Every output element is summed by one tile in (tap, channel) order, so the result does not depend on the threads. */
+#include <stdlib.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "engine.h"
+
+enum {
+    BLOCK_TILES = 32,        /* tiles that share one pass over a weight panel */
+    POINTER_BYTES = 1 << 17, /* bound on a block's pointers; they should stay in the L2 cache */
+    CHUNK_BYTES = 1 << 18    /* weights of one chunk of the reduction: together with x they fit a 1 MiB L2 cache */
+};
+
+static const int32_t one_target[1] = {0};
+
+typedef struct {
+    Panels cut;
+    int64_t k_group, tile_rows, tiles, block_tiles, blocks, span; /* span: panels that one work item does */
+    int64_t chunk_taps, chunk_run;
+    size_t pointer_bytes, out_bytes, carry_bytes;
+} Schedule;
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Rows are dealt to tiles evenly: heights differ by at most one. */
+static int64_t first_row(const Job *job, const Schedule *s, int64_t tile) { return tile * job->rows / s->tiles; }
+
+/* Big blocks read the weights less often; a block count that the threads divide evenly matters more. */
+static void choose_blocks(const Job *job, Schedule *s, int threads)
+{
+    const int64_t panels = s->cut.panels * (job->depthwise ? 1 : job->groups);
+    const int64_t most = smaller(BLOCK_TILES, POINTER_BYTES / (job->taps * s->tile_rows * (int64_t)sizeof(float *)) + 1);
+    double best = 0;
+    s->block_tiles = most;
+    for (int64_t size = most; size >= 1 && threads > 1; size = size > 4 ? size - 4 : size - 1) {
+        const int64_t items = ceil_div(s->tiles, size) * panels;
+        const double balance = (double)items / (double)(ceil_div(items, threads) * threads);
+        if (balance > best + 0.03) {
+            best = balance;
+            s->block_tiles = size;
+        }
+        if (best > 0.95)
+            break;
+    }
+    s->blocks = ceil_div(s->tiles, s->block_tiles);
+    s->span = s->blocks >= 8 * threads || threads == 1 ? panels : 1;
+}
+
+static Schedule plan(const Job *job, int threads)
+{
+    Schedule s;
+    s.k_group = job->depthwise ? job->out_channels : job->out_channels / job->groups;
+    s.cut = cut_panels(s.k_group);
+    s.tile_rows = accel_isa->rows_for[s.cut.vectors];
+    s.tiles = ceil_div(job->rows, s.tile_rows);
+    choose_blocks(job, &s, threads);
+    const int64_t tap_bytes = job->run * s.cut.vectors * accel_isa->lanes * (int64_t)sizeof(float);
+    s.chunk_taps = tap_bytes < CHUNK_BYTES ? CHUNK_BYTES / tap_bytes : 1;
+    s.chunk_run = tap_bytes <= 2 * CHUNK_BYTES ? job->run : ceil_div(job->run, ceil_div(tap_bytes, CHUNK_BYTES));
+    if (s.chunk_taps * 2 > job->taps && s.chunk_run == job->run && tap_bytes * job->taps < 2 * CHUNK_BYTES)
+        s.chunk_taps = job->taps;
+    s.pointer_bytes = (size_t)(s.block_tiles * job->taps * s.tile_rows) * sizeof(float *);
+    s.out_bytes = (size_t)(s.block_tiles * s.tile_rows) * sizeof(RowOut);
+    s.carry_bytes = (size_t)(s.block_tiles * s.tile_rows * s.cut.vectors * accel_isa->lanes) * sizeof(float);
+    return s;
+}
+
+/* Static set: the rows of one image are consecutive columns of the table. */
+static void point_static(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
+{
+    for (int64_t done = 0; done < count;) {
+        const int64_t image = (first + done) / job->table_rows, p = (first + done) % job->table_rows;
+        const int64_t here = smaller(count - done, job->table_rows - p);
+        const float *base = job->x + image * job->in_pixels * job->in_pitch;
+        for (int64_t t = 0; t < job->taps; t++) {
+            const int32_t *pixel = job->table + t * job->table_rows + p;
+            for (int64_t r = 0; r < here; r++)
+                rows[t * stride + done + r] = pixel[r] < 0 ? job->zero : base + pixel[r] * job->in_pitch;
+        }
+        done += here;
+    }
+}
+
+/* Dynamic set: every row has its own image and column; compact x is read through the inverse map. */
+static void point_dynamic(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
+{
+    for (int64_t r = 0; r < count; r++) {
+        const int64_t image = job->positions[first + r] / job->out_pixels;
+        const int32_t *pixel = job->table + job->positions[first + r] % job->out_pixels;
+        for (int64_t t = 0; t < job->taps; t++) {
+            int64_t at = pixel[t * job->table_rows];
+            if (at >= 0)
+                at += image * job->in_pixels;
+            if (at >= 0 && job->inverse)
+                at = job->inverse[at];
+            rows[t * stride + r] = at < 0 ? job->zero : job->x + at * job->in_pitch;
+        }
+    }
+}
+
+/* Where row r goes, and where its residual is read: at the computed position itself, before interpolation. */
+static RowOut destination(const Job *job, int64_t r)
+{
+    RowOut o = {NULL, NULL, one_target, 1};
+    int64_t own = r, at = r;
+    if (job->dynamic && job->scatter)
+        own = at = job->positions[r];
+    if (!job->dynamic && job->scatter) {
+        const int64_t image = r / job->table_rows, p = r % job->table_rows;
+        at = image * job->out_pixels;
+        own = at + job->positions[p];
+        o.targets = job->targets + job->starts[p];
+        o.count = job->starts[p + 1] - job->starts[p];
+    }
+    o.base = job->out + at * job->out_channels;
+    o.residual = job->residual ? job->residual + own * job->out_channels : NULL;
+    return o;
+}
+
+/* A work item: tiles [tile0, tile1) x panels [panel0, panel1), panels counted through all groups. */
+static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1,
+                     char *scratch)
+{
+    const float **rows = (const float **)scratch;
+    RowOut *out = (RowOut *)(scratch + s->pointer_bytes);
+    float *carry = (float *)(scratch + s->pointer_bytes + s->out_bytes);
+    const int64_t stride = s->tile_rows, lanes = accel_isa->lanes, start = first_row(job, s, tile0);
+    for (int64_t tile = tile0; tile < tile1; tile++) {
+        const int64_t first = first_row(job, s, tile), count = first_row(job, s, tile + 1) - first;
+        const float **here = rows + (tile - tile0) * job->taps * stride;
+        (job->dynamic ? point_dynamic : point_static)(job, first, count, stride, here);
+        for (int64_t r = 0; r < count; r++)
+            out[first - start + r] = destination(job, first + r);
+    }
+    for (int64_t panel = panel0; panel < panel1; panel++) {
+        const int64_t group = panel / s->cut.panels, vector0 = panel % s->cut.panels * s->cut.vectors;
+        const int64_t vectors = smaller(s->cut.vectors, s->cut.all_vectors - vector0), width = vectors * lanes;
+        const int64_t depth = job->taps * job->run, column = group * s->k_group + vector0 * lanes;
+        TileArgs g = {
+            .stride = stride, .column = column, .pitch = job->out_channels, .activation = (int)job->activation,
+            .channels = smaller(width, s->k_group - vector0 * lanes), .bias = job->bias ? job->bias + column : NULL,
+        };
+        const TileFn *kernel = job->depthwise ? accel_isa->depthwise[vectors] : accel_isa->tile[vectors];
+        const float *weights = job->packed + (group * s->cut.all_vectors + vector0) * lanes * depth;
+        for (int64_t t = 0; t < job->taps; t += s->chunk_taps)
+            for (int64_t c = 0; c < job->run; c += s->chunk_run) {
+                g.taps = smaller(s->chunk_taps, job->taps - t);
+                g.run = smaller(s->chunk_run, job->run - c);
+                g.first = t == 0 && c == 0;
+                g.last = t + g.taps == job->taps && c + g.run == job->run;
+                g.shift = (job->depthwise ? column : group * job->run) + c;
+                g.weights = weights + (t * job->run + c) * width;
+                for (int64_t tile = tile0; tile < tile1; tile++) {
+                    const int64_t first = first_row(job, s, tile), count = first_row(job, s, tile + 1) - first;
+                    g.rows = rows + ((tile - tile0) * job->taps + t) * stride;
+                    g.out = out + (first - start);
+                    g.carry = carry + (tile - tile0) * stride * width;
+                    kernel[count](&g);
+                }
+            }
+    }
+}
+
+/* Returns 0, or -1 when memory ran out. */
+int accel_convolve(const Job *job)
+{
+    if (job->rows == 0)
+        return 0;
+    const int threads = accel_threads(job->threads);
+    const Schedule s = plan(job, threads);
+    const int64_t panels = s.cut.panels * (job->depthwise ? 1 : job->groups);
+    const int64_t spans = ceil_div(panels, s.span), items = s.blocks * spans;
+    const size_t each = (s.pointer_bytes + s.out_bytes + s.carry_bytes + 63) & ~(size_t)63;
+    const int team = (int)smaller(threads, items);
+    char *scratch = malloc(each * (size_t)team);
+    if (!scratch)
+        return -1;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team) if (team > 1)
+    for (int64_t item = 0; item < items; item++) {
+        int worker = 0;
+#ifdef _OPENMP
+        worker = omp_get_thread_num();
+#endif
+        const int64_t block = item / spans, span = item % spans;
+        run_item(job, &s, block * s.tiles / s.blocks, (block + 1) * s.tiles / s.blocks, span * s.span,
+                 smaller(panels, (span + 1) * s.span), scratch + each * (size_t)worker);
+    }
+    free(scratch);
+    return 0;
+}

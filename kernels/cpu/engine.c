@@ -1,0 +1,200 @@
+/* The Python module: raw pointers and sizes in (as ints), the GIL released while a job runs. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+const Isa *accel_isa = &accel_portable;
+static int forked_child = 0;
+
+static void note_fork(void) { forked_child = 1; }
+
+int accel_threads(int64_t asked)
+{
+    return forked_child || asked < 1 ? 1 : (int)asked;
+}
+
+/* Reads exactly `count` ints (pointers are passed as ints too). */
+static int read_ints(const char *name, PyObject *const *args, Py_ssize_t given, int64_t *to, Py_ssize_t count)
+{
+    if (given != count) {
+        PyErr_Format(PyExc_TypeError, "%s expects %zd ints, got %zd", name, count, given);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        to[i] = PyLong_AsLongLong(args[i]);
+        if (to[i] == -1 && PyErr_Occurred())
+            return -1;
+    }
+    return 0;
+}
+
+#define READ(name, count) \
+    int64_t a[count]; \
+    if (read_ints(name, args, given, a, count) < 0) \
+        return NULL;
+#define WITHOUT_GIL(...) \
+    Py_BEGIN_ALLOW_THREADS \
+    __VA_ARGS__; \
+    Py_END_ALLOW_THREADS
+#define POINTER(type, i) ((type)(intptr_t)a[i])
+
+static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("convolve", 25)
+    const Job job = {
+        .x = POINTER(const float *, 0), .packed = POINTER(const float *, 1), .zero = POINTER(const float *, 2),
+        .bias = POINTER(const float *, 3), .residual = POINTER(const float *, 4), .out = POINTER(float *, 5),
+        .table = POINTER(const int32_t *, 6), .positions = POINTER(const int32_t *, 7),
+        .starts = POINTER(const int32_t *, 8), .targets = POINTER(const int32_t *, 9),
+        .inverse = POINTER(const int32_t *, 10), .dynamic = a[11], .scatter = a[12], .rows = a[13],
+        .table_rows = a[14], .in_pixels = a[15], .in_pitch = a[16], .taps = a[17], .run = a[18], .out_pixels = a[19],
+        .out_channels = a[20], .groups = a[21], .depthwise = a[22], .activation = a[23], .threads = a[24],
+    };
+    int failed;
+    WITHOUT_GIL(failed = accel_convolve(&job))
+    if (failed)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_pack(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("pack", 13)
+    const Packing p = {
+        .w = POINTER(const float *, 0), .packed = POINTER(float *, 1), .stride_g = a[2], .stride_k = a[3],
+        .stride_c = a[4], .stride_h = a[5], .stride_w = a[6], .groups = a[7], .k_group = a[8], .c_group = a[9],
+        .kh = a[10], .kw = a[11], .threads = a[12],
+    };
+    WITHOUT_GIL(accel_pack(&p))
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_packed_size(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("packed_size", 4)
+    return PyLong_FromLongLong(accel_packed_size(a[0], a[1], a[2], a[3]));
+}
+
+static PyObject *py_fingerprint(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("fingerprint", 2)
+    return PyLong_FromUnsignedLongLong(accel_fingerprint(POINTER(const float *, 0), a[1]));
+}
+
+static PyObject *py_frame(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("frame", 10)
+    const Frame f = {
+        .x = POINTER(const float *, 0), .out = POINTER(float *, 1), .pixel_of = POINTER(const int32_t *, 2),
+        .images = a[3], .channels = a[4], .pixels = a[5], .stride_n = a[6], .stride_c = a[7], .stride_pixel = a[8],
+        .threads = a[9],
+    };
+    WITHOUT_GIL(accel_frame(&f))
+    Py_RETURN_NONE;
+}
+
+static PyObject *fill(const char *name, void (*run)(const Fill *), PyObject *const *args, Py_ssize_t given)
+{
+    READ(name, 10)
+    const Fill f = {
+        .from = POINTER(const float *, 0), .to = POINTER(float *, 1), .nearest = POINTER(const int32_t *, 2),
+        .starts = POINTER(const int32_t *, 3), .targets = POINTER(const int32_t *, 4), .images = a[5], .count = a[6],
+        .pixels = a[7], .channels = a[8], .threads = a[9],
+    };
+    WITHOUT_GIL(run(&f))
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_interpolate(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    return fill("interpolate", accel_interpolate, args, given);
+}
+
+static PyObject *py_interpolate_backward(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    return fill("interpolate_backward", accel_interpolate_backward, args, given);
+}
+
+/* The instruction sets that this machine can run, fastest first. */
+static int supported(const Isa *found[3])
+{
+    int count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        found[count++] = &accel_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        found[count++] = &accel_avx2;
+#endif
+    found[count++] = &accel_portable;
+    return count;
+}
+
+static PyObject *py_set_isa(PyObject *self, PyObject *name)
+{
+    const char *asked = PyUnicode_AsUTF8(name);
+    const Isa *found[3];
+    const int count = supported(found);
+    if (!asked)
+        return NULL;
+    for (int i = 0; i < count; i++)
+        if (!strcmp(found[i]->name, asked)) {
+            accel_isa = found[i];
+            Py_RETURN_NONE;
+        }
+    return PyErr_Format(PyExc_ValueError, "this machine cannot run the instruction set %R; isas() lists what it can",
+                        name);
+}
+
+static PyObject *py_isa(PyObject *self, PyObject *unused) { return PyUnicode_FromString(accel_isa->name); }
+
+static PyObject *py_isas(PyObject *self, PyObject *unused)
+{
+    const Isa *found[3];
+    const int count = supported(found);
+    PyObject *names = PyTuple_New(count);
+    for (int i = 0; names && i < count; i++) {
+        PyObject *name = PyUnicode_FromString(found[i]->name);
+        if (!name) {
+            Py_DECREF(names);
+            return NULL;
+        }
+        PyTuple_SET_ITEM(names, i, name);
+    }
+    return names;
+}
+
+#define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, doc}
+
+static PyMethodDef methods[] = {
+    FAST(convolve, "convolve(25 ints): one forward convolution, the fields of Job in engine.h in order."),
+    FAST(pack, "pack(13 ints): weights into panels, the fields of Packing in engine.h in order."),
+    FAST(packed_size, "packed_size(groups, k_group, c_group, taps): floats that the panels take."),
+    FAST(fingerprint, "fingerprint(address, count): a hash of some of the values of a dense fp32 tensor."),
+    FAST(frame, "frame(10 ints): a padded NHWC copy, the fields of Frame in engine.h in order."),
+    FAST(interpolate, "interpolate(10 ints): rows to maps, the fields of Fill in engine.h in order."),
+    FAST(interpolate_backward, "interpolate_backward(10 ints): its adjoint, the fields of Fill in engine.h in order."),
+    {"set_isa", py_set_isa, METH_O, "set_isa(name): use this instruction set from now on; repack all weights."},
+    {"isa", py_isa, METH_NOARGS, "isa(): the instruction set in use."},
+    {"isas", py_isas, METH_NOARGS, "isas(): the instruction sets that this machine can run, fastest first."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_engine", "The CPU engine: see kernels/cpu/binding.py.", -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__engine(void)
+{
+    const Isa *found[3];
+    supported(found);
+    accel_isa = found[0];
+    pthread_atfork(NULL, NULL, note_fork);
+    return PyModule_Create(&module);
+}

@@ -1,0 +1,133 @@
+/* The CPU engine's shared types. One job is one call of an op; one tile is one call of a register kernel.
+ *
+ * Everything is NHWC fp32. A "row" is one computed output position of one image; a "tap" is one run of contiguous input
+ * floats that a row reads (an input pixel's channels, or kw * C floats of a padded row when C is small). */
+#ifndef ACCEL_ENGINE_H
+#define ACCEL_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { MAX_VECTORS = 4, MAX_ROWS = 14 };
+enum { ACT_NONE, ACT_RELU, ACT_LEAKY_RELU, ACT_HARDSWISH };
+
+/* Where one row goes: count destinations, base + targets[j] * pitch. residual may be NULL. */
+typedef struct {
+    float *base;
+    const float *residual;
+    const int32_t *targets;
+    int64_t count;
+} RowOut;
+
+typedef struct {
+    const float *const *rows; /* [taps][stride] pointers to the runs each row reads */
+    int64_t stride, taps, run;
+    int64_t shift;          /* floats added to every pointer: the first channel of a group */
+    const float *weights;   /* packed panel, [taps][run][vectors * lanes] */
+    const float *bias;      /* of this panel's channels, or NULL */
+    const RowOut *out;
+    int64_t column;         /* first output channel of this panel */
+    int64_t channels;       /* output channels of this panel that exist; the rest of its lanes are padding */
+    int64_t pitch;          /* output channels of a whole row */
+    float *carry;           /* [rows][vectors * lanes] partial sums between chunks of the reduction */
+    int first, last;        /* is this the first / last chunk of the reduction */
+    int activation;
+} TileArgs;
+
+/* dW: rows of x are reduced into a [mr input channels] x [nv vectors of output channels] block of the gradient. */
+typedef struct {
+    const float *const *rows; /* [count] pointers to the input run of each row, or NULL for zeros */
+    const float *grad;        /* [count][pitch] row gradients, at the panel's first output channel */
+    int64_t count, pitch, shift, channels;
+    float *out;               /* [mr][out_pitch] block of the gradient, added to */
+    int64_t out_pitch;
+} OuterArgs;
+
+typedef void (*TileFn)(const TileArgs *);
+typedef void (*OuterFn)(const OuterArgs *);
+
+/* What one instruction set offers. rows_for[nv] is the tallest tile that keeps all its accumulators in registers. */
+typedef struct {
+    const char *name;
+    int lanes, max_vectors, outer_rows;
+    int rows_for[MAX_VECTORS + 1];
+    TileFn tile[MAX_VECTORS + 1][MAX_ROWS + 1];
+    TileFn depthwise[MAX_VECTORS + 1][MAX_ROWS + 1];
+    OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];
+} Isa;
+
+extern const Isa accel_portable;
+#if defined(__x86_64__)
+extern const Isa accel_avx2, accel_avx512;
+#endif
+extern const Isa *accel_isa; /* the one in use */
+
+/* How the output channels of a group are cut into panels: `panels` of `vectors` vectors, the last one maybe narrower. */
+typedef struct {
+    int64_t all_vectors, panels, vectors;
+} Panels;
+
+static inline Panels cut_panels(int64_t channels)
+{
+    Panels cut;
+    cut.all_vectors = (channels + accel_isa->lanes - 1) / accel_isa->lanes;
+    cut.panels = (cut.all_vectors + accel_isa->max_vectors - 1) / accel_isa->max_vectors;
+    cut.vectors = (cut.all_vectors + cut.panels - 1) / cut.panels;
+    cut.panels = (cut.all_vectors + cut.vectors - 1) / cut.vectors;
+    return cut;
+}
+
+/* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows and column
+ * r % table_rows of the table; row r of a dynamic set is the flat position positions[r] = n * out_pixels + p, column p. */
+typedef struct {
+    const float *x, *packed, *zero, *bias, *residual;
+    float *out;
+    const int32_t *table;            /* [taps][table_rows] input pixel (or row of compact x) of each tap, -1: zeros */
+    const int32_t *positions;        /* int32 [table_rows] (static) or [rows] (dynamic) */
+    const int32_t *starts, *targets; /* static, dense output: CSR of the positions each row stands for; else NULL */
+    const int32_t *inverse;          /* dynamic, compact x: [images * in_pixels] row of x, or -1; else NULL */
+    int64_t dynamic, scatter;        /* scatter: dense output (and residual) rather than compact */
+    int64_t rows, table_rows, in_pixels, in_pitch, taps, run;
+    int64_t out_pixels, out_channels, groups, depthwise, activation, threads;
+} Job;
+
+int accel_convolve(const Job *job);
+
+/* One weight tensor, read through its strides: outputs k of group g are rows g * k_group + k. */
+typedef struct {
+    const float *w;
+    float *packed;
+    int64_t stride_g, stride_k, stride_c, stride_h, stride_w;
+    int64_t groups, k_group, c_group, kh, kw, threads;
+} Packing;
+
+void accel_pack(const Packing *p);
+int64_t accel_packed_size(int64_t groups, int64_t k_group, int64_t c_group, int64_t taps); /* in floats */
+
+uint64_t accel_fingerprint(const float *w, int64_t count);
+
+/* x, read through its strides -> out [images][pixels][channels]; frame pixel i is pixel pixel_of[i] of x, -1: zeros. */
+typedef struct {
+    const float *x;
+    float *out;
+    const int32_t *pixel_of;
+    int64_t images, channels, pixels, stride_n, stride_c, stride_pixel, threads;
+} Frame;
+
+void accel_frame(const Frame *f);
+
+/* Between compact rows [images * count][channels] and dense maps [images][pixels][channels]. */
+typedef struct {
+    const float *from;
+    float *to;
+    const int32_t *nearest;          /* interpolate: row that stands in for each pixel */
+    const int32_t *starts, *targets; /* its adjoint: the pixels that each row stands for */
+    int64_t images, count, pixels, channels, threads;
+} Fill;
+
+void accel_interpolate(const Fill *f);
+void accel_interpolate_backward(const Fill *f);
+
+int accel_threads(int64_t asked); /* 1 in a forked child, where the thread pool did not survive */
+
+#endif

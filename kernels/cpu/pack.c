@@ -1,0 +1,68 @@
+/* Weights into panels, and small-C inputs into padded NHWC frames. */
+#include <string.h>
+
+#include "engine.h"
+
+int64_t accel_packed_size(int64_t groups, int64_t k_group, int64_t c_group, int64_t taps)
+{
+    return groups * cut_panels(k_group).all_vectors * accel_isa->lanes * c_group * taps;
+}
+
+/* One panel: [taps][c_group][vectors * lanes], zeros where there is no output channel. */
+static void pack_panel(const Packing *p, int64_t group, int64_t k0, int64_t width, float *to)
+{
+    const int64_t real = p->k_group - k0 < width ? p->k_group - k0 : width;
+    for (int64_t y = 0; y < p->kh; y++)
+        for (int64_t x = 0; x < p->kw; x++)
+            for (int64_t c = 0; c < p->c_group; c++, to += width) {
+                const float *from = p->w + group * p->stride_g + k0 * p->stride_k + c * p->stride_c + y * p->stride_h +
+                                    x * p->stride_w;
+                for (int64_t k = 0; k < real; k++)
+                    to[k] = from[k * p->stride_k];
+                memset(to + real, 0, (size_t)(width - real) * sizeof(float));
+            }
+}
+
+void accel_pack(const Packing *p)
+{
+    const Panels cut = cut_panels(p->k_group);
+    const int64_t lanes = accel_isa->lanes, depth = p->kh * p->kw * p->c_group;
+    const int threads = accel_threads(p->threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && cut.panels * p->groups > 1)
+    for (int64_t i = 0; i < cut.panels * p->groups; i++) {
+        const int64_t group = i / cut.panels, vector0 = i % cut.panels * cut.vectors;
+        const int64_t left = cut.all_vectors - vector0, vectors = left < cut.vectors ? left : cut.vectors;
+        pack_panel(p, group, vector0 * lanes, vectors * lanes,
+                   p->packed + (group * cut.all_vectors + vector0) * lanes * depth);
+    }
+}
+
+/* A hash of 64 evenly spread values: enough to notice that a whole tensor was filled, scaled or loaded anew. */
+uint64_t accel_fingerprint(const float *w, int64_t count)
+{
+    const int64_t samples = count < 64 ? count : 64;
+    uint64_t hash = 0;
+    for (int64_t i = 0; i < samples; i++) {
+        uint32_t bits;
+        memcpy(&bits, w + (samples == 1 ? 0 : i * (count - 1) / (samples - 1)), sizeof bits);
+        hash = (hash ^ bits) * 0x9E3779B97F4A7C15u;
+    }
+    return hash >> 1; /* positive as a signed integer */
+}
+
+void accel_frame(const Frame *f)
+{
+    const int threads = accel_threads(f->threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < f->images * f->pixels; i++) {
+        const int32_t pixel = f->pixel_of[i % f->pixels];
+        float *to = f->out + i * f->channels;
+        if (pixel < 0) {
+            memset(to, 0, (size_t)f->channels * sizeof(float));
+            continue;
+        }
+        const float *from = f->x + i / f->pixels * f->stride_n + pixel * f->stride_pixel;
+        for (int64_t c = 0; c < f->channels; c++)
+            to[c] = from[c * f->stride_c];
+    }
+}

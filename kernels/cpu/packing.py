@@ -1,0 +1,59 @@
+"""Packed weights, kept while the parameter lives and packed again when it changes.
+
+The key is the tensor itself, its address, version counter, shape and strides, and a fingerprint of some of its values:
+`p.data.fill_()` changes the values without raising `p._version`, and inference tensors have no version at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+
+import torch
+from torch import Tensor
+
+from accel.kernels.cpu import _engine
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Packed:
+    """Panels of one weight tensor, followed by a row of zeros that padding taps read."""
+
+    storage: Tensor
+    address: int
+    zero: int
+
+
+_cache: dict[tuple[int, str], tuple[weakref.ref, tuple, Packed]] = {}
+
+
+def packed_weight(weight: Tensor, groups: int, depthwise: bool) -> Packed:
+    """The panels of `weight` [K, C / groups, kh, kw], packed now or found in the cache."""
+    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+        return _pack(weight, groups, depthwise)  # a view with gaps: too rare to fingerprint
+    version = 0 if weight.is_inference() else weight._version
+    address = weight.data_ptr()
+    fingerprint = _engine.fingerprint(address, weight.numel())
+    state = (address, version, fingerprint, weight.shape, weight.stride(), groups, _engine.isa())
+    slot = (id(weight), "forward")
+    found = _cache.get(slot)
+    if found is not None and found[0]() is weight and found[1] == state:
+        return found[2]
+    packed = _pack(weight, groups, depthwise)
+    _cache[slot] = (weakref.ref(weight, lambda _: _cache.pop(slot, None)), state, packed)
+    return packed
+
+
+def _pack(weight: Tensor, groups: int, depthwise: bool) -> Packed:
+    k, c_group, kh, kw = weight.shape
+    zeros = c_group * groups
+    groups = 1 if depthwise else groups
+    size = _engine.packed_size(groups, k // groups, c_group, kh * kw)
+    storage = torch.empty(size + zeros)
+    storage[size:] = 0
+    sk, sc, sh, sw = weight.stride()
+    _engine.pack(
+        weight.data_ptr(), storage.data_ptr(), k // groups * sk, sk, sc, sh, sw, groups, k // groups, c_group, kh, kw,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return Packed(storage, storage.data_ptr(), storage.data_ptr() + 4 * size)

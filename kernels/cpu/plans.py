@@ -1,0 +1,95 @@
+"""Prepared plans: what the engine needs to know of a geometry and its position sets, built once and kept.
+
+A plan is found by the identity of the tensors that make the sets, not by their values: hashing a map on every call would
+cost more than a small convolution. Sets are frozen, so their tensors must not be changed in place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+from accel.kernels.positions import PositionSet, tap_map
+
+Pair = tuple[int, int]
+RUN_CHANNELS = 8  # below this many channels a tap is one whole kernel row of a padded frame, kw * C floats
+
+
+class IdentityCache:
+    """Values computed from tensors, kept while these tensors live."""
+
+    def __init__(self) -> None:
+        self._values: dict[Hashable, tuple[tuple[weakref.ref | None, ...], object]] = {}
+
+    def get(self, tensors: tuple[Tensor | None, ...], key: Hashable, build: Callable[[], object]) -> object:
+        full = (*map(id, tensors), key)
+        found = self._values.get(full)
+        if found is not None and all(ref is None or ref() is tensor for ref, tensor in zip(found[0], tensors)):
+            return found[1]
+        with torch.inference_mode(False):  # a cached inference tensor could not be used by a later training step
+            value = build()
+
+        def forget(_: object, full: Hashable = full, values: dict = self._values) -> None:
+            values.pop(full, None)
+
+        self._values[full] = (tuple(None if t is None else weakref.ref(t, forget) for t in tensors), value)
+        return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Geometry:
+    """One convolution's sizes: everything a table of taps depends on, except the position sets."""
+
+    in_size: Pair
+    kernel: Pair
+    stride: Pair
+    padding: tuple[int, int, int, int]
+    dilation: Pair
+    padding_mode: str
+
+    def taps(self) -> Tensor:
+        return tap_map(self.in_size, self.kernel, self.stride, self.padding, self.dilation, self.padding_mode)
+
+
+class Plan:
+    """int32 tables of one geometry at one static position set, with their addresses."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        positions: Tensor,
+        nearest: Tensor | None,
+        source_nearest: Tensor | None,
+        out_size: Pair,
+        in_pixels: int,
+        as_runs: bool,
+    ) -> None:
+        self.frame: Tensor | None = None
+        if as_runs:
+            table = self._run_table(geometry, positions, out_size)
+        else:
+            table = geometry.taps()[positions.long()]
+            if source_nearest is not None:
+                table = torch.where(table < 0, table, source_nearest[table.long()])
+            self.in_pixels = in_pixels
+        self.table = table.t().contiguous().to(torch.int32)
+        self.positions = positions.contiguous()
+        self.segments = PositionSet(self.positions, nearest, *out_size).segments
+        self.taps = self.table.shape[0]
+        self.count = len(positions)
+        self.addresses = tuple(t.data_ptr() for t in (self.table, self.positions, *self.segments))
+
+    def _run_table(self, geometry: Geometry, positions: Tensor, out_size: Pair) -> Tensor:
+        """Taps are kernel rows of a padded copy of the input, so that no run ever leaves it."""
+        (height, width), (top, bottom, left, right) = geometry.in_size, geometry.padding
+        rows, cols = height + top + bottom, width + left + right
+        self.frame = tap_map((height, width), (1, 1), (1, 1), geometry.padding, (1, 1), geometry.padding_mode)
+        self.frame = self.frame.flatten().contiguous()
+        self.in_pixels = rows * cols
+        y, x = positions.long() // out_size[1], positions.long() % out_size[1]
+        corner = y * geometry.stride[0] * cols + x * geometry.stride[1]
+        return corner[:, None] + torch.arange(geometry.kernel[0]) * (geometry.dilation[0] * cols)

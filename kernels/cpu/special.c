@@ -1,0 +1,402 @@
+/* Implicit-reparameterization derivatives of Gamma, Beta and von Mises samples: the vectorised C core.
+ *
+ * The mathematics is that of kernels/reference/{gamma,beta,von_mises}_gradient.py, which also supply the tables (series
+ * coefficients, quadrature nodes) that these functions take by address. Every computation is in double precision on
+ * blocks of LANES elements: each statement below is a loop over the lanes, which the compiler turns into SIMD code, in
+ * three versions of which the loader picks the best one for the processor.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { LANES = 32, SERIES_TERMS = 60, FRACTION_TERMS = 30, NEWTON_STEPS = 5 };
+
+#define PI 3.14159265358979323846
+#define EACH_LANE _Pragma("omp simd") for (int i = 0; i < LANES; i++)
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EVERY_PROCESSOR
+#endif
+
+/* ---------------------------------------------------------------------------------------- elementary functions */
+
+INLINE int64_t bits_of(double x) {
+    int64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+INLINE double from_bits(int64_t bits) {
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+INLINE double smaller(double a, double b) { return a < b ? a : b; }
+INLINE double larger(double a, double b) { return a > b ? a : b; }
+
+/* log of u = 1 + f, f given without rounding: u = 2^k m with m in [sqrt(1/2), sqrt(2)), log m = 2 atanh((m-1)/(m+1)). */
+INLINE double log_of(double u, double f) {
+    const int64_t half_root = 0x3fe6a09e00000000; /* sqrt(1/2) */
+    int64_t shifted = bits_of(u) + (0x3ff0000000000000 - half_root);
+    double k = from_bits((int64_t)((uint64_t)shifted >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1023.0);
+    double m = from_bits((shifted & 0x000fffffffffffff) + half_root);
+    f = k == 0.0 ? f : m - 1.0;
+    double s = f / (2.0 + f), q = s * s, p = 1.0 / 23;
+    p = p * q + 1.0 / 21;
+    p = p * q + 1.0 / 19;
+    p = p * q + 1.0 / 17;
+    p = p * q + 1.0 / 15;
+    p = p * q + 1.0 / 13;
+    p = p * q + 1.0 / 11;
+    p = p * q + 1.0 / 9;
+    p = p * q + 1.0 / 7;
+    p = p * q + 1.0 / 5;
+    p = p * q + 1.0 / 3;
+    return k * 0.693147180559945309417 + (2.0 * s + 2.0 * s * q * p);
+}
+
+INLINE double log_positive(double x) { return log_of(x, x - 1.0); }
+INLINE double log_one_plus(double x) { return log_of(1.0 + x, x); }
+
+/* exp of x < 700; 0 below -700. */
+INLINE double exp_of(double x) {
+    const double magic = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds to an integer held in the low bits */
+    double clamped = larger(x, -700.0);
+    double shifted = clamped * 1.44269504088896340736 + magic, k = shifted - magic;
+    double r = (clamped - k * 0x1.62e42fefa3800p-1) - k * 0x1.ef35793c76730p-45; /* log 2 in two parts */
+    double p = 1.0;
+    p = p * r * (1.0 / 13) + 1.0;
+    p = p * r * (1.0 / 12) + 1.0;
+    p = p * r * (1.0 / 11) + 1.0;
+    p = p * r * (1.0 / 10) + 1.0;
+    p = p * r * (1.0 / 9) + 1.0;
+    p = p * r * (1.0 / 8) + 1.0;
+    p = p * r * (1.0 / 7) + 1.0;
+    p = p * r * (1.0 / 6) + 1.0;
+    p = p * r * (1.0 / 5) + 1.0;
+    p = p * r * (1.0 / 4) + 1.0;
+    p = p * r * (1.0 / 3) + 1.0;
+    p = p * r * (1.0 / 2) + 1.0;
+    p = p * r + 1.0;
+    double scale = from_bits((int64_t)((uint64_t)(bits_of(shifted) + 1023) << 52));
+    return x < -700.0 ? 0.0 : p * scale;
+}
+
+/* sin of x in [0, pi/2], Taylor series to x^21. */
+INLINE double sin_quarter(double x) {
+    double q = x * x, p = 1.0 - q / (20.0 * 21.0);
+    p = 1.0 - p * q * (1.0 / (18.0 * 19.0));
+    p = 1.0 - p * q * (1.0 / (16.0 * 17.0));
+    p = 1.0 - p * q * (1.0 / (14.0 * 15.0));
+    p = 1.0 - p * q * (1.0 / (12.0 * 13.0));
+    p = 1.0 - p * q * (1.0 / (10.0 * 11.0));
+    p = 1.0 - p * q * (1.0 / (8.0 * 9.0));
+    p = 1.0 - p * q * (1.0 / (6.0 * 7.0));
+    p = 1.0 - p * q * (1.0 / (4.0 * 5.0));
+    p = 1.0 - p * q * (1.0 / (2.0 * 3.0));
+    return x * p;
+}
+
+/* psi(x) - log(x) for x >= 9: the asymptotic series, DLMF 5.11.2. */
+INLINE double digamma_tail(double x) {
+    double r = 1.0 / x, q = r * r, p = -1.0 / 12;
+    p = p * q + 691.0 / 32760;
+    p = p * q - 1.0 / 132;
+    p = p * q + 1.0 / 240;
+    p = p * q - 1.0 / 252;
+    p = p * q + 1.0 / 120;
+    p = p * q - 1.0 / 12;
+    return -0.5 * r + p * q;
+}
+
+/* psi(x) - log(x) for every x > 0: below 9 raised by psi(x) = psi(x + 9) - sum 1/(x + j), the sum over one denominator. */
+INLINE double digamma_less_log(double x) {
+    double low = smaller(x, 9.0), numerator = 0.0, denominator = 1.0;
+    for (int j = 0; j < 9; j++) {
+        numerator = numerator * (low + j) + denominator;
+        denominator *= low + j;
+    }
+    double raised = digamma_tail(low + 9.0) + log_positive(low + 9.0) - numerator / denominator - log_positive(low);
+    return x < 9.0 ? raised : digamma_tail(larger(x, 9.0));
+}
+
+/* ------------------------------------------------------------------------------------------------------- Gamma */
+
+enum { ORDERS = 12, DEGREE = 32 }; /* of the uniform expansion's table, ORDERS rows of DEGREE + 1 */
+
+INLINE void gamma_uniform(const double *alpha, const double *z, const double *table, double *out) {
+    double ratio[LANES], scale[LANES], eta[LANES], inverse[LANES], sum[LANES], row[LANES];
+    EACH_LANE {
+        double mu = (z[i] - alpha[i]) / alpha[i], log_ratio = log_one_plus(mu);
+        double root = sqrt(2.0 * larger(mu - log_ratio, 0.0));
+        eta[i] = mu < 0.0 ? -root : root;
+        ratio[i] = mu == 0.0 ? 1.0 : log_ratio / mu;
+        scale[i] = 1.0 + mu;
+        inverse[i] = 1.0 / alpha[i];
+        sum[i] = 0.0;
+    }
+    for (int order = ORDERS - 1; order >= 0; order--) {
+        const double *c = table + order * (DEGREE + 1);
+        int degree = DEGREE - 2 * order;
+        EACH_LANE row[i] = c[degree];
+        for (int n = degree - 1; n >= 0; n--) EACH_LANE row[i] = row[i] * eta[i] + c[n];
+        EACH_LANE sum[i] = (sum[i] + row[i]) * inverse[i];
+    }
+    EACH_LANE out[i] = scale[i] * (ratio[i] + sum[i]);
+}
+
+INLINE void gamma_series(const double *alpha, const double *z, double *out) {
+    double step[LANES], w[LANES], power[LANES], sum[LANES], slope[LANES], common[LANES];
+    EACH_LANE {
+        step[i] = 1.0 / larger(alpha[i], 1.0);
+        w[i] = z[i] * step[i];
+        power[i] = sum[i] = common[i] = 1.0;
+        slope[i] = 0.0;
+    }
+    for (int n = 1; n <= SERIES_TERMS; n++) EACH_LANE {
+            double t = (alpha[i] + n) * step[i];
+            power[i] *= w[i];
+            slope[i] = slope[i] * t + sum[i] * step[i];
+            sum[i] = sum[i] * t + power[i];
+            common[i] *= t;
+        }
+    EACH_LANE {
+        double top = alpha[i] + (SERIES_TERMS + 1);
+        double difference = digamma_tail(top) + log_positive(top) - log_positive(z[i]);
+        out[i] = z[i] / alpha[i] * ((sum[i] * difference - slope[i]) / common[i]);
+    }
+}
+
+INLINE void gamma_fraction(const double *alpha, const double *z, double *out) {
+    double r[LANES], p[LANES], q[LANES], dp[LANES], dq[LANES], p0[LANES], q0[LANES], dp0[LANES], dq0[LANES];
+    EACH_LANE {
+        r[i] = 1.0 / z[i];
+        p0[i] = dp0[i] = dp[i] = dq0[i] = 0.0;
+        p[i] = q0[i] = 1.0;
+        q[i] = (z[i] + 1.0 - alpha[i]) * r[i];
+        dq[i] = -r[i];
+    }
+    for (int k = 1; k <= FRACTION_TERMS; k++) EACH_LANE {
+            double b = (z[i] + (2 * k + 1) - alpha[i]) * r[i], a = -k * (k - alpha[i]) * r[i] * r[i];
+            double da = k * r[i] * r[i];
+            double dp1 = b * dp[i] - r[i] * p[i] + a * dp0[i] + da * p0[i];
+            double dq1 = b * dq[i] - r[i] * q[i] + a * dq0[i] + da * q0[i];
+            double p1 = b * p[i] + a * p0[i], q1 = b * q[i] + a * q0[i];
+            p0[i] = p[i], q0[i] = q[i], dp0[i] = dp[i], dq0[i] = dq[i];
+            p[i] = p1, q[i] = q1, dp[i] = dp1, dq[i] = dq1;
+        }
+    EACH_LANE {
+        double value = p[i] / q[i], slope = (dp[i] - value * dq[i]) / q[i];
+        double log_ratio = log_positive(z[i]) - log_positive(alpha[i]);
+        out[i] = slope + value * (log_ratio - digamma_less_log(alpha[i]));
+    }
+}
+
+EVERY_PROCESSOR static void gamma_block(double *const in[3], const double *table, double *out) {
+    const double *alpha = in[0], *z = in[1];
+    double a[LANES], s[LANES], which[LANES], uniform[LANES], series[LANES], fraction[LANES];
+    double any_uniform = 0, any_series = 0, any_fraction = 0;
+    EACH_LANE { /* table[0]: alpha from which the expansion holds; table[1], table[2]: lambda = z/alpha between which */
+        double lambda = z[i] / alpha[i], large = alpha[i] >= table[0];
+        double inside = large * (lambda > table[1]) * (lambda < table[2]);
+        double edge = large > 0 ? alpha[i] : alpha[i] + 3.5 * sqrt(larger(alpha[i], 0.0)) + 3.0;
+        which[i] = inside > 0 ? 0.0 : (z[i] <= edge ? 1.0 : 2.0);
+    }
+    for (int i = 0; i < LANES; i++) {
+        any_uniform += which[i] == 0.0;
+        any_series += which[i] == 1.0;
+        any_fraction += which[i] == 2.0;
+    }
+    EACH_LANE uniform[i] = series[i] = fraction[i] = 0.0;
+    if (any_uniform) { /* lanes of another region compute on harmless numbers */
+        EACH_LANE a[i] = which[i] == 0.0 ? alpha[i] : 100.0, s[i] = which[i] == 0.0 ? z[i] : 100.0;
+        gamma_uniform(a, s, table + 3, uniform);
+    }
+    if (any_series) {
+        EACH_LANE a[i] = which[i] == 1.0 ? alpha[i] : 1.0, s[i] = which[i] == 1.0 ? larger(z[i], 0x1p-1022) : 1.0;
+        gamma_series(a, s, series);
+    }
+    if (any_fraction) {
+        EACH_LANE a[i] = which[i] == 2.0 ? alpha[i] : 1.0, s[i] = which[i] == 2.0 ? z[i] : 10.0;
+        gamma_fraction(a, s, fraction);
+    }
+    EACH_LANE {
+        double value = which[i] == 0.0 ? uniform[i] : (which[i] == 1.0 ? series[i] : fraction[i]);
+        value = z[i] == 0.0 ? 0.0 : value;
+        out[i] = (alpha[i] > 0.0) & (z[i] >= 0.0) ? value : NAN;
+    }
+}
+
+/* --------------------------------------------------------------------------------------------------- von Mises */
+
+/* table: the number of nodes, the exponent at which a tail is cut, then nodes and weights on [0, 1]. */
+EVERY_PROCESSOR static void von_mises_block(double *const in[3], const double *table, double *out) {
+    const double *kappa = in[0], *gap = in[1], *z = in[2];
+    const int count = (int)table[0];
+    const double *node = table + 2, *weight = node + count;
+    double start[LANES], length[LANES], squared[LANES], sum[LANES], cut[LANES];
+    EACH_LANE {
+        double absolute = smaller(fabs(z[i]), PI), half = sin_quarter(0.5 * absolute);
+        start[i] = absolute;
+        squared[i] = half * half;
+        cut[i] = smaller(1.0, squared[i] + 0.5 * table[1] / larger(kappa[i], 1e-300));
+        sum[i] = 0.0;
+    }
+    for (int i = 0; i < LANES; i++) { /* inwards where the score is positive, outwards where it is negative */
+        double end = 2.0 * squared[i] < gap[i] ? 0.0 : 2.0 * asin(sqrt(cut[i]));
+        length[i] = end - start[i];
+    }
+    for (int n = 0; n < count; n++) EACH_LANE {
+            double half = sin_quarter(0.5 * (start[i] + length[i] * node[n])), square = half * half;
+            double exponent = 2.0 * kappa[i] * (squared[i] - square);
+            sum[i] += weight[n] * (gap[i] - 2.0 * square) * exp_of(exponent);
+        }
+    EACH_LANE {
+        double value = sum[i] * length[i];
+        value = z[i] < 0.0 ? -value : value;
+        out[i] = (kappa[i] > 0.0) & (z[i] == z[i]) ? value : NAN;
+    }
+}
+
+/* -------------------------------------------------------------------------------------------------------- Beta */
+
+INLINE double softplus_excess(double y) { return log_one_plus(exp_of(-fabs(y))); } /* softplus(y) - max(y, 0) */
+
+/* Loss of log density from u to v <= u, of the logit of Beta(a, b): a log sigmoid + b log(1 - sigmoid). */
+INLINE double density_drop(double a, double b, double u, double excess_u, double v, double excess_v) {
+    return a * (smaller(u, 0.0) - smaller(v, 0.0)) + b * (larger(v, 0.0) - larger(u, 0.0)) -
+           (a + b) * (excess_u - excess_v);
+}
+
+INLINE void beta_tail(const double *a, const double *b, const double *y, const double *table, double *out) {
+    const int count = (int)table[0];
+    const double drop = table[1], *node = table + 2, *weight = node + count;
+    double sign[LANES], near[LANES], far[LANES], u[LANES], excess[LANES], centre[LANES];
+    double length[LANES], longest[LANES], sum[LANES];
+    EACH_LANE {
+        double total = a[i] + b[i];
+        excess[i] = softplus_excess(y[i]);
+        centre[i] = log_one_plus(-b[i] / total) + digamma_less_log(a[i]) - digamma_less_log(total);
+        int lower = smaller(y[i], 0.0) - excess[i] < centre[i];
+        sign[i] = lower ? -1.0 : 1.0; /* of the direction of the tail; u is mirrored so that it runs to -infinity */
+        near[i] = lower ? a[i] : b[i];
+        far[i] = total - near[i];
+        u[i] = -sign[i] * y[i];
+        longest[i] = length[i] = (drop + total * (larger(u[i], 0.0) + excess[i])) / near[i];
+        sum[i] = 0.0;
+    }
+    for (int step = 0; step < NEWTON_STEPS; step++) EACH_LANE { /* on the square root of the drop */
+            double v = u[i] - length[i], fall = exp_of(-fabs(v));
+            double lost = density_drop(near[i], far[i], u[i], excess[i], v, log_one_plus(fall));
+            double inside = 1.0 / (1.0 + fall), outside = fall * inside;
+            double slope = v < 0.0 ? near[i] * inside - far[i] * outside : near[i] * outside - far[i] * inside;
+            double moved = length[i] + 2.0 * (sqrt(larger(drop * lost, 0.0)) - lost) / slope;
+            length[i] = smaller(longest[i], larger(0.1 * length[i], moved));
+        }
+    for (int n = 0; n < count; n++) EACH_LANE {
+            double v = u[i] - length[i] * node[n], excess_v = softplus_excess(v);
+            double lost = density_drop(near[i], far[i], u[i], excess[i], v, excess_v);
+            double score = smaller(-sign[i] * v, 0.0) - excess_v - centre[i];
+            sum[i] += weight[n] * score * exp_of(smaller(-lost, 0.0));
+        }
+    EACH_LANE out[i] = sign[i] * sum[i] * length[i];
+}
+
+EVERY_PROCESSOR static void beta_block(double *const in[3], const double *table, double *out) {
+    double a[LANES], b[LANES], y[LANES], raised_a[LANES], raised_b[LANES];
+    EACH_LANE {
+        a[i] = in[0][i] > 0.0 ? in[0][i] : 1.0;
+        b[i] = in[1][i] > 0.0 ? in[1][i] : 1.0;
+        y[i] = smaller(larger(in[2][i], -700.0), 700.0);
+        raised_a[i] = a[i] < 1.0 ? a[i] + 1.0 : a[i];
+        raised_b[i] = b[i] < 1.0 ? b[i] + 1.0 : b[i];
+    }
+    beta_tail(raised_a, raised_b, y, table, out);
+    EACH_LANE { /* down again from a + 1 and b + 1 */
+        double fall = exp_of(-fabs(y[i])), log_x = smaller(y[i], 0.0) - log_one_plus(fall);
+        double x = (y[i] < 0.0 ? fall : 1.0) / (1.0 + fall), rest = (y[i] < 0.0 ? 1.0 : fall) / (1.0 + fall);
+        double total = a[i] + raised_b[i], value = out[i];
+        double psi = digamma_less_log(a[i]) + log_positive(a[i]);
+        double psi_total = digamma_less_log(total) + log_positive(total);
+        double lowered = (x * total * value + psi + 1.0 / a[i] - psi_total - log_x) / a[i];
+        value = a[i] < 1.0 ? lowered : value;
+        total = a[i] + b[i];
+        psi_total = digamma_less_log(total) + log_positive(total);
+        lowered = (rest * total * value + log_x - psi + psi_total) / b[i];
+        value = b[i] < 1.0 ? lowered : value;
+        out[i] = (in[0][i] > 0.0) & (in[1][i] > 0.0) & (in[2][i] == in[2][i]) ? value : NAN;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------- driver and binding */
+
+typedef void (*block_function)(double *const in[3], const double *table, double *out);
+
+static double load(uintptr_t array, Py_ssize_t i, int is_double) {
+    return is_double ? ((const double *)array)[i] : (double)((const float *)array)[i];
+}
+
+static void run(block_function block, const uintptr_t in[3], uintptr_t out, Py_ssize_t size, int is_double,
+                const double *table, int threads) {
+    Py_ssize_t blocks = (size + LANES - 1) / LANES;
+#pragma omp parallel for schedule(static) num_threads(threads) if (blocks > 16)
+    for (Py_ssize_t number = 0; number < blocks; number++) {
+        double buffer[3][LANES], result[LANES];
+        double *const columns[3] = {buffer[0], buffer[1], buffer[2]};
+        Py_ssize_t first = number * LANES, count = size - first < LANES ? size - first : LANES;
+        for (int column = 0; column < 3; column++)
+            for (int i = 0; in[column] && i < LANES; i++) /* the last block is filled up with its own last element */
+                buffer[column][i] = load(in[column], first + (i < count ? i : count - 1), is_double);
+        block(columns, table, result);
+        for (int i = 0; i < count; i++) {
+            if (is_double)
+                ((double *)out)[first + i] = result[i];
+            else
+                ((float *)out)[first + i] = (float)result[i];
+        }
+    }
+}
+
+/* name(in0, in1, in2, out, size, is_double, table, threads): addresses as ints, 0 for an input that is not used. */
+static PyObject *call(block_function block, const char *name, PyObject *const *args, Py_ssize_t count) {
+    if (count != 8) return PyErr_Format(PyExc_TypeError, "%s takes 8 integers, got %zd", name, count);
+    long long value[8];
+    for (int i = 0; i < 8; i++) {
+        value[i] = PyLong_AsLongLong(args[i]);
+        if (value[i] == -1 && PyErr_Occurred()) return NULL;
+    }
+    const uintptr_t in[3] = {(uintptr_t)value[0], (uintptr_t)value[1], (uintptr_t)value[2]};
+    Py_BEGIN_ALLOW_THREADS;
+    run(block, in, (uintptr_t)value[3], (Py_ssize_t)value[4], (int)value[5], (const double *)(uintptr_t)value[6],
+        value[7] > 0 ? (int)value[7] : 1);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_gamma(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    return call(gamma_block, "gamma_gradient", args, count);
+}
+
+static PyObject *py_von_mises(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    return call(von_mises_block, "von_mises_gradient", args, count);
+}
+
+static PyObject *py_beta(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    return call(beta_block, "beta_gradient", args, count);
+}
+
+static PyMethodDef methods[] = {
+    {"gamma_gradient", (PyCFunction)(void (*)(void))py_gamma, METH_FASTCALL, "alpha, z, 0 -> dz/dalpha"},
+    {"von_mises_gradient", (PyCFunction)(void (*)(void))py_von_mises, METH_FASTCALL, "kappa, 1 - A, z -> dz/dkappa"},
+    {"beta_gradient", (PyCFunction)(void (*)(void))py_beta, METH_FASTCALL, "a, b, y -> dy/da"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_special", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__special(void) { return PyModule_Create(&module); }

@@ -1,0 +1,285 @@
+"""The C engine, forced through every instruction set, against F.conv2d and gathers of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+binding = pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
+
+from accel.kernels.cpu import _engine  # noqa: E402
+from accel.kernels.positions import PositionSet, output_size  # noqa: E402
+
+ACTIVATIONS = {"none": lambda v: v, "relu": F.relu, "leaky_relu": F.leaky_relu, "hardswish": F.hardswish}
+MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+@pytest.fixture(params=_engine.isas())
+def isa(request):
+    before = _engine.isa()
+    _engine.set_isa(request.param)
+    yield request.param
+    _engine.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Every buffer the engine allocates starts as NaN, so that an element that is never written shows."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_set(height: int, width: int, keep: float, seed: int = 0) -> PositionSet:
+    """A random set in random order, with a random stand-in for every position that is left out."""
+    g = seeded(seed)
+    count = max(1, round(keep * height * width))
+    positions = torch.randperm(height * width, generator=g)[:count].to(torch.int32)
+    nearest = torch.randint(count, (height * width,), generator=g, dtype=torch.int32)
+    nearest[positions.long()] = torch.arange(count, dtype=torch.int32)
+    return PositionSet(positions, nearest, height, width)
+
+
+def padded_conv(x, weight, bias, stride, padding, dilation, groups, padding_mode):
+    top, bottom, left, right = padding
+    x = F.pad(x, (left, right, top, bottom), mode=MODES[padding_mode])
+    return F.conv2d(x, weight, bias, stride, 0, dilation, groups)
+
+
+class Case:
+    """A drawn problem and what F.conv2d makes of it."""
+
+    def __init__(self, n, c, k, size, kernel, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1,
+                 mode="zeros", keep=0.5, activation="none", seed=0):  # fmt: skip
+        g = seeded(seed)
+        self.x = torch.randn(n, c, *size, generator=g)
+        self.weight = torch.randn(k, c // groups, *kernel, generator=g)
+        self.bias = torch.randn(k, generator=g)
+        self.out_size = output_size(size, kernel, stride, padding, dilation)
+        self.set = random_set(*self.out_size, keep, seed)
+        self.residual = torch.randn(n, k, *self.out_size, generator=g)
+        self.geometry = (stride, padding, dilation, groups, mode)
+        self.activation = activation
+
+    def run(self, *, bias=True, residual=False, compact=False, x=None, activation=None):
+        x = self.x if x is None else x
+        rest = self.rows_of(self.residual) if compact else self.residual
+        return binding.perforated_conv2d(
+            x, self.weight, self.bias if bias else None, self.set.positions, self.set.nearest, None,
+            rest if residual else None, (x.shape[0], *x.shape[2:]), self.out_size, *self.geometry[:4],
+            self.geometry[4], activation or self.activation, compact,
+        )  # fmt: skip
+
+    def expected(self, *, bias=True, residual=False, compact=False, activation=None):
+        dense = padded_conv(self.x.double(), self.weight.double(), self.bias.double() if bias else None, *self.geometry)
+        if residual:
+            dense = dense + self.residual
+        rows = ACTIVATIONS[activation or self.activation](self.rows_of(dense))
+        if compact:
+            return rows
+        n, k = dense.shape[:2]
+        return rows.view(n, -1, k)[:, self.set.nearest.long()].transpose(1, 2).reshape(dense.shape)
+
+    def rows_of(self, dense):
+        return dense.flatten(2)[:, :, self.set.positions.long()].transpose(1, 2).flatten(0, 1)
+
+
+def assert_close(got, expected, tolerance=1e-6):
+    assert got.shape == expected.shape
+    error = (got.double() - expected).norm() / expected.norm().clamp_min(1e-12)
+    assert error < tolerance, f"relative error {error:.2e}"
+
+
+CASES = {
+    "3x3": dict(n=2, c=16, k=64, size=(9, 11), kernel=(3, 3), padding=(1, 1, 1, 1)),
+    "one output": dict(n=1, c=8, k=19, size=(3, 3), kernel=(3, 3), keep=1.0),
+    "one pixel": dict(n=1, c=33, k=7, size=(1, 1), kernel=(1, 1), keep=1.0),
+    "odd channels": dict(n=3, c=13, k=37, size=(7, 5), kernel=(3, 3), padding=(1, 1, 1, 1), keep=0.3),
+    "many panels": dict(n=1, c=9, k=163, size=(6, 6), kernel=(3, 3), padding=(1, 1, 1, 1)),
+    "1x1": dict(n=2, c=32, k=48, size=(7, 7), kernel=(1, 1), keep=0.4),
+    "1x1 stride 2": dict(n=2, c=24, k=32, size=(7, 7), kernel=(1, 1), stride=(2, 2)),
+    "first layer": dict(n=2, c=3, k=16, size=(17, 13), kernel=(3, 3), padding=(1, 1, 1, 1)),
+    "alexnet's first": dict(n=1, c=3, k=96, size=(31, 35), kernel=(11, 11), stride=(4, 4), padding=(2, 2, 2, 2)),
+    "grey, 7x7": dict(n=2, c=1, k=8, size=(19, 23), kernel=(7, 7), stride=(2, 2), padding=(3, 3, 3, 3)),
+    "few channels, dilated": dict(n=1, c=4, k=8, size=(12, 12), kernel=(3, 3), dilation=(2, 2), padding=(2, 2, 2, 2)),
+    "rows dilated only": dict(n=1, c=4, k=8, size=(12, 12), kernel=(3, 3), dilation=(3, 1), padding=(2, 2, 1, 1)),
+    "dilated": dict(n=2, c=16, k=32, size=(11, 11), kernel=(3, 3), dilation=(2, 2), padding=(2, 2, 2, 2)),
+    "strided": dict(n=2, c=16, k=24, size=(13, 11), kernel=(5, 3), stride=(3, 2), padding=(2, 2, 1, 1)),
+    "lopsided padding": dict(n=1, c=16, k=16, size=(8, 6), kernel=(3, 3), padding=(0, 2, 1, 0)),
+    "reflect": dict(n=2, c=16, k=16, size=(7, 9), kernel=(3, 5), padding=(1, 1, 2, 2), mode="reflect"),
+    "replicate": dict(n=2, c=3, k=16, size=(7, 9), kernel=(3, 5), padding=(1, 1, 2, 2), mode="replicate"),
+    "circular": dict(n=2, c=16, k=16, size=(7, 9), kernel=(3, 5), padding=(1, 1, 2, 2), mode="circular"),
+    "groups": dict(n=2, c=24, k=36, size=(9, 9), kernel=(3, 3), padding=(1, 1, 1, 1), groups=4),
+    "wide groups": dict(n=1, c=64, k=160, size=(6, 6), kernel=(3, 3), padding=(1, 1, 1, 1), groups=2),
+    "depthwise": dict(n=2, c=41, k=41, size=(9, 9), kernel=(3, 3), padding=(1, 1, 1, 1), groups=41),
+    "depthwise, wide": dict(n=2, c=96, k=96, size=(9, 7), kernel=(5, 5), padding=(2, 2, 2, 2), groups=96),
+    "channel multiplier": dict(n=1, c=6, k=18, size=(9, 9), kernel=(3, 3), padding=(1, 1, 1, 1), groups=6),
+    "chunked taps": dict(n=1, c=256, k=64, size=(6, 6), kernel=(5, 5), padding=(2, 2, 2, 2)),
+    "chunked channels": dict(n=1, c=5001, k=64, size=(4, 5), kernel=(1, 1), keep=1.0),
+    "one kept position": dict(n=3, c=16, k=16, size=(7, 7), kernel=(3, 3), padding=(1, 1, 1, 1), keep=0.0),
+    "prime sizes": dict(n=1, c=17, k=61, size=(31, 29), kernel=(3, 3), padding=(1, 1, 1, 1), keep=0.25),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("compact", [False, True], ids=["dense", "compact"])
+@pytest.mark.parametrize("name", CASES)
+def test_matches_gathered_conv2d(isa, name, compact):
+    case = Case(**CASES[name])
+    assert_close(case.run(compact=compact), case.expected(compact=compact), 2e-6)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("compact", [False, True])
+def test_epilogue(isa, activation, residual, compact):
+    case = Case(n=2, c=16, k=40, size=(9, 8), kernel=(3, 3), padding=(1, 1, 1, 1), keep=0.4)
+    for bias in (False, True):
+        options = dict(bias=bias, residual=residual, compact=compact, activation=activation)
+        assert_close(case.run(**options), case.expected(**options))
+
+
+def test_nan_and_infinity_pass_the_activations(isa):
+    """What torch's activations make of the special values, in every lane of a row."""
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.0, -1.0, 7.0, -4.0])
+    x = special.repeat(5).view(1, 40, 1, 1)
+    where = torch.zeros(1, dtype=torch.int32)
+    for name, act in ACTIVATIONS.items():
+        got = binding.perforated_conv2d(
+            x, torch.ones(40, 1, 1, 1), None, where, where, None, None, (1, 1, 1), (1, 1), (1, 1), (0, 0, 0, 0),
+            (1, 1), 40, "zeros", name, True,
+        )  # fmt: skip
+        torch.testing.assert_close(got, act(x.flatten(1)), equal_nan=True)
+
+
+def test_permuted_full_set_is_conv2d(isa):
+    case = Case(n=2, c=64, k=64, size=(14, 14), kernel=(3, 3), padding=(1, 1, 1, 1), keep=1.0)
+    assert not torch.equal(case.set.positions, torch.arange(196, dtype=torch.int32))
+    assert_close(case.run(), padded_conv(case.x, case.weight, case.bias, *case.geometry).double(), 1e-5)
+
+
+def test_any_memory_format(isa):
+    case = Case(n=2, c=16, k=16, size=(9, 8), kernel=(3, 3), padding=(1, 1, 1, 1))
+    few = Case(n=2, c=3, k=16, size=(9, 8), kernel=(3, 3), padding=(1, 1, 1, 1))
+    for one in (case, few):
+        expected = one.expected()
+        wide = torch.zeros(2, one.x.shape[1], 9, 16)
+        wide[..., ::2] = one.x
+        for x in (one.x, one.x.contiguous(memory_format=torch.channels_last), wide[..., ::2],
+                  one.x.transpose(2, 3).contiguous().transpose(2, 3)):  # fmt: skip
+            out = one.run(x=x)
+            assert out.is_contiguous(memory_format=torch.channels_last)
+            assert_close(out, expected)
+
+
+def test_compact_source(isa):
+    """A second layer that reads the compact rows of a first one equals one that reads the interpolated map."""
+    first = Case(n=3, c=8, k=24, size=(9, 8), kernel=(3, 3), padding=(1, 1, 1, 1), keep=0.4)
+    rows = first.run(compact=True)
+    for kernel, padding, stride in (((3, 3), (1, 1, 1, 1), (2, 1)), ((1, 1), (0, 0, 0, 0), (1, 1))):
+        second = Case(n=3, c=24, k=20, size=(9, 8), kernel=kernel, padding=padding, stride=stride, seed=1)
+        second.x = first.run()
+        got = binding.perforated_conv2d(
+            rows, second.weight, second.bias, second.set.positions, second.set.nearest, first.set.nearest, None,
+            (3, 9, 8), second.out_size, *second.geometry, "relu", True,
+        )  # fmt: skip
+        assert_close(got, second.expected(compact=True, activation="relu"))
+
+
+@pytest.mark.parametrize("name", ["many panels", "prime sizes", "depthwise", "groups", "chunked taps", "first layer"])
+def test_thread_count_does_not_change_a_bit(isa, name):
+    case = Case(**CASES[name])
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(case.run())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_no_images_and_no_work(isa):
+    case = Case(n=2, c=8, k=4, size=(5, 5), kernel=(3, 3))
+    assert case.run(x=case.x[:0]).shape == (0, 4, 3, 3)
+    assert case.run(x=case.x[:0], compact=True).shape == (0, 4)
+
+
+def test_interpolate_and_its_adjoint():
+    where = random_set(7, 9, 0.3)
+    rows = torch.randn(3 * len(where), 5, generator=seeded(0))
+    dense = binding.interpolate(rows, where.nearest, 3, (7, 9))
+    expected = rows.view(3, -1, 5)[:, where.nearest.long()].view(3, 7, 9, 5).permute(0, 3, 1, 2)
+    assert torch.equal(dense, expected) and dense.is_contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(3, 5, 7, 9, generator=seeded(1))
+    back = binding.interpolate_backward(grad, where.nearest, len(where))
+    summed = torch.zeros(3, len(where), 5, dtype=torch.double)
+    summed.index_add_(1, where.nearest.long(), grad.double().permute(0, 2, 3, 1).flatten(1, 2))
+    assert_close(back, summed.flatten(0, 1))
+
+
+class TestPackedWeights:
+    """The cache must notice every way in which a parameter changes."""
+
+    def case(self):
+        return Case(n=1, c=8, k=8, size=(6, 6), kernel=(3, 3))
+
+    def test_in_place_update(self):
+        case = self.case()
+        case.run()
+        case.weight.mul_(2)
+        assert_close(case.run(), case.expected())
+
+    def test_update_through_data(self):
+        case = self.case()
+        case.run()
+        version = case.weight._version
+        case.weight.data.fill_(0.5)
+        assert case.weight._version == version, "the trap this test is about is gone"
+        assert_close(case.run(), case.expected())
+
+    def test_another_tensor_at_the_same_address(self):
+        for seed in range(20):
+            case = Case(n=1, c=8, k=8, size=(6, 6), kernel=(3, 3), seed=seed)
+            assert_close(case.run(), case.expected())
+
+    def test_inference_tensor(self):
+        case = self.case()
+        with torch.inference_mode():
+            case.weight = case.weight * 1
+            case.run()
+            case.weight.add_(1)
+            got = case.run()
+        with torch.inference_mode():
+            assert_close(got, case.expected())
+
+    def test_weights_in_any_layout(self):
+        case = self.case()
+        dense = case.weight
+        spread = torch.zeros(8, 8, 3, 6)
+        spread[..., ::2] = dense
+        for weight in (dense.contiguous(memory_format=torch.channels_last), spread[..., ::2]):
+            case.weight = weight
+            assert_close(case.run(), case.expected())
+
+    def test_reshaped_in_place(self):
+        case = Case(n=1, c=8, k=8, size=(6, 6), kernel=(1, 1))
+        case.run()
+        case.weight.transpose_(0, 1)
+        assert_close(case.run(), case.expected())
+
+
+def test_wrong_dtype_names_the_tensor():
+    case = Case(n=1, c=8, k=8, size=(6, 6), kernel=(3, 3))
+    case.weight = case.weight.double()
+    with pytest.raises(TypeError, match="weight is torch.float64"):
+        case.run()
+
+
+def test_unknown_instruction_set():
+    with pytest.raises(ValueError, match="cannot run the instruction set 'avx9'"):
+        _engine.set_isa("avx9")
