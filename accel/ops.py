@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from accel.kernels.active_positions import active_positions
 from accel.kernels.dispatch import active_backend, available_backends, use_backend
-from accel.kernels.halting_step import HaltingState, halting_step, halting_step_
+from accel.kernels.halting_step import halting_step, halting_step_
 from accel.kernels.interpolate import interpolate
 from accel.kernels.masked_conv2d import masked_conv2d
 from accel.kernels.perforated_conv2d import perforated_conv2d
@@ -12,7 +12,6 @@ from accel.kernels.ponder_cost import ponder_cost
 from accel.kernels.select_positions import select_positions
 
 __all__ = [
-    "HaltingState",
     "active_backend",
     "active_positions",
     "available_backends",

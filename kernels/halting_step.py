@@ -12,8 +12,6 @@ Figurnov et al. 2017, arXiv 1612.02297 (ACT of residual networks, and SACT). The
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -21,102 +19,84 @@ from accel.kernels.checks import check_device, check_shape
 from accel.kernels.dispatch import implementation, is_direct
 
 
-@dataclasses.dataclass
-class HaltingState:
-    """What the units of a stage hand on; shapes: [N] (ACT) or [N, H, W] (SACT).
-
-    Attributes:
-        remainder: 1 before the first unit, 0 where the position has halted.
-        ponder: 1 before the first unit, rho = N + R after the last.
-        units: int32, units executed so far; N after the last.
-        output: shape and dtype of the units' outputs, the sum of weight * x.
-    """
-
-    remainder: Tensor
-    ponder: Tensor
-    units: Tensor
-    output: Tensor
-
-    @property
-    def active(self) -> Tensor:
-        """bool, where the next unit is still needed."""
-        return self.remainder > 0
-
-    @staticmethod
-    def start(x: Tensor, *, spatial: bool, dtype: torch.dtype | None = None) -> HaltingState:
-        """Before the first unit of a stage whose units give outputs like x; `dtype` of the scores, x's if None.
-
-        The output is channels_last where x is.
-        """
-        shape = (x.shape[0], *x.shape[2:]) if spatial else x.shape[:1]
-        ones = torch.ones(shape, dtype=dtype or x.dtype, device=x.device)
-        units = torch.zeros(shape, dtype=torch.int32, device=x.device)
-        return HaltingState(ones, ones.clone(), units, torch.zeros_like(x, requires_grad=False))
-
-
 def halting_step(
-    h: Tensor | None, x: Tensor, state: HaltingState, *, eps: float = 0.01, last: bool = False
-) -> tuple[HaltingState, Tensor]:
+    h: Tensor | None,
+    x: Tensor,
+    remainder: Tensor,
+    ponder: Tensor,
+    units: Tensor,
+    output: Tensor,
+    eps: float = 0.01,
+    last: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One unit: a position halts here if its scores, with this one, reach 1 - eps, or if the unit is the last.
 
     Args:
-        h: the unit's halting scores in [0, 1], [N] or [N, H, W]; None allowed in the last unit, which needs none.
-        x: the unit's output, [N, ...] or [N, C, H, W].
-        state: after the unit before; left as it is.
+        h: the unit's halting scores in [0, 1], [N] (ACT) or [N, H, W] (SACT); None allowed in the last unit.
+        x: the unit's output, [N, ...] (ACT) or [N, C, H, W] (SACT).
+        remainder: shape and dtype of h; 1 before the first unit, 0 where the position has halted.
+        ponder: shape and dtype of h; 1 before the first unit, rho = N + R after the last.
+        units: int32, shape of h; 0 before the first unit, N after the last.
+        output: shape and dtype of x, the sum of weight * x so far.
         eps: 0 <= eps < 1.
         last: whether this is the last unit of the stage.
 
     Returns:
-        (the new state, the halting distribution p of this unit, shaped like h: h where the position goes on, the
-        remainder where it halts, 0 where it had halted before). The score of the unit in which a position halts gets no
-        gradient: when it halts is a step function.
+        (remainder, ponder, units, output, weight): the new state, where remainder > 0 is what the next unit is needed
+        for, and the halting distribution p of this unit, shaped like h: h where the position goes on, the remainder
+        where it halts, 0 where it had halted before. The score of the unit in which a position halts gets no gradient:
+        when it halts is a step function.
 
     Raises:
-        TypeError: dtypes that differ, or are not floating.
+        TypeError: dtypes that differ, or are not floating (int32 for `units`).
         ValueError: shapes or devices that do not fit, eps out of range, or no h before the last unit.
     """
-    _check(h, x, state, eps, last)
-    arguments = (h, x, state.remainder, state.ponder, state.units, state.output, eps, last)
-    direct = is_direct(h, x, state.remainder, state.ponder, state.output)
-    run = implementation("halting_step", x) if direct else _STEP
-    *new, weight = run(*arguments)
-    return HaltingState(*new), weight
+    _check(h, x, remainder, ponder, units, output, eps, last)
+    run = implementation("halting_step", x) if is_direct(h, x, remainder, ponder, output) else _STEP
+    return tuple(run(h, x, remainder, ponder, units, output, eps, last))
 
 
-def halting_step_(h: Tensor | None, x: Tensor, state: HaltingState, *, eps: float = 0.01, last: bool = False) -> Tensor:
-    """The same step, in place on the state and without gradients; arguments and errors of `halting_step`.
+def halting_step_(
+    h: Tensor | None,
+    x: Tensor,
+    remainder: Tensor,
+    ponder: Tensor,
+    units: Tensor,
+    output: Tensor,
+    eps: float = 0.01,
+    last: bool = False,
+) -> Tensor:
+    """The same step without gradients, in place on remainder, ponder, units and output (contiguous or channels_last).
 
-    Returns:
-        bool, shaped like h: where the next unit is still needed.
+    Arguments and errors of `halting_step`. Returns bool, shaped like h: where the next unit is still needed.
     """
-    _check(h, x, state, eps, last)
-    arguments = (h, x, state.remainder, state.ponder, state.units, state.output, eps, last)
-    if is_direct(h, x, state.remainder, state.ponder, state.output):
-        return implementation("halting_step_", x, "halting_step")(*arguments)
-    return _STEP_IN_PLACE(*arguments)
+    _check(h, x, remainder, ponder, units, output, eps, last)
+    direct = is_direct(h, x, remainder, ponder, output)
+    run = implementation("halting_step_", x, "halting_step") if direct else _STEP_IN_PLACE
+    return run(h, x, remainder, ponder, units, output, eps, last)
 
 
-def _check(h: Tensor | None, x: Tensor, state: HaltingState, eps: float, last: bool) -> None:
+def _check(h, x, remainder, ponder, units, output, eps, last):
     if h is None and not last:
         raise ValueError("halting_step: h may be None in the last unit only; give the halting scores of this unit")
     if not 0 <= eps < 1:
         raise ValueError(f"halting_step: eps must be in [0, 1), got {eps}")
-    shape = tuple(state.remainder.shape)
+    shape = tuple(remainder.shape)
     if shape not in ((x.shape[0],), (x.shape[0], *x.shape[2:])):
         raise ValueError(
-            f"halting_step: the state of x with shape {tuple(x.shape)} must be [N] (ACT) or [N, H, W] (SACT), not {shape}"
+            f"halting_step: remainder must be [N] (ACT) or [N, H, W] (SACT) for x {tuple(x.shape)}, got {shape}"
         )
-    joins = {"ponder": (state.ponder, state.remainder), "output": (state.output, x)}
+    joins = {"ponder": (ponder, remainder), "output": (output, x)}
     if h is not None:
-        joins["h"] = (h, state.remainder)
+        joins["h"] = (h, remainder)
     for name, (tensor, like) in joins.items():
         check_shape("halting_step", name, tensor, tuple(like.shape))
         check_device("halting_step", x, name, tensor)
         if tensor.dtype != like.dtype or not tensor.is_floating_point():
             raise TypeError(f"halting_step: {name} must be {like.dtype} as what it joins, got {tensor.dtype}")
-    if state.units.dtype is not torch.int32:
-        raise TypeError(f"halting_step: units must be int32, got {state.units.dtype}")
-    check_shape("halting_step", "units", state.units, shape)
+    if units.dtype is not torch.int32:
+        raise TypeError(f"halting_step: units must be int32, got {units.dtype}")
+    check_shape("halting_step", "units", units, shape)
 
 
 _STATE = "Tensor{} remainder, Tensor{} ponder, Tensor{} units, Tensor{} output, float eps, bool last"
