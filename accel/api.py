@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from accel.calibrate import check_calibration, impact_maps
 from accel.config import Perforate, Rules
-from accel.convert import assign, convert_layers, convolutions, counted_layers, left_dense
+from accel.convert import (
+    Conversion,
+    assign,
+    convert_layers,
+    convolutions,
+    counted_layers,
+    left_dense,
+    with_pooling,
+)
 from accel.nn.running import Call, as_arguments, record_calls
 from accel.report import Plan, plan_of
 
@@ -74,12 +82,11 @@ def _convert(
     assigned = assign(model, rules)
     check_calibration(assigned, calibration)
     calls = record_calls(model, counted_layers(model), example_inputs)
-    weighed = {name: layer for name, layer in convolutions(model).items() if _wants_impact(assigned.get(name))}
+    layers = convolutions(model)
+    weighed = {name: layers[name] for name, config in assigned.items() if config.mask == "impact"}
     impacts = impact_maps(model, weighed, calibration, loss) if weighed else {}
+    conversions = {name: Conversion(config, impact=impacts.get(name)) for name, config in assigned.items()}
+    conversions = with_pooling(model, conversions)
     fast = model if inplace else copy.deepcopy(model)
-    convert_layers(fast, assigned, impacts)
+    convert_layers(fast, conversions)
     return fast, calls
-
-
-def _wants_impact(config: Perforate | None) -> bool:
-    return config is not None and config.mask == "impact"

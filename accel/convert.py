@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from accel.config import MISSING, Perforate, Rules, as_rules
 from accel.errors import ConversionError
+from accel.masks import Pooling
+from accel.nn.graph import pooling_after, traced_parts
 from accel.nn.perforated import PerforatedConv2d
 
 
@@ -63,11 +66,39 @@ def assign(model: nn.Module, rules: Perforate | Rules | Mapping) -> dict[str, Pe
     return assigned
 
 
-def convert_layers(model: nn.Module, assigned: Mapping[str, Perforate], impacts: Mapping[str, Tensor]) -> None:
-    """Turn the named layers of `model`, in place, into perforated ones; `impacts` holds the maps that masks need."""
-    layers = dict(model.named_modules())
-    for name, config in assigned.items():
-        PerforatedConv2d.adopt(layers[name], config, name).impact = impacts.get(name)
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """All that turns one convolution into a perforated one; see `PerforatedConv2d` for the fields."""
+
+    config: Perforate
+    pooling: Pooling | None = None
+    impact: Tensor | None = None
+
+
+def with_pooling(model: nn.Module, conversions: Mapping[str, Conversion]) -> dict[str, Conversion]:
+    """The conversions, those with mask 'pooling' completed by the pooling layer that reads the layer's output.
+
+    It is found where the model, or the part of it that holds the layer, traces.
+    """
+    wanted = [name for name, conversion in conversions.items() if conversion.config.mask == "pooling"]
+    if not wanted:
+        return dict(conversions)
+    found = {}
+    for _, part, graph in traced_parts(model):
+        modules = dict(part.named_modules(remove_duplicate=False))
+        for node in graph.nodes:
+            if node.op == "call_module":
+                found.setdefault(modules[node.target], pooling_after(node, modules))
+    layers = convolutions(model)
+    complete = {name: dataclasses.replace(conversions[name], pooling=found.get(layers[name])) for name in wanted}
+    return {**conversions, **complete}
+
+
+def convert_layers(model: nn.Module, conversions: Mapping[str, Conversion]) -> None:
+    """Turn the named layers of `model`, in place, into perforated ones."""
+    layers = convolutions(model)
+    for name, conversion in conversions.items():
+        PerforatedConv2d.adopt(layers[name], conversion.config, name, conversion.pooling, conversion.impact)
 
 
 def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:

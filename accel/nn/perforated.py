@@ -28,17 +28,25 @@ class PerforatedConv2d(nn.Conv2d):
         impact: float [H, W] on the CPU, the loss change per position at the calibrated size, for mask 'impact'.
     """
 
-    def __init__(
-        self, *args, config: Perforate, layer_name: str = "", pooling: Pooling | None = None, **kwargs
-    ) -> None:
+    def __init__(self, *args, config: Perforate, layer_name: str = "", **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self._perforate(config, layer_name, pooling)
+        PerforatedConv2d.adopt(self, config, layer_name)
 
     @staticmethod
-    def adopt(conv: nn.Conv2d, config: Perforate, layer_name: str, pooling: Pooling | None = None) -> PerforatedConv2d:
+    def adopt(
+        conv: nn.Conv2d,
+        config: Perforate,
+        layer_name: str,
+        pooling: Pooling | None = None,
+        impact: Tensor | None = None,
+    ) -> PerforatedConv2d:
         """Turn `conv` itself into a perforated convolution, so that hooks and every reference to it stay valid."""
         conv.__class__ = PerforatedConv2d
-        conv._perforate(config, layer_name, pooling)
+        conv.config = config
+        conv.layer_name = layer_name
+        conv.pooling = pooling
+        conv.impact = impact
+        conv._sets = {}  # (height, width, device) -> PositionSet
         return conv
 
     def release(self) -> nn.Conv2d:
@@ -47,13 +55,6 @@ class PerforatedConv2d(nn.Conv2d):
             del self.__dict__[name]
         self.__class__ = nn.Conv2d
         return self
-
-    def _perforate(self, config: Perforate, layer_name: str, pooling: Pooling | None) -> None:
-        self.config = config
-        self.layer_name = layer_name
-        self.pooling = pooling
-        self.impact: Tensor | None = None
-        self._sets: dict[tuple[int, int, torch.device], PositionSet] = {}
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_sets": {}}  # copies and pickles build their own

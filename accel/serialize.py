@@ -1,0 +1,192 @@
+"""Saving and loading converted models: a folder with config.json and model.safetensors, never a pickle."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from accel.config import config_from_dict
+from accel.convert import Conversion, convert_layers, convolutions, left_dense, perforated_layers
+from accel.errors import ConversionError, WeightsError
+from accel.masks import Pooling
+from accel.nn.perforated import PerforatedConv2d
+
+FORMAT, VERSION = "skimconv converted model", 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_IMPACT = "impact:"  # prefix of impact maps among the tensors: no state_dict key holds a colon
+
+
+def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Write a converted model: how each layer is perforated to config.json, tensors to model.safetensors.
+
+    Each file is complete or absent; one that was there is replaced.
+
+    Raises:
+        ConversionError: the model has no perforated layer, or state that is no tensor.
+        WeightsError: the folder cannot be written.
+    """
+    layers = perforated_layers(model)
+    if not layers:
+        raise ConversionError(f"this {type(model).__name__} has no perforated layer: convert it before saving")
+    state, aliases = _own_storage(model)
+    tensors = state | {_IMPACT + name: layer.impact for name, layer in layers.items() if layer.impact is not None}
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / WEIGHTS, lambda path: save_file(tensors, path))
+        config = {
+            "format": FORMAT,
+            "version": VERSION,
+            "layers": {name: _describe(layer) for name, layer in layers.items()},
+            "aliases": aliases,
+            "sha256": _sha256(folder / WEIGHTS),
+        }
+        _write(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot write to {folder} ({error}): choose a folder you may write to") from error
+
+
+def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
+    """The converted model that `save_converted` wrote, on the architecture of `model`.
+
+    Args:
+        folder: what was given to `save_converted`.
+        model: the dense model it was converted from, or a new one of the same architecture; its weights do not matter
+            and it is left as it is. The result has its mode, device and own storage.
+
+    Raises:
+        WeightsError: a file is missing, corrupt or of another version, or `model` is of another architecture.
+    """
+    folder = pathlib.Path(folder)
+    config = _read_config(folder / CONFIG)
+    tensors = _read_tensors(folder / WEIGHTS, config["sha256"])
+    impacts = {key.removeprefix(_IMPACT): tensors.pop(key) for key in list(tensors) if key.startswith(_IMPACT)}
+    state = tensors | {alias: tensors[name] for alias, name in config["aliases"].items() if name in tensors}
+    _check_same_architecture(folder, state, model)
+    known, layers = convolutions(model), config["layers"]
+    for name in layers:
+        if name not in known or left_dense(known[name]) is not None:
+            raise WeightsError(
+                f"{folder} was made from another model: {type(model).__name__} has no convolution {name!r}"
+            )
+    fast = copy.deepcopy(model)
+    convert_layers(fast, {name: dataclasses.replace(layer, impact=impacts.get(name)) for name, layer in layers.items()})
+    fast.load_state_dict(state)
+    return fast
+
+
+def _describe(layer: PerforatedConv2d) -> dict:
+    pooling = None if layer.pooling is None else layer.pooling._asdict()
+    return {"config": layer.config.to_dict(), "pooling": pooling}
+
+
+def _parse(entry: dict) -> Conversion:
+    """The inverse of `_describe`."""
+    pooling = entry["pooling"]
+    if pooling is not None:
+        pooling = Pooling(*(tuple(pooling[key]) for key in ("kernel", "stride", "padding")), pooling["ceil_mode"])
+    return Conversion(config_from_dict(entry["config"]), pooling)
+
+
+def _own_storage(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(state, aliases): the state_dict with every tensor once and contiguous, and the names of shared ones."""
+    state: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple, str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise ConversionError(f"the state {name!r} is a {type(tensor).__name__}: only tensors can be saved")
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            state[name] = tensor.detach().cpu().contiguous().clone()
+    return state, aliases
+
+
+def _write(target: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
+    """Write through a temporary file beside the target, so that the target is complete or untouched."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+    os.close(handle)
+    temporary = pathlib.Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)  # mkstemp's 0600 would lock out everybody else
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_config(path: pathlib.Path) -> dict:
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise WeightsError(
+            f"cannot read {path} ({error.strerror}): expected a folder made by save_converted"
+        ) from error
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON ({error}): save the converted model again") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise WeightsError(f"{path} is not the config of a converted model: expected a folder made by save_converted")
+    if config.get("version") != VERSION:
+        raise WeightsError(
+            f"{path} is of version {config.get('version')!r}, expected {VERSION}: convert and save the model again"
+        )
+    try:
+        config["layers"] = {name: _parse(entry) for name, entry in config["layers"].items()}
+        if not isinstance(config["aliases"], dict) or not isinstance(config["sha256"], str):
+            raise TypeError("aliases or sha256 of the wrong kind")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged ({error}): save the converted model again") from error
+    return config
+
+
+def _read_tensors(path: pathlib.Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        if _sha256(path) != sha256:
+            raise WeightsError(
+                f"{path} does not belong to the {CONFIG} beside it, or is damaged: save the converted model again"
+            )
+        return load_file(path)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot read {path} ({error.strerror}): expected a folder made by save_converted"
+        ) from error
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a safetensors file ({error}): save the converted model again") from error
+
+
+def _check_same_architecture(folder: pathlib.Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """WeightsError for the first difference between the saved state and the model's."""
+    own = model.state_dict()
+    kind = type(model).__name__
+    for name in [*own, *state]:
+        if name not in own or name not in state:
+            where = f"this {kind}" if name not in own else "the saved one"
+            raise WeightsError(f"{folder} was made from another model: {where} has no {name!r}")
+    for name, tensor in own.items():
+        saved = state[name]
+        if (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype):
+            raise WeightsError(
+                f"{folder} was made from another model: {name!r} is {tuple(saved.shape)} {saved.dtype} there, "
+                f"and {tuple(tensor.shape)} {tensor.dtype} in this {kind}"
+            )
