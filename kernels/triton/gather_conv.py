@@ -199,7 +199,7 @@ def weight_gradient(
         **geometry,
     )
     summed = partial.sum(0)[..., : weight.shape[1]]
-    return summed.to(weight.dtype).reshape(shape).permute(0, 3, 1, 2)
+    return summed.to(weight.dtype).reshape(shape).permute(0, 3, 1, 2).contiguous()
 
 
 @triton.jit(do_not_specialize=["count"])

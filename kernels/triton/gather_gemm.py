@@ -5,7 +5,7 @@ taps and blocks of input channels, and each row's input pixel is found by arithm
 matrix exists. `perforated_conv2d` and `masked_conv2d` hold the contracts; this file holds the loops.
 
     static rows     r = n * per_image + i     position = positions[i]           (positions None: i itself)
-    dynamic rows    r                         position = positions[r] - n * out_h * out_w, n from the same number; -1: idle
+    dynamic rows    r                         position = positions[r] % (out_h * out_w), n likewise; -1: idle row
     input row       n * source_rows + source[n * source_stride + pixel]         (source None: n * in_h * in_w + pixel)
 
 `source` turns a pixel of the input map into a row of a compact input; -1 reads as zero. TRANSPOSED exchanges the roles
@@ -86,7 +86,7 @@ def _input_row(
     TRANSPOSED: tl.constexpr,
     COMPACT_INPUT: tl.constexpr,
 ):
-    """The row of the input, int64, that each position reads through `tap`; -1 for padding and for values never computed."""
+    """The row of the input, int64, that each position reads through `tap`; -1 for padding and values never computed."""
     tap_y = tap // KW * DILATION_H
     tap_x = tap % KW * DILATION_W
     if TRANSPOSED:
@@ -168,7 +168,7 @@ def gather_gemm(
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ):
-    """One tile of BLOCK_ROWS rows x BLOCK_OUT output channels of one group. Grid: (row tiles * groups * channel tiles,)."""
+    """One tile of BLOCK_ROWS rows x BLOCK_OUT channels of one group. Grid: (row tiles * groups * channel tiles,)."""
     TILES_OUT: tl.constexpr = (K + BLOCK_OUT - 1) // BLOCK_OUT
     CHANNEL_BLOCKS: tl.constexpr = (C + BLOCK_IN - 1) // BLOCK_IN
     LAST_TAP: tl.constexpr = KH * KW - 1
@@ -176,7 +176,7 @@ def gather_gemm(
     program = tl.program_id(0)
     group = program // TILES_OUT % GROUPS
     first_row = program // (TILES_OUT * GROUPS) * BLOCK_ROWS
-    if DYNAMIC:
+    if DYNAMIC:  # noqa: SIM102 - static sets may have no positions to load
         if tl.load(positions + first_row) < 0:  # positions are packed: nothing from here on
             return
     row = first_row + tl.arange(0, BLOCK_ROWS)

@@ -1,8 +1,8 @@
 """Triton kernels of `accel::interpolate` and its adjoint; the contract is the reference's, argument by argument.
 
-Forward copies rows: out[n, q] = rows[n, nearest[q]]. The adjoint adds, for every computed position, the gradients of the
-positions it stands in for, from a precomputed list in a fixed order: no atomics, the same sum at every run. Sums are
-float32 whatever the dtype.
+Forward copies rows: out[n, q] = rows[n, nearest[q]]. The adjoint adds, for every computed position, the gradients of
+the positions it stands in for, from a precomputed list in a fixed order: no atomics, the same sum at every run. Sums
+are float32 whatever the dtype.
 """
 
 from __future__ import annotations

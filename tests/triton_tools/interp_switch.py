@@ -42,8 +42,8 @@ def interpret() -> Iterator[None]:
     """Inside the block, launches and calls of `@triton.jit` functions run in the checked interpreter."""
     saved = JITFunction.run, JITFunction.__call__
     JITFunction.run, JITFunction.__call__ = _run, _call
-    # A nested jit function of another module patches triton.language without restoring it. This outermost scope has seen
-    # the originals of both names it is known by, and puts them back.
+    # A nested jit function of another module patches triton.language without restoring it. This outermost scope has
+    # seen the originals of both names it is known by, and puts them back.
     scope = _patch_lang(types.FunctionType((lambda: None).__code__, {"tl": tl, "core": tl.core}))
     try:
         with knobs.runtime.scope(), interp_bf16.exact_bfloat16(), interp_guard.checked_memory():

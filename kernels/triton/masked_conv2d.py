@@ -1,0 +1,133 @@
+"""Triton kernels of `accel::masked_conv2d` and its backward; the contract is the reference's, argument by argument.
+
+The number of active positions stays on the device: a launch covers the capacity, and programs past the last active
+position return after one load. With a residual the kernel adds, activates and stores at the active positions of a copy;
+without one it writes compact rows. A compact input is read through the inverse of its position list, built per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from accel.kernels.triton.gather_conv import (
+    Rows,
+    invert,
+    multiply,
+    pack_forward,
+    pack_transposed,
+    pixel_rows,
+    taps,
+    weight_gradient,
+)
+from accel.kernels.triton.launch import channels_last, check_dtype, new_channels_last
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    counts: Tensor,
+    source_positions: Tensor | None,
+    residual: Tensor | None,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    """See `accel.kernels.reference.masked_conv2d`."""
+    check_dtype("masked_conv2d", x, weight, bias, residual)
+    if residual is None:
+        out = x.new_zeros(len(positions), weight.shape[0])
+    else:
+        residual = channels_last(residual)
+        out = residual.clone()
+    return multiply(
+        pixel_rows(x),
+        pack_forward(weight),
+        _active_rows(positions, source_positions, in_size, out_size),
+        taps(weight.shape[2:], stride, padding, dilation),
+        out,
+        groups=groups,
+        store="rows" if residual is None else "positions",
+        bias=bias,
+        residual=residual,
+        activation=activation,
+    )
+
+
+def masked_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    positions: Tensor,
+    counts: Tensor,
+    source_positions: Tensor | None,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `accel.kernels.reference.masked_conv2d`."""
+    check_dtype("masked_conv2d_backward", grad, x, weight)
+    batch, height, width = in_size
+    grad = grad.contiguous()
+    geometry = taps(weight.shape[2:], stride, padding, dilation)
+    total = counts.sum(dtype=torch.int32).view(1)
+    d_weight = weight_gradient(
+        pixel_rows(x),
+        grad,
+        _active_rows(positions, source_positions, in_size, out_size),
+        geometry,
+        weight,
+        groups=groups,
+        total=total,
+    )
+    compact = source_positions is not None
+    channels = weight.shape[1] * groups
+    readers = Rows(
+        count=len(source_positions) if compact else batch * height * width,
+        in_size=out_size,
+        out_size=(height, width),
+        positions=source_positions,
+        per_image=height * width,
+        dynamic=compact,
+        source=invert(positions, batch * out_size[0] * out_size[1]),
+        source_stride=out_size[0] * out_size[1],
+    )
+    d_x = multiply(
+        grad,
+        pack_transposed(weight, groups),
+        readers,
+        geometry,
+        torch.zeros_like(x) if compact else new_channels_last(x, batch, channels, height, width),
+        groups=groups,
+        store="rows",
+        transposed=True,
+    )
+    live = (positions >= 0)[:, None]
+    return d_x, d_weight, torch.where(live, grad, 0).sum(0)
+
+
+def _active_rows(
+    positions: Tensor, source_positions: Tensor | None, in_size: Sequence[int], out_size: Sequence[int]
+) -> Rows:
+    batch, height, width = in_size
+    compact = source_positions is not None
+    return Rows(
+        count=len(positions),
+        in_size=(height, width),
+        out_size=out_size,
+        positions=positions,
+        dynamic=True,
+        source=invert(source_positions, batch * height * width) if compact else None,
+        source_stride=height * width if compact else 0,
+    )
