@@ -23,6 +23,7 @@ VERB_MODULES = (
     "accel.cli.profile",
     "accel.cli.convert",
     "accel.cli.bench",
+    "accel.cli.train",
 )
 
 

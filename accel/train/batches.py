@@ -1,0 +1,65 @@
+"""Batches of in-memory pictures as a function of the step: shuffled by epoch, augmented, split over processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SEED_STRIDE = 1_000_003  # keeps the generators of different seeds apart
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureBatches:
+    """Calling it with a step number gives that step's (x float32 [batch, C, H, W] channels_last, labels int64 [batch]).
+
+    The same step gives the same batch in any process and after any resume: the order of an epoch and the augmentation
+    of a step are drawn from `seed`, the epoch and the step alone.
+
+    Attributes:
+        pictures: uint8 [N, C, H, W]. labels: int64 [N].
+        preprocess: uint8 pictures [N, C, H, W] -> the network's float32 input.
+        batch: pictures of this process per step.
+        pad: random crops from pictures padded by so many pixels, and random flips; 0: neither.
+        rank, world: this process's place among the data-parallel ones; a step covers world * batch pictures.
+    """
+
+    pictures: Tensor
+    labels: Tensor
+    preprocess: Callable[[Tensor], Tensor]
+    batch: int
+    pad: int = 0
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.labels) // (self.batch * self.world)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = torch.randperm(len(self.labels), generator=self._generator(epoch, 0))
+        first = (place * self.world + self.rank) * self.batch
+        chosen = order[first : first + self.batch]
+        x = self.preprocess(self.pictures[chosen])
+        if self.pad:
+            x = random_crop_and_flip(x, self.pad, self._generator(step, 1 + self.rank))
+        return x.contiguous(memory_format=torch.channels_last), self.labels[chosen]
+
+    def _generator(self, index: int, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * _SEED_STRIDE + index) * 64 + stream)
+
+
+def random_crop_and_flip(x: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+    """Each picture of [N, C, H, W] cropped at random from its zero-padded self, and flipped with probability 1/2."""
+    n, _, height, width = x.shape
+    top, left = (torch.randint(2 * pad + 1, (n,), generator=generator) for _ in range(2))
+    flip = torch.rand(n, generator=generator) < 0.5
+    rows = top[:, None] + torch.arange(height)
+    cols = left[:, None] + torch.where(flip[:, None], torch.arange(width).flip(0), torch.arange(width))
+    padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+    return padded[torch.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)

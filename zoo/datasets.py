@@ -1,0 +1,130 @@
+"""Labelled pictures for training and evaluation, from what lies on disk: nothing is ever downloaded.
+
+| what                                      | path                                                        |
+|-------------------------------------------|-------------------------------------------------------------|
+| a folder of class folders, or its zip     | root/train/cat/1.jpg, ...; root/test/...                    |
+| Fashion-MNIST as distributed              | a folder with train-images-idx3-ubyte.gz and its companions |
+| CIFAR-10 as torchvision keeps it          | a folder with cifar-10-batches-py                           |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import pathlib
+import zipfile
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from accel.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_IDX_SPLIT = {"train": "train", "test": "t10k"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledPictures:
+    """Pictures held in memory as bytes.
+
+    Attributes:
+        pictures: uint8 [N, C, H, W], all of one size.
+        labels: int64 [N], index into `classes`.
+        classes: names, in alphabetical order for folders.
+    """
+
+    pictures: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_pictures(path: str | pathlib.Path, split: str) -> LabelledPictures:
+    """The `split` ("train" or "test") of the data set at `path`; DataError names what is missing or unreadable."""
+    root = pathlib.Path(path)
+    if split not in _IDX_SPLIT:
+        raise DataError(f"split must be train or test, got {split!r}")
+    if zipfile.is_zipfile(root):
+        return _from_zip(root, split)
+    if (root / f"{_IDX_SPLIT[split]}-images-idx3-ubyte.gz").is_file():
+        return _from_idx(root, split)
+    if (root / "cifar-10-batches-py").is_dir():
+        return _from_torchvision_cifar(root, split)
+    if (root / split).is_dir():
+        return _from_folder(root, split)
+    raise DataError(
+        f"no data set at {root}: expected class folders under {split}/, a zip of them, Fashion-MNIST's idx.gz files, "
+        "or cifar-10-batches-py"
+    )
+
+
+def _from_folder(root: pathlib.Path, split: str) -> LabelledPictures:
+    files = sorted(p for p in (root / split).glob("*/*") if p.suffix.lower() in SUFFIXES)
+    return _collect([(p.parent.name, p.name, p.read_bytes) for p in files], f"{root}/{split}")
+
+
+def _from_zip(root: pathlib.Path, split: str) -> LabelledPictures:
+    with zipfile.ZipFile(root) as archive:
+        names = sorted(n for n in archive.namelist() if n.lower().endswith(SUFFIXES))
+        parts = [(n, n.split("/")) for n in names]
+        inside = [(n, p) for n, p in parts if len(p) >= 3 and p[-3] == split]
+        return _collect([(p[-2], n, lambda n=n: archive.read(n)) for n, p in inside], f"{root}:{split}")
+
+
+def _collect(entries: list, where: str) -> LabelledPictures:
+    """Decode (class name, file name, reader) entries into one tensor."""
+    if not entries:
+        raise DataError(f"no pictures in {where}: expected class folders with {', '.join(SUFFIXES)} files")
+    classes = tuple(sorted({name for name, _, _ in entries}))
+    index = {name: i for i, name in enumerate(classes)}
+    arrays = []
+    for _, file, read in entries:
+        arrays.append(_decode(read(), file, where))
+        if arrays[-1].shape != arrays[0].shape:
+            raise DataError(f"{where}: {file} is {arrays[-1].shape}, the others {arrays[0].shape}: resize them first")
+    labels = torch.tensor([index[name] for name, _, _ in entries])
+    pictures = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    return LabelledPictures(pictures, labels, classes)
+
+
+def _decode(data: bytes, file: str, where: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{where}: {file} cannot be read as a picture ({error}): remove or replace it") from error
+
+
+def _from_idx(root: pathlib.Path, split: str) -> LabelledPictures:
+    stem = _IDX_SPLIT[split]
+    pictures = _read_idx(root / f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
+    labels = _read_idx(root / f"{stem}-labels-idx1-ubyte.gz", 8)
+    if len(pictures) != len(labels):
+        raise DataError(f"{root}: {len(pictures)} pictures but {len(labels)} labels in the {split} split")
+    return LabelledPictures(
+        torch.from_numpy(pictures.copy()), torch.from_numpy(labels.astype(np.int64)), tuple("0123456789")
+    )
+
+
+def _read_idx(path: pathlib.Path, header: int) -> np.ndarray:
+    try:
+        with gzip.open(path) as file:
+            return np.frombuffer(file.read(), np.uint8, offset=header)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a gzipped idx file ({error}): fetch it again") from error
+
+
+def _from_torchvision_cifar(root: pathlib.Path, split: str) -> LabelledPictures:
+    from torchvision.datasets import CIFAR10  # checks the files' hashes before it unpickles them
+
+    try:
+        data = CIFAR10(str(root), train=split == "train", download=False)
+    except RuntimeError as error:
+        raise DataError(f"{root}/cifar-10-batches-py is not CIFAR-10 as published ({error}): fetch it again") from error
+    pictures = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return LabelledPictures(pictures, torch.tensor(data.targets), tuple(data.classes))
