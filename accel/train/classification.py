@@ -1,7 +1,7 @@
 """One training loop: AdamW or SGD, a one-cycle schedule, atomic checkpoints.
 
-An interrupted run goes on as if it had not been: batches are a function of the step number, and the learning rate too, so a checkpoint holds nothing but the step, the
-parameters and the optimiser's moments.
+An interrupted run goes on as if it had not been: batches are a function of the step number, and the learning rate too,
+so a checkpoint holds nothing but the step, the parameters and the optimiser's moments.
 """
 
 from __future__ import annotations
