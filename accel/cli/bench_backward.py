@@ -22,8 +22,9 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     import torch.nn.functional as F
 
     from accel import ops
+    from accel.cli.sides import fastest, medians, quantiles
     from accel.masks import build_mask
-    from accel.profiling.latency import compare
+    from accel.profiling.latency import compare, ratio
 
     generator = torch.Generator().manual_seed(settings.seed)
     (height, width), side = case["size"], case["kernel"]
@@ -58,7 +59,5 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
         yield {**row, "correct": False}
         return
     timing = compare(sides, repeats=settings.repeats)
-    ms = {name: timing[name].median_ms for name in sides}
-    speedup = min(ms["nchw"], ms["channels_last"]) / ms["ours"]
-    times = {f"ms_{name}": round(value, 4) for name, value in ms.items()}
-    yield {**row, "correct": True, **times, "speedup": round(speedup, 3)}
+    speedup = ratio(timing[fastest(timing, ("nchw", "channels_last"))], timing["ours"]).median
+    yield {**row, "correct": True, **medians(timing), "speedup": round(speedup, 3), "quantiles": quantiles(timing)}

@@ -86,30 +86,31 @@ def layers_of(model: str, size: list[int], distinct: bool) -> list[Layer]:
 
 def measure(layer: Layer, x: Tensor, keep: float, case: Mapping[str, Any], settings: Settings) -> Row:
     """One row: correctness of every side, then their interleaved times in milliseconds."""
+    from accel.cli.sides import fastest, medians, quantiles
     from accel.masks import build_mask, layer_generator
-    from accel.profiling.latency import compare
+    from accel.profiling.latency import compare, ratio
 
-    dense = torch_side(layer.conv, x, "nchw")()
-    generator = layer_generator(settings.seed, layer.name, *dense.shape[2:])
-    kept = build_mask(case["mask"], keep, *dense.shape[2:], generator=generator)
+    expected = torch_side(layer.conv, x, "nchw")()
+    generator = layer_generator(settings.seed, layer.name, *expected.shape[2:])
+    kept = build_mask(case["mask"], keep, *expected.shape[2:], generator=generator)
     row = {"layer": layer.name, "geometry": layer.geometry, "batch": len(x), "keep": keep, "kept": round(kept.keep, 4)}
     row |= {"stem": layer.conv.in_channels == 3, "few": len(x) * len(kept) < FEW}
     sides = {name: side(layer.conv, x, kept, name) for name in case["sides"]}
-    error = max(side_error(name, sides[name](), dense, kept) for name in sides)
+    error = max(side_error(name, sides[name](), expected, kept) for name in sides)
     if error > TOLERANCE:
         return {**row, "error": error, "correct": False}
     timing = compare(sides, repeats=settings.repeats)
-    ms = {name: timing[name].median_ms for name in sides}
-    fastest = min(ms[name] for name in TORCH_SIDES if name in ms)
-    row |= {"error": error, "correct": True, **{f"ms_{name}": round(value, 4) for name, value in ms.items()}}
-    if "engine_dense" in ms:
-        row["speedup_engine_dense"] = round(fastest / ms["engine_dense"], 3)
+    dense = timing[fastest(timing, [name for name in TORCH_SIDES if name in sides])]
+    row |= {"error": error, "correct": True, **medians(timing)}
+    for name in ("engine_dense", "dense_output", "compact_output"):
+        if name in sides:
+            row[f"speedup_{name}"] = round(ratio(dense, timing[name]).median, 3)
     for name in ("dense_output", "compact_output"):
-        if name in ms:
-            row[f"speedup_{name}"] = round(fastest / ms[name], 3)
-            row[f"share_{name}"] = round(fastest / ms[name] * kept.keep, 3)
-    if {"dense_output", "engine_dense"} <= ms.keys():
-        row["speedup_own"] = round(ms["engine_dense"] / ms["dense_output"], 3)
+        if name in sides:
+            row[f"share_{name}"] = round(row[f"speedup_{name}"] * kept.keep, 3)
+    if {"dense_output", "engine_dense"} <= sides.keys():
+        row["speedup_own"] = round(ratio(timing["engine_dense"], timing["dense_output"]).median, 3)
+    row["quantiles"] = quantiles(timing)
     return row
 
 

@@ -21,7 +21,8 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     import torch.nn.functional as F
 
     from accel import ops
-    from accel.profiling.latency import compare
+    from accel.cli.sides import fastest, medians, quantiles
+    from accel.profiling.latency import compare, ratio
 
     generator = torch.Generator().manual_seed(settings.seed)
     channels, (height, width), batch = case["channels"], case["size"], case["batch"]
@@ -62,11 +63,12 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             yield {**row, "correct": False}
             return
         timing = compare(sides, repeats=settings.repeats)
-    ms = {name: timing[name].median_ms for name in sides}
+    added = fastest(timing, [f"{form}_add" for form in FORMATS])
     yield {
         **row,
         "correct": True,
-        **{f"ms_{name}": round(value, 4) for name, value in ms.items()},
-        "speedup_rows": round(min(ms[form] for form in FORMATS) / ms["rows"], 3),
-        "speedup_update": round(min(ms[f"{form}_add"] for form in FORMATS) / ms["update"], 3),
+        **medians(timing),
+        "speedup_rows": round(ratio(timing[fastest(timing, FORMATS)], timing["rows"]).median, 3),
+        "speedup_update": round(ratio(timing[added], timing["update"]).median, 3),
+        "quantiles": quantiles(timing),
     }

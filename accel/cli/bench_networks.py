@@ -19,8 +19,8 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
 
     import accel
     from accel import ops
-    from accel.cli.sides import dense_sides, fastest_dense
-    from accel.profiling.latency import compare
+    from accel.cli.sides import DENSE, dense_sides, fastest, medians, quantiles
+    from accel.profiling.latency import compare, ratio
     from accel.zoo.registry import default_rules, get_model
 
     torch.manual_seed(settings.seed)
@@ -40,6 +40,11 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
                     continue
                 sides = {**dense_sides(model, x), "converted": lambda fast=fast, x=x: fast(x)}
                 timing = compare(sides, repeats=settings.repeats)
-            ms = {f"ms_{name}": round(timing[name].median_ms, 3) for name in sides}
-            speedup = timing[fastest_dense(timing)].median_ms / timing["converted"].median_ms
-            yield {**row, "correct": True, **ms, "speedup": round(speedup, 3)}
+            speedup = ratio(timing[fastest(timing, DENSE)], timing["converted"]).median
+            yield {
+                **row,
+                "correct": True,
+                **medians(timing),
+                "speedup": round(speedup, 3),
+                "quantiles": quantiles(timing),
+            }

@@ -11,9 +11,12 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accel.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from accel.report import Report
 
 FORMATS = ("table", "json", "csv", "md")
 _Item = TypeVar("_Item")
@@ -139,8 +142,11 @@ def read_toml(path: pathlib.Path) -> dict:
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
-    """Print rows in the format of --format; their columns are the union of the keys, in order of appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    """Print rows in the format of --format; their columns are the union of the keys, in order of appearance.
+
+    Values that are dicts have no place in a table: only json shows them.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, dict)))
     if args.format == "json":
         print(json.dumps(list(rows), indent=2))
         return
@@ -154,6 +160,19 @@ def print_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> N
         widths = [max(map(len, column)) for column in zip(columns, *cells)]
         for line in [columns, ["-" * width for width in widths], *cells]:
             print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
+
+
+def print_report(report: Report, args: argparse.Namespace, summary: Mapping[str, Any] | None = None) -> None:
+    """Print a report in the format of --format, and under it (in json: as its `summary`) what holds for the whole."""
+    summary = summary or {}
+    if args.format == "json":
+        print(json.dumps({**json.loads(report.to_json()), "summary": summary}, indent=2))
+    elif args.format == "csv":
+        print(report.to_csv(), end="")
+    else:
+        print(report.to_markdown() if args.format == "md" else report)
+        for key, value in summary.items():
+            print(f"{'- ' * (args.format == 'md')}{key.replace('_', ' ')}: {_cell(value)}")
 
 
 def _cell(value: object) -> str:

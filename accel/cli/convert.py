@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from accel.cli import common, conversion, models
+from accel.cli.fidelity import Fidelity, first_tensor
+from accel.cli.pictures import find_images, read_picture, write_strip
 from accel.errors import ConversionError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from accel.report import Profile
@@ -42,23 +45,34 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Pictures as uint8 [N, 3, H, W], and the batches a network reads them in: iterate as often as you like."""
+
+    pixels: Tensor
+    names: list[str]
+    model_name: str | None
+    batch: int
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Tensor]:
+        from accel.zoo.registry import preprocess
+
+        for part in self.pixels.split(self.batch):
+            yield preprocess(self.model_name, part.to(self.device))
+
+    @property
+    def first(self) -> Tensor:
+        return next(iter(self))
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
-    """One conversion under way: both networks, and the pictures as uint8 [N, 3, H, W] with their names."""
+    """One conversion under way."""
 
     name: str | None
     model: nn.Module
     fast: nn.Module
-    pictures: Tensor
-    names: list[str]
-    batch: int
-
-    def inputs(self) -> Iterator[Tensor]:
-        """The pictures as the network wants them, `batch` at a time."""
-        from accel.zoo.registry import preprocess
-
-        device = next(self.model.parameters()).device
-        for part in self.pictures.split(self.batch):
-            yield preprocess(self.name, part.to(device))
+    pictures: Pictures
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,30 +84,39 @@ def run(args: argparse.Namespace) -> int:
         summary = {"model": args.model, **speed, **fidelity.summary()}
         report = {"schema": _REPORT_SCHEMA, "summary": summary, "layers": profile.rows}
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
-    common.print_report(profile, summary, args)
+    common.print_report(profile, args, summary)
     common.note(args, f"saved in {args.output}/: model/ (loaded back: same outputs), pictures/, {REPORT_FILE}")
     return 0
 
 
 def prepare(args: argparse.Namespace) -> Job:
     """Load the model and the pictures, and convert."""
-    import torch
-
     import accel
-    from accel.cli.pictures import find_images, read_picture
-    from accel.zoo.registry import input_size, preprocess
 
     paths = find_images(args.images, args.limit)
-    resolved = models.resolve(args.model, args.weights)
+    # A converted network of drawn weights is of no use, so torchvision's own are fetched where none are given.
+    weights = args.weights or ("download" if args.model.startswith("torchvision:") else None)
+    resolved = models.resolve(args.model, weights)
     if resolved.converted:
         raise ConversionError(f"{args.model} is converted already: give the model it was made from")
-    size = args.size or input_size(resolved.name)
-    pictures = torch.stack([read_picture(path, size) for path in common.progress(args, paths, "reading pictures")])
-    model = resolved.model.to(conversion.device_of(args))
-    example = preprocess(resolved.name, pictures[: args.batch].to(conversion.device_of(args)))
+    device = conversion.device_of(args)
+    pictures = read_pictures(args, paths, resolved.name, device)
+    model = resolved.model.to(device)
     rules = conversion.read_rules(args, resolved.name)
-    fast = accel.convert_model(model, rules, example_inputs=example)
-    return Job(resolved.name, model, fast, pictures, [path.stem for path in paths], args.batch)
+    fast = accel.convert_model(model, rules, example_inputs=pictures.first, calibration=pictures)
+    return Job(resolved.name, model, fast, pictures)
+
+
+def read_pictures(
+    args: argparse.Namespace, paths: list[pathlib.Path], name: str | None, device: torch.device
+) -> Pictures:
+    import torch
+
+    from accel.zoo.registry import input_size
+
+    size = args.size or input_size(name)
+    read = [read_picture(path, size) for path in common.progress(args, paths, "reading pictures")]
+    return Pictures(torch.stack(read), [path.stem for path in paths], name, args.batch, device)
 
 
 def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]]:
@@ -101,16 +124,17 @@ def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]
     import torch
 
     import accel
-    from accel.cli.sides import dense_sides, fastest_dense
-    from accel.profiling.latency import compare
+    from accel.cli.sides import DENSE, dense_sides, fastest
+    from accel.profiling.latency import compare, ratio
 
-    x = next(job.inputs())
+    x = job.pictures.first
     common.note(args, f"measuring on {tuple(x.shape)}, {torch.get_num_threads()} threads")
     with torch.inference_mode():
         profile = accel.profile(job.fast, x, baseline=job.model)
         sides = {**dense_sides(job.model, x), "converted": lambda: job.fast(x)}
         timing = compare(sides, repeats=_REPEATS)
-    best = fastest_dense(timing)
+    best = fastest(timing, DENSE)
+    speedup = ratio(timing[best], timing["converted"])
     dense, executed = accel.count_macs(job.model, x), accel.count_macs(job.fast, x)
     return profile, {
         "batch": len(x),
@@ -120,29 +144,27 @@ def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]
         "executed_macs": executed,
         **{f"{name}_ms": round(timing[name].median_ms, 2) for name in sides},
         "fastest_dense": best,
-        "speedup": round(timing[best].median_ms / timing["converted"].median_ms, 3),
+        "speedup": round(speedup.median, 3),
+        "speedup_10_to_90_percent": [round(speedup.low, 3), round(speedup.high, 3)],
         "theoretical_speedup": round(dense / executed, 3),
     }
 
 
-def compare_pictures(args: argparse.Namespace, job: Job, folder: pathlib.Path):
+def compare_pictures(args: argparse.Namespace, job: Job, folder: pathlib.Path) -> Fidelity:
     """Run both networks over every picture; where the output is a map, write input, dense, converted, difference."""
     import torch
 
-    from accel.cli.fidelity import Fidelity, first_tensor
-    from accel.cli.pictures import write_strip
-
     fidelity, done = Fidelity(), 0
-    batches = -(-len(job.pictures) // job.batch)
+    batches = -(-len(job.pictures.pixels) // job.pictures.batch)
     with torch.inference_mode():
-        for x in common.progress(args, job.inputs(), "comparing outputs", total=batches):
+        for x in common.progress(args, job.pictures, "comparing outputs", total=batches):
             dense, ours = first_tensor(job.model(x)), first_tensor(job.fast(x))
             fidelity.add(dense, ours)
             if fidelity.kind == "map":
                 folder.mkdir(exist_ok=True)
                 for before, after in zip(dense[:, 0], ours[:, 0]):
-                    tiles = [job.pictures[done], before, after, (before - after).abs()]
-                    write_strip(folder / f"{job.names[done]}.png", tiles)
+                    tiles = [job.pictures.pixels[done], before, after, (before - after).abs()]
+                    write_strip(folder / f"{job.pictures.names[done]}.png", tiles)
                     done += 1
     return fidelity
 
@@ -158,7 +180,6 @@ def save_verified(job: Job, folder: pathlib.Path) -> None:
     import torch
 
     import accel
-    from accel.cli.fidelity import first_tensor
 
     accel.save_converted(job.fast, folder)
     models.write_source(folder, job.name)
@@ -167,7 +188,7 @@ def save_verified(job: Job, folder: pathlib.Path) -> None:
         for parameter in blank.parameters():
             parameter.zero_()  # so that the weights can only come from the file
     loaded = accel.load_converted(folder, blank)
-    x = next(job.inputs())
+    x = job.pictures.first
     with torch.inference_mode():
         expected, got = first_tensor(job.fast(x)), first_tensor(loaded(x))
     if not torch.equal(expected, got):

@@ -30,7 +30,7 @@ class Resolved:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--weights", metavar="FILE", help="weights of the model: .safetensors, or .pt of tensors only")
+    parser.add_argument("--weights", metavar="FILE", help="weights: .safetensors or .pt, or download, or none")
 
 
 def resolve(spec: str, weights: str | None = None) -> Resolved:

@@ -33,5 +33,5 @@ def run(args: argparse.Namespace) -> int:
     plan = accel.plan_conversion(
         resolved.model.to(x.device), conversion.read_rules(args, resolved.name), example_inputs=x
     )
-    common.print_report(plan, {}, args)
+    common.print_report(plan, args)
     return 0

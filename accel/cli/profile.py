@@ -41,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
     else:
         measured, baseline = model, None
     with torch.inference_mode():
-        common.print_report(accel.profile(measured, x, baseline=baseline), {}, args)
+        common.print_report(accel.profile(measured, x, baseline=baseline), args)
     return 0

@@ -1,22 +1,24 @@
-"""The sides that whole-network timings compare: the dense network in both memory formats, and the converted one."""
+"""Sides of a comparison: the dense forms of a network, the fastest of several, and the record of their timings."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from accel.profiling.latency import Timing
+
 DENSE = ("dense_nchw", "dense_channels_last")
 
 
-def dense_sides(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
+def dense_sides(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
     """`model` on `x` in NCHW and in channels_last; each side owns a copy of the weights in its format."""
     import torch
 
-    def side(memory_format: torch.memory_format) -> Callable[[], Tensor]:
+    def side(memory_format: torch.memory_format) -> Callable[[], object]:
         net = copy.deepcopy(model).eval().to(memory_format=memory_format)
         given = x.contiguous(memory_format=memory_format)
         return lambda: net(given)
@@ -24,6 +26,24 @@ def dense_sides(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     return dict(zip(DENSE, (side(torch.contiguous_format), side(torch.channels_last))))
 
 
-def fastest_dense(timings: Mapping) -> str:
-    """The name of the dense side with the lower median."""
-    return min(DENSE, key=lambda name: timings[name].median_ms)
+def fastest(timings: Mapping[str, Timing], names: Iterable[str]) -> str:
+    """The side among `names` with the lowest median."""
+    return min(names, key=lambda name: timings[name].median_ms)
+
+
+def medians(timings: Mapping[str, Timing]) -> dict[str, float]:
+    """`ms_<side>` -> median, for a row."""
+    return {f"ms_{name}": round(timing.median_ms, 4) for name, timing in timings.items()}
+
+
+def quantiles(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
+    """What a row keeps of every side beyond the median: quantiles in milliseconds, and samples taken."""
+    return {
+        name: {
+            "q10_ms": round(timing.quantile_ms(0.1), 4),
+            "q90_ms": round(timing.quantile_ms(0.9), 4),
+            "samples": len(timing.samples_ms),
+            "calls": timing.calls,
+        }
+        for name, timing in timings.items()
+    }

@@ -1,7 +1,9 @@
 """The main job end to end on a small network of the user's own, and every kind of bad input."""
 
+import csv
 import json
 import pathlib
+import shutil
 
 import PIL.Image
 import pytest
@@ -27,7 +29,7 @@ def classes():
     return nn.Sequential(edges()[:5], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
 
 def linear():
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 32, 3))
 
 def number():
     return 7
@@ -133,7 +135,7 @@ def test_bad_values_take_one_line_and_leave_nothing(nets, photos, tmp_path, caps
         ("none.py:f", "none.py"),
         ("{nets}:none", "no function 'none'"),
         ("{nets}:number", "returned int"),
-        ("{nets}:linear", "no convolution"),
+        ("{nets}:linear", "no nn.Conv2d"),
     ],
 )
 def test_bad_models(nets, photos, tmp_path, capsys, model, named):
@@ -176,6 +178,73 @@ def test_foreign_weights(nets, photos, tmp_path, capsys):
     torch.save({"encoder.weight": torch.zeros(3)}, weights)
     code = convert(f"{nets}:edges", photos, tmp_path / "out", "--weights", str(weights))
     check_refused(capsys, tmp_path, code, "foreign.pt")
+
+
+@pytest.fixture(scope="module")
+def saved_resnet(tmp_path_factory):
+    """The folder of a converted CIFAR ResNet, as convert leaves it."""
+    from accel.cli import models
+    from accel.zoo.registry import get_model
+
+    folder = tmp_path_factory.mktemp("saved")
+    net = get_model("zoo:resnet20_cifar")
+    accel.save_converted(
+        accel.convert_model(net, accel.Perforate(keep=0.5), example_inputs=torch.randn(1, 3, 32, 32)), folder
+    )
+    models.write_source(folder, "zoo:resnet20_cifar")
+    return folder
+
+
+def damage(folder, tmp_path, file, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / file).read_text())
+    change(content)
+    (copy / file).write_text(json.dumps(content))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "named"),
+    [
+        ("config.json", lambda config: config.update(version=99), "99"),
+        ("config.json", lambda config: config.update(format="other"), "copy"),
+        ("source.json", lambda source: source.update(model="zoo:hed_vgg16"), "another model"),
+        ("source.json", lambda source: source.update(model="zoo:unheard_of"), "unheard_of"),
+        ("source.json", lambda source: source.update(model="evil.py:run"), "load_converted"),
+        ("source.json", lambda source: source.update(schema=99), "99"),
+        ("source.json", lambda source: source.clear(), "damaged"),
+    ],
+)
+def test_a_saved_folder_of_another_model_or_version(saved_resnet, tmp_path, capsys, file, change, named):
+    folder = damage(saved_resnet, tmp_path, file, change)
+    check_refused(capsys, tmp_path, main.main(["profile", str(folder)]), named)
+
+
+def test_folders_that_were_never_saved(saved_resnet, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    check_refused(capsys, tmp_path, main.main(["profile", str(tmp_path / "empty")]), "source.json")
+    shutil.copytree(saved_resnet, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    check_refused(capsys, tmp_path, main.main(["profile", str(tmp_path / "cut")]), "cut")
+    check_refused(capsys, tmp_path, main.main(["profile", str(saved_resnet), "--weights", "w.pt"]), "--weights")
+    check_refused(capsys, tmp_path, main.main(["profile", str(saved_resnet), "--keep", "0.5"]), "converted already")
+
+
+def test_a_saved_folder_is_profiled_beside_its_dense_form(saved_resnet, capsys):
+    assert main.main(["profile", str(saved_resnet), "--format", "json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert 0.4 < printed["total"]["executed_macs"] / printed["total"]["dense_macs"] < 0.6
+
+
+def test_plan_shows_what_would_be_done(capsys):
+    assert main.main(["plan", "zoo:resnet20_cifar", "--keep", "0.25", "--mask", "lattice", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert rows[0]["layer"] == "conv1" and rows[0]["keep"] == ""
+    perforated = [row for row in rows if row["keep"]]
+    assert len(perforated) == 18
+    assert all(int(row["executed_macs"]) * 4 == int(row["dense_macs"]) for row in perforated)
 
 
 def check_refused(capsys, tmp_path: pathlib.Path, code: int, named: str) -> None:
