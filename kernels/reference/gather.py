@@ -30,14 +30,14 @@ def table_to_input(table: Tensor, x: Tensor) -> Tensor:
 def gathered_conv(table: Tensor, index: Tensor, weight: Tensor, groups: int) -> Tensor:
     """table [R, C], index int [M, T], weight [K, C / groups, kh, kw] with kh * kw = T -> rows [M, K]."""
     pixels = _gather(table, index, groups)
-    return torch.einsum("mtgc,gkct->mgk", pixels, _by_group(weight, groups)).reshape(len(index), -1)
+    return torch.einsum("mtgc,gkct->mgk", pixels, _by_group(weight, groups)).reshape(len(index), len(weight))
 
 
 def gathered_conv_backward(
     grad: Tensor, table: Tensor, index: Tensor, weight: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `gathered_conv` to (table, weight) and to a bias added to its rows, from row gradients [M, K]."""
-    grads = grad.reshape(len(index), groups, -1)
+    grads = grad.reshape(len(index), groups, len(weight) // groups)
     d_pixels = torch.einsum("mgk,gkct->mtgc", grads, _by_group(weight, groups)).flatten(2)
     d_table = table.new_zeros(len(table) + 1, table.shape[1])
     d_table.index_add_(0, _with_zero_row(index, len(table)).flatten(), d_pixels.flatten(0, 1))
