@@ -59,6 +59,11 @@ def available_backends() -> list[str]:
     return [name for name in BACKENDS if not _missing(name)]
 
 
+def forced_backend() -> str | None:
+    """The backend that `use_backend` forces here, or None."""
+    return _forced.get()
+
+
 def active_backend(tensor: Tensor) -> str:
     """The backend that an op called on `tensor` would use now: "reference", "cpu" or "triton"."""
     forced = _forced.get()
@@ -77,7 +82,16 @@ def implementation(op: str, tensor: Tensor, module: str | None = None) -> Callab
     backend = active_backend(tensor)
     if _forced.get() == backend != "reference":
         return _forced_implementation(op, tensor, module, backend)
-    return _lookup(backend, op, module) or _lookup("reference", op, module)
+    return find(backend, op, module) or find("reference", op, module)
+
+
+@functools.cache
+def find(backend: str, op: str, module: str) -> Callable | None:
+    """A backend's function for `op`, or None where it has none; `module` is the file it lives in."""
+    if backend == "cpu":
+        return getattr(_engine(), op, None)
+    path = f"accel.kernels.{backend}.{module}"
+    return getattr(importlib.import_module(path), op, None) if importlib.util.find_spec(path) else None
 
 
 def is_direct(*tensors: Tensor | None) -> bool:
@@ -116,18 +130,10 @@ def _forced_implementation(op: str, tensor: Tensor, module: str, backend: str) -
         raise RuntimeError(
             f"the Triton kernels take CUDA tensors, asked for {where}: set TRITON_INTERPRET=1 to interpret"
         )
-    found = _lookup(backend, op, module)
+    found = find(backend, op, module)
     if found is None:
         raise RuntimeError(f"the {backend} backend does not have {op}: leave use_backend to run the reference")
     return found
-
-
-@functools.cache
-def _lookup(backend: str, op: str, module: str) -> Callable | None:
-    if backend == "cpu":
-        return getattr(_engine(), op, None)
-    path = f"accel.kernels.{backend}.{module}"
-    return getattr(importlib.import_module(path), op, None) if importlib.util.find_spec(path) else None
 
 
 @functools.cache

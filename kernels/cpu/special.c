@@ -8,6 +8,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -69,19 +70,19 @@ INLINE double exp_of(double x) {
     double clamped = larger(x, -700.0);
     double shifted = clamped * 1.44269504088896340736 + magic, k = shifted - magic;
     double r = (clamped - k * 0x1.62e42fefa3800p-1) - k * 0x1.ef35793c76730p-45; /* log 2 in two parts */
-    double p = 1.0;
-    p = p * r * (1.0 / 13) + 1.0;
-    p = p * r * (1.0 / 12) + 1.0;
-    p = p * r * (1.0 / 11) + 1.0;
-    p = p * r * (1.0 / 10) + 1.0;
-    p = p * r * (1.0 / 9) + 1.0;
-    p = p * r * (1.0 / 8) + 1.0;
-    p = p * r * (1.0 / 7) + 1.0;
-    p = p * r * (1.0 / 6) + 1.0;
-    p = p * r * (1.0 / 5) + 1.0;
-    p = p * r * (1.0 / 4) + 1.0;
-    p = p * r * (1.0 / 3) + 1.0;
-    p = p * r * (1.0 / 2) + 1.0;
+    double p = 1.0 / 6227020800.0; /* 1/13!, down to 1/0! */
+    p = p * r + 1.0 / 479001600;
+    p = p * r + 1.0 / 39916800;
+    p = p * r + 1.0 / 3628800;
+    p = p * r + 1.0 / 362880;
+    p = p * r + 1.0 / 40320;
+    p = p * r + 1.0 / 5040;
+    p = p * r + 1.0 / 720;
+    p = p * r + 1.0 / 120;
+    p = p * r + 1.0 / 24;
+    p = p * r + 1.0 / 6;
+    p = p * r + 1.0 / 2;
+    p = p * r + 1.0;
     p = p * r + 1.0;
     double scale = from_bits((int64_t)((uint64_t)(bits_of(shifted) + 1023) << 52));
     return x < -700.0 ? 0.0 : p * scale;
@@ -89,16 +90,17 @@ INLINE double exp_of(double x) {
 
 /* sin of x in [0, pi/2], Taylor series to x^21. */
 INLINE double sin_quarter(double x) {
-    double q = x * x, p = 1.0 - q / (20.0 * 21.0);
-    p = 1.0 - p * q * (1.0 / (18.0 * 19.0));
-    p = 1.0 - p * q * (1.0 / (16.0 * 17.0));
-    p = 1.0 - p * q * (1.0 / (14.0 * 15.0));
-    p = 1.0 - p * q * (1.0 / (12.0 * 13.0));
-    p = 1.0 - p * q * (1.0 / (10.0 * 11.0));
-    p = 1.0 - p * q * (1.0 / (8.0 * 9.0));
-    p = 1.0 - p * q * (1.0 / (6.0 * 7.0));
-    p = 1.0 - p * q * (1.0 / (4.0 * 5.0));
-    p = 1.0 - p * q * (1.0 / (2.0 * 3.0));
+    double q = x * x, p = 1.0 / 51090942171709440000.0; /* 1/21!, down to 1/1! */
+    p = p * q - 1.0 / 121645100408832000.0;
+    p = p * q + 1.0 / 355687428096000.0;
+    p = p * q - 1.0 / 1307674368000.0;
+    p = p * q + 1.0 / 6227020800.0;
+    p = p * q - 1.0 / 39916800;
+    p = p * q + 1.0 / 362880;
+    p = p * q - 1.0 / 5040;
+    p = p * q + 1.0 / 120;
+    p = p * q - 1.0 / 6;
+    p = p * q + 1.0;
     return x * p;
 }
 
@@ -281,7 +283,7 @@ INLINE void beta_tail(const double *a, const double *b, const double *y, const d
     EACH_LANE {
         double total = a[i] + b[i];
         excess[i] = softplus_excess(y[i]);
-        centre[i] = log_one_plus(-b[i] / total) + digamma_less_log(a[i]) - digamma_less_log(total);
+        centre[i] = log_of(a[i] / total, -b[i] / total) + digamma_less_log(a[i]) - digamma_less_log(total);
         int lower = smaller(y[i], 0.0) - excess[i] < centre[i];
         sign[i] = lower ? -1.0 : 1.0; /* of the direction of the tail; u is mirrored so that it runs to -infinity */
         near[i] = lower ? a[i] : b[i];
@@ -302,7 +304,7 @@ INLINE void beta_tail(const double *a, const double *b, const double *y, const d
             double v = u[i] - length[i] * node[n], excess_v = softplus_excess(v);
             double lost = density_drop(near[i], far[i], u[i], excess[i], v, excess_v);
             double score = smaller(-sign[i] * v, 0.0) - excess_v - centre[i];
-            sum[i] += weight[n] * score * exp_of(smaller(-lost, 0.0));
+            sum[i] += weight[n] * score * exp_of(-lost);
         }
     EACH_LANE out[i] = sign[i] * sum[i] * length[i];
 }
@@ -334,6 +336,10 @@ EVERY_PROCESSOR static void beta_block(double *const in[3], const double *table,
 }
 
 /* ------------------------------------------------------------------------------------------- driver and binding */
+
+static int forked_child = 0; /* where the thread pool did not survive */
+
+static void note_fork(void) { forked_child = 1; }
 
 typedef void (*block_function)(double *const in[3], const double *table, double *out);
 
@@ -373,20 +379,23 @@ static PyObject *call(block_function block, const char *name, PyObject *const *a
     const uintptr_t in[3] = {(uintptr_t)value[0], (uintptr_t)value[1], (uintptr_t)value[2]};
     Py_BEGIN_ALLOW_THREADS;
     run(block, in, (uintptr_t)value[3], (Py_ssize_t)value[4], (int)value[5], (const double *)(uintptr_t)value[6],
-        value[7] > 0 ? (int)value[7] : 1);
+        forked_child || value[7] < 1 ? 1 : (int)value[7]);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
 
 static PyObject *py_gamma(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
     return call(gamma_block, "gamma_gradient", args, count);
 }
 
 static PyObject *py_von_mises(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
     return call(von_mises_block, "von_mises_gradient", args, count);
 }
 
 static PyObject *py_beta(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
     return call(beta_block, "beta_gradient", args, count);
 }
 
@@ -399,4 +408,7 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_special", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__special(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__special(void) {
+    pthread_atfork(NULL, NULL, note_fork);
+    return PyModule_Create(&module);
+}
