@@ -85,7 +85,7 @@ class MeasureValued:
         if q.scale_tril.requires_grad:
             moved = location.unsqueeze(-1) * base.unsqueeze(-2)
             moved = moved.tril(-1) + torch.diag_embed(at(maxwell) - at(narrow))
-            relative = torch.linalg.solve_triangular(tril, q.scale_tril, upper=False)
+            relative = torch.linalg.solve_triangular(tril, q.scale_tril.tril(), upper=False)
             surrogate = surrogate + (moved * relative).sum((-2, -1))
         return attach(costs, sum_to(surrogate, costs.dim()))
 
