@@ -18,7 +18,7 @@ from accel.convert import (
     left_dense,
     with_pooling,
 )
-from accel.nn.running import Call, as_arguments, record_calls
+from accel.nn.running import Call, record_calls
 from accel.report import Plan, plan_of
 
 
@@ -36,10 +36,8 @@ def plan_conversion(
         ConfigError, ConversionError, DataError: as `convert_model`.
     """
     fast, calls = _convert(model, rules, example_inputs, calibration, loss, inplace=False)
-    layers = counted_layers(fast)
     notes = {name: reason for name, layer in convolutions(fast).items() if (reason := left_dense(layer))}
-    shapes = ", ".join("x".join(map(str, x.shape)) for x in as_arguments(example_inputs) if isinstance(x, Tensor))
-    return plan_of(layers, calls, notes, f"{type(model).__name__} on an input of {shapes}")
+    return plan_of(fast, example_inputs, calls, notes)
 
 
 def convert_model(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import Call
+from accel.nn.running import Call, as_arguments, evaluation
+from accel.profiling.flops import layer_macs
+from accel.profiling.latency import compare
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +84,8 @@ class Report:
     def to_csv(self) -> str:
         """Comma-separated values, unrounded, without the total."""
         out = io.StringIO()
-        writer = csv.DictWriter(out, [column.key for column in self.columns], lineterminator="\n")
+        keys = [column.key for column in self.columns]
+        writer = csv.DictWriter(out, keys, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         return out.getvalue()
@@ -98,7 +106,7 @@ def _percent(value: float) -> str:
 
 
 class Plan(Report):
-    """What a conversion does to each convolution and linear layer, for one example input."""
+    """What a conversion does to each layer that multiplies, for one example input."""
 
     columns = (
         Column("layer", "layer"),
@@ -113,47 +121,165 @@ class Plan(Report):
     )
 
 
-def call_macs(layer: nn.Module, call: Call) -> int:
-    """Dense multiply-accumulates of one call of a convolution or linear layer."""
-    return math.prod(call.out_shape) * math.prod(layer.weight.shape[1:])
+class Profile(Report):
+    """Where the multiply-accumulates and the time of a model go; beside its dense original where one was given."""
+
+    columns = (
+        Column("layer", "layer"),
+        Column("shape", "kernel"),
+        Column("dense_macs", "dense MACs", show_macs),
+        Column("executed_macs", "executed MACs", show_macs),
+        Column("keep", "keep", _percent),
+        Column("baseline_ms", "dense ms", "{:.3f}".format),
+        Column("ms", "ms", "{:.3f}".format),
+        Column("speedup", "speed-up", "{:.2f}x".format),
+    )
 
 
-def plan_of(
-    layers: Mapping[str, nn.Module], calls: Mapping[str, list[Call]], notes: Mapping[str, str], title: str
-) -> Plan:
-    """The plan of a converted model from the recorded calls of its layers; `notes` says what is special about some."""
-    rows = [_plan_row(name, layer, calls[name], notes.get(name)) for name, layer in layers.items()]
-    dense, executed = (sum(row[key] for row in rows) for key in ("dense_macs", "executed_macs"))
-    share = executed / dense if dense else 1.0
-    total = {"layer": "total", "dense_macs": dense, "executed_macs": executed, "keep": share}
-    return Plan(title, rows, total)
+def plan_of(model: nn.Module, x: Tensor | tuple, calls: Mapping[str, list[Call]], notes: Mapping[str, str]) -> Plan:
+    """The plan that a converted model amounts to.
+
+    Args:
+        x: what the model runs on: a tensor, or a tuple of arguments.
+        calls: the calls of its layers on x, from `record_calls`.
+        notes: what is special about some layers, by name.
+    """
+    found = _macs_rows(model, x)
+    rows = []
+    for name, seen in calls.items():
+        row = found.pop(name, None) or {"layer": name, **_description(model.get_submodule(name)), **_NO_MACS}
+        often = None if len(seen) == 1 else f"called {len(seen)} times" if seen else "not called"
+        rows.append(
+            {
+                **row,
+                "output": "x".join(map(str, seen[0].out_shape[1:])) if seen else None,
+                "note": "; ".join(filter(None, (notes.get(name), often))) or None,
+            }
+        )
+    rows += [{**row, "output": None, "note": None} for row in found.values()]
+    shapes = ", ".join("x".join(map(str, each.shape)) for each in as_arguments(x) if isinstance(each, Tensor))
+    return Plan(f"{type(model).__name__} on an input of {shapes}", rows, _total(rows))
 
 
-def _plan_row(name: str, layer: nn.Module, calls: list[Call], note: str | None) -> dict:
-    perforated = isinstance(layer, PerforatedConv2d)
-    dense = executed = 0
-    for call in calls:
-        macs = call_macs(layer, call)
-        dense += macs
-        executed += round(macs * layer.position_set(*call.out_shape[-2:]).keep) if perforated else macs
-    notes = [note, None if len(calls) == 1 else f"called {len(calls)} times" if calls else "not called"]
+def profile(model: nn.Module, x: Tensor | tuple, baseline: nn.Module | None = None, repeats: int = 7) -> Profile:
+    """Multiply-accumulates and milliseconds per layer, in evaluation and without gradients.
+
+    Args:
+        model: any model, converted or dense.
+        x: a tensor, or a tuple of arguments.
+        baseline: the dense original; it runs interleaved with `model`, on the same input.
+        repeats: timed runs of each; medians are reported.
+
+    Returns:
+        One row per layer that multiplies, one for everything else, and the whole network as the total. The times of the
+        whole network are taken without the timers of the layers.
+    """
+    arguments = as_arguments(x)
+    rows = list(_macs_rows(model, arguments).values())
+    sides = {"ms": model} if baseline is None else {"baseline_ms": baseline, "ms": model}
+    names = [row["layer"] for row in rows]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        for side in sides.values():
+            stack.enter_context(evaluation(side))
+        whole = compare({key: functools.partial(side, *arguments) for key, side in sides.items()}, repeats)
+        layers = _layer_times(sides, names, arguments, repeats)
+    total = _total(rows)
+    rest = {"layer": "everything else"}
+    for key in sides:
+        for row in rows:
+            row[key] = layers[key].get(row["layer"])
+        total[key] = whole[key].median_ms
+        rest[key] = total[key] - sum(row[key] or 0.0 for row in rows)
+    rows.append({**dict.fromkeys(column.key for column in Profile.columns), **rest})
+    for row in (*rows, total):
+        row["speedup"] = row["baseline_ms"] / row["ms"] if row.get("baseline_ms") and row.get("ms") else None
+    shapes = ", ".join("x".join(map(str, each.shape)) for each in arguments if isinstance(each, Tensor))
+    return Profile(f"{type(model).__name__} on {shapes}, {torch.get_num_threads()} threads", rows, total)
+
+
+def _layer_times(
+    sides: Mapping[str, nn.Module], names: Sequence[str], arguments: tuple, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Median milliseconds of every named layer, all its calls in one run together, per side; the sides take turns."""
+    samples: dict[str, dict[str, list[float]]] = {key: {} for key in sides}
+    for _ in range(repeats):
+        for key, side in sides.items():
+            for name, spent in _timed_run(side, names, arguments).items():
+                samples[key].setdefault(name, []).append(spent)
+    return {key: {name: statistics.median(times) for name, times in side.items()} for key, side in samples.items()}
+
+
+def _timed_run(model: nn.Module, names: Sequence[str], arguments: tuple) -> dict[str, float]:
+    """Milliseconds spent in each of the named layers during one run of the model."""
+    spent: dict[str, float] = {}
+
+    def timed(name: str, forward: Callable) -> Callable:
+        def run(*args, **kwargs):
+            start = _now_ms()
+            out = forward(*args, **kwargs)
+            spent[name] = spent.get(name, 0.0) + _now_ms() - start
+            return out
+
+        return run
+
+    layers = {name: layer for name, layer in model.named_modules() if name in names and name}
+    own = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            layer.forward = timed(name, layer.forward)
+        model(*arguments)
+    finally:
+        for name, layer in layers.items():
+            del layer.forward
+            if own[name] is not None:
+                layer.forward = own[name]
+    return spent
+
+
+def _now_ms() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() * 1e3
+
+
+_NO_MACS = {"dense_macs": 0, "executed_macs": 0, "keep": None}
+
+
+def _macs_rows(model: nn.Module, x: Tensor | tuple) -> dict[str, dict]:
+    """A row for every layer that multiplies when the model runs on x, by name."""
+    modules = dict(model.named_modules())
+    rows = {}
+    for layer in layer_macs(model, x):
+        module = modules[layer.name]
+        keep = layer.executed / layer.dense if isinstance(module, PerforatedConv2d) and layer.dense else None
+        counts = {"dense_macs": layer.dense, "executed_macs": layer.executed, "keep": keep}
+        rows[layer.name] = {"layer": layer.name or "(functional)", **_description(module), **counts}
+    return rows
+
+
+def _description(module: nn.Module) -> dict:
+    """What a row says of the layer itself: its shape, such as '3x3/2 64>128' or '512>10', and how it is perforated."""
+    perforated = isinstance(module, PerforatedConv2d)
+    shape = type(module).__name__
+    if isinstance(module, nn.Linear):
+        shape = f"{module.in_features}>{module.out_features}"
+    elif isinstance(module, nn.Conv2d):
+        kernel = "x".join(map(str, module.kernel_size))
+        stride = "" if set(module.stride) == {1} else f"/{module.stride[0]}"
+        shape = f"{kernel}{stride} {module.in_channels}>{module.out_channels}"
     return {
-        "layer": name,
-        "shape": _shape(layer),
-        "output": "x".join(map(str, calls[0].out_shape[1:])) if calls else None,
-        "dense_macs": dense,
-        "executed_macs": executed,
-        "keep": executed / dense if perforated and dense else None,
-        "mask": layer.config.mask if perforated else None,
-        "interpolate": layer.config.interpolate if perforated else None,
-        "note": "; ".join(filter(None, notes)) or None,
+        "shape": shape,
+        "mask": module.config.mask if perforated else None,
+        "interpolate": module.config.interpolate if perforated else None,
     }
 
 
-def _shape(layer: nn.Module) -> str:
-    """Such as '3x3/2 64>128' or '512>10'."""
-    if isinstance(layer, nn.Linear):
-        return f"{layer.in_features}>{layer.out_features}"
-    kernel = "x".join(map(str, layer.kernel_size))
-    stride = "" if set(layer.stride) == {1} else f"/{layer.stride[0]}"
-    return f"{kernel}{stride} {layer.in_channels}>{layer.out_channels}"
+def _total(rows: Sequence[Mapping]) -> dict:
+    dense, executed = (sum(row[key] for row in rows) for key in ("dense_macs", "executed_macs"))
+    return {
+        "layer": "total",
+        "dense_macs": dense,
+        "executed_macs": executed,
+        "keep": executed / dense if dense else None,
+    }
