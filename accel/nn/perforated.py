@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.config import Perforate
+from accel.kernels.checks import sizes
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.positions import PositionSet, output_size
 from accel.masks import Pooling, build_mask, layer_generator
@@ -104,7 +105,7 @@ class PerforatedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
             return self.forward(x[None])[0]
-        positions = self.position_set(*self.output_size(*x.shape[2:]), x.device)
+        positions = self.position_set(*self.output_size(*sizes(x)[2:]), x.device)
         zero = self.config.interpolate == "zero"
         out = perforated_conv2d(
             x,

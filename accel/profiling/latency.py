@@ -1,0 +1,97 @@
+"""Timing several ways to compute the same thing, fairly: one process, interleaved, warmed up, medians and quantiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from accel.errors import ConfigError
+
+_SHORTEST_MS = 1.0  # a sample repeats the call until it lasts this long: the clock and the loop cost about 1 us
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Milliseconds per call. Attributes: samples_ms, one for every round, in order; calls, per sample."""
+
+    samples_ms: tuple[float, ...]
+    calls: int = 1
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.samples_ms)
+
+    def quantile_ms(self, fraction: float) -> float:
+        """The sample below which `fraction` of the samples lie, linearly interpolated."""
+        return _quantile(self.samples_ms, fraction)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """How many times faster one side is than another. Attributes: median of the rounds' ratios; low and high, their
+    10 % and 90 % quantiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def compare(sides: Mapping[str, Callable[[], object]], repeats: int = 10, warmup: int = 3) -> dict[str, Timing]:
+    """Time every side `repeats` times, taking turns, so that a disturbance of the machine hits all of them alike.
+
+    Every round starts with another side. On a CUDA machine each sample waits for the device.
+
+    Args:
+        sides: name -> the call to time.
+        warmup: calls of each side before, untimed (at least one).
+
+    Raises:
+        ConfigError: nothing to time, or no repeats.
+    """
+    if not sides or repeats < 1:
+        raise ConfigError(f"timing needs at least one side and one repeat, got {len(sides)} and {repeats}")
+    calls = {name: _calls_per_sample(call, max(1, warmup)) for name, call in sides.items()}
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for turn in range(repeats):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            samples[name].append(_sample_ms(sides[name], calls[name]))
+    return {name: Timing(tuple(samples[name]), calls[name]) for name in names}
+
+
+def ratio(slow: Timing, fast: Timing) -> Ratio:
+    """How many times faster `fast` is, round by round, for two timings of one `compare`."""
+    ratios = [a / b for a, b in zip(slow.samples_ms, fast.samples_ms)]
+    return Ratio(statistics.median(ratios), _quantile(ratios, 0.1), _quantile(ratios, 0.9))
+
+
+def _calls_per_sample(call: Callable[[], object], warmup: int) -> int:
+    shortest = min(_sample_ms(call, 1) for _ in range(warmup))
+    return max(1, round(_SHORTEST_MS / max(shortest, 1e-3)))
+
+
+def _sample_ms(call: Callable[[], object], calls: int) -> float:
+    _wait()
+    start = time.perf_counter_ns()
+    for _ in range(calls):
+        call()
+    _wait()
+    return (time.perf_counter_ns() - start) / 1e6 / calls
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _quantile(values: tuple[float, ...] | list[float], fraction: float) -> float:
+    ordered = sorted(values)
+    place = fraction * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
