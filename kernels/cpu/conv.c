@@ -2,10 +2,14 @@
  *
  * An indirect convolution (Dukhan 2019, arXiv 1907.02129): no im2col buffer; a tile gets one pointer per (tap, row).
  * Every output element is summed by one tile in (tap, channel) order, so the result does not depend on the threads. */
+#define _DEFAULT_SOURCE /* madvise */
 #include <stdlib.h>
 
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
 #endif
 
 #include "engine.h"
@@ -65,7 +69,7 @@ static Schedule plan(const Job *job, int threads)
     s.chunk_run = tap_bytes <= 2 * CHUNK_BYTES ? job->run : ceil_div(job->run, ceil_div(tap_bytes, CHUNK_BYTES));
     if (s.chunk_taps * 2 > job->taps && s.chunk_run == job->run && tap_bytes * job->taps < 2 * CHUNK_BYTES)
         s.chunk_taps = job->taps;
-    s.pointer_bytes = (size_t)(s.block_tiles * job->taps * s.tile_rows) * sizeof(float *);
+    s.pointer_bytes = (size_t)((s.block_tiles * job->taps + 1) * s.tile_rows) * sizeof(float *);
     s.out_bytes = (size_t)(s.block_tiles * s.tile_rows) * sizeof(RowOut);
     s.carry_bytes = (size_t)(s.block_tiles * s.tile_rows * s.cut.vectors * accel_isa->lanes) * sizeof(float);
     return s;
@@ -167,11 +171,27 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
     }
 }
 
+/* From this size on malloc maps fresh memory for every call (glibc's largest threshold), and its pages are first touched
+ * by our stores: 27 ms for 102 MB in pages of 4 KiB, 4.3 ms in pages of 2 MiB. */
+void accel_use_huge_pages(void *buffer, int64_t bytes)
+{
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)1 << 21, start = ((uintptr_t)buffer + page - 1) & ~(page - 1);
+    const uintptr_t end = ((uintptr_t)buffer + (uintptr_t)bytes) & ~(page - 1);
+    if (bytes >= 1 << 25)
+        (void)madvise((void *)start, end - start, MADV_HUGEPAGE); /* only a hint: failure changes nothing */
+#else
+    (void)buffer, (void)bytes;
+#endif
+}
+
 /* Returns 0, or -1 when memory ran out. */
 int accel_convolve(const Job *job)
 {
     if (job->rows == 0)
         return 0;
+    const int64_t filled = !job->scatter ? job->rows : job->dynamic ? 0 : job->rows / job->table_rows * job->out_pixels;
+    accel_use_huge_pages(job->out, filled * job->out_channels * (int64_t)sizeof(float));
     const int threads = accel_threads(job->threads);
     const Schedule s = plan(job, threads);
     const int64_t panels = s.cut.panels * (job->depthwise ? 1 : job->groups);

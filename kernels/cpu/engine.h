@@ -92,6 +92,7 @@ typedef struct {
 } Job;
 
 int accel_convolve(const Job *job);
+void accel_use_huge_pages(void *buffer, int64_t bytes);
 
 /* One weight tensor, read through its strides: outputs k of group g are rows g * k_group + k. */
 typedef struct {

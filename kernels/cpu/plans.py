@@ -1,7 +1,7 @@
 """Prepared plans: what the engine needs to know of a geometry and its position sets, built once and kept.
 
-A plan is found by the identity of the tensors that make the sets, not by their values: hashing a map on every call would
-cost more than a small convolution. Sets are frozen, so their tensors must not be changed in place.
+A plan is found by the identity of the tensors that make the sets, not by their values: hashing a map on every call
+would cost more than a small convolution. Sets are frozen, so their tensors must not be changed in place.
 """
 
 from __future__ import annotations
