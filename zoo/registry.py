@@ -26,7 +26,7 @@ from accel.zoo.weights_io import load_weights
 if TYPE_CHECKING:
     from accel.config import Perforate, Rules
 
-__all__ = ["default_rules", "get_model", "input_size", "list_models", "load_weights", "preprocess"]
+__all__ = ["default_rules", "get_model", "has_weights", "input_size", "list_models", "load_weights", "preprocess"]
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WEIGHTS = pathlib.Path(__file__).parent / "weights"
@@ -115,6 +115,11 @@ def get_model(name: str, weights: str | os.PathLike | None = None, **options) ->
     elif weights is not None and weights != "none":
         load_weights(model, weights)
     return model.eval()
+
+
+def has_weights(name: str) -> bool:
+    """Whether trained weights of the model come with the package."""
+    return _entry(name).packaged is not None
 
 
 def default_rules(name: str, config: Perforate | None = None) -> Rules:

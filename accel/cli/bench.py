@@ -93,19 +93,21 @@ def read_cases(path: pathlib.Path, only: str | None = None) -> dict[str, Any]:
 
 
 def measure(file: Mapping[str, Any], args: argparse.Namespace) -> list[Row]:
-    """Run every case; the rows are saved after each, so an interrupted run keeps what it has."""
+    """Run every case; each row is saved as it comes, so an interrupted run keeps what it has."""
     from accel.profiling.machine import machine_record
 
     kind = load_kind(file["kind"])
     settings, machine = Settings(args.seed, args.quick), machine_record()
-    before = args.output.read_text(encoding="utf-8") if args.output and args.output.exists() else ""
+    lines = [args.output.read_text(encoding="utf-8")] if args.output and args.output.exists() else []
     rows: list[Row] = []
-    for case in common.progress(args, file["case"], "cases"):
-        rows += [{"case": case["name"], **row} for row in kind.rows(case, settings)]
+    measured = ((case["name"], row) for case in file["case"] for row in kind.rows(case, settings))
+    for name, row in common.progress(args, measured, "measuring"):
+        rows.append({"case": name, **row})
         if args.output:
             stamp = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             extra = {"schema": ROW_SCHEMA, "kind": file["kind"], "seed": args.seed, "time": stamp, "machine": machine}
-            common.write_text(args.output, before + "".join(json.dumps({**row, **extra}) + "\n" for row in rows))
+            lines.append(json.dumps({**rows[-1], **extra}) + "\n")
+            common.write_text(args.output, "".join(lines))
     return rows
 
 

@@ -66,7 +66,7 @@ def layers_of(model: str, size: list[int], distinct: bool) -> list[Layer]:
     from accel.zoo.registry import get_model
 
     torch.manual_seed(0)
-    net = get_model(model, weights=None)
+    net = get_model(model, weights="none")
     found: list[Layer] = []
 
     def note(name: str, conv: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:

@@ -24,7 +24,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     from accel.zoo.registry import default_rules, get_model
 
     torch.manual_seed(settings.seed)
-    model = get_model(case["model"], weights=None)
+    model = get_model(case["model"], weights="none")
     for batch in case["batch"]:
         x = torch.randn(batch, 3, *case["size"], generator=torch.Generator().manual_seed(settings.seed))
         for keep in case["keep"]:

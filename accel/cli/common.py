@@ -162,17 +162,18 @@ def print_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> N
             print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
 
 
-def print_report(report: Report, args: argparse.Namespace, summary: Mapping[str, Any] | None = None) -> None:
-    """Print a report in the format of --format, and under it (in json: as its `summary`) what holds for the whole."""
-    summary = summary or {}
+def print_report(
+    report: Report, args: argparse.Namespace, summary: Mapping[str, Any] | None = None, lines: Sequence[str] = ()
+) -> None:
+    """Print a report as --format says, with what holds for the whole: `summary` in json, `lines` under a table."""
     if args.format == "json":
-        print(json.dumps({**json.loads(report.to_json()), "summary": summary}, indent=2))
+        print(json.dumps({**json.loads(report.to_json()), **({"summary": summary} if summary else {})}, indent=2))
     elif args.format == "csv":
         print(report.to_csv(), end="")
+    elif args.format == "md":
+        print(report.to_markdown(), *(f"- {line}" for line in lines), sep="\n")
     else:
-        print(report.to_markdown() if args.format == "md" else report)
-        for key, value in summary.items():
-            print(f"{'- ' * (args.format == 'md')}{key.replace('_', ' ')}: {_cell(value)}")
+        print(report, *lines, sep="\n")
 
 
 def _cell(value: object) -> str:

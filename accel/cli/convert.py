@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import pathlib
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from accel.cli import common, conversion, models
 from accel.cli.fidelity import Fidelity, first_tensor
 from accel.cli.pictures import find_images, read_picture, write_strip
-from accel.errors import ConversionError
+from accel.errors import ConversionError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         summary = {"model": args.model, **speed, **fidelity.summary()}
         report = {"schema": _REPORT_SCHEMA, "summary": summary, "layers": profile.rows}
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
-    common.print_report(profile, args, summary)
+    common.print_report(profile, args, summary, sentences(summary))
     common.note(args, f"saved in {args.output}/: model/ (loaded back: same outputs), pictures/, {REPORT_FILE}")
     return 0
 
@@ -94,9 +95,7 @@ def prepare(args: argparse.Namespace) -> Job:
     import accel
 
     paths = find_images(args.images, args.limit)
-    # A converted network of drawn weights is of no use, so torchvision's own are fetched where none are given.
-    weights = args.weights or ("download" if args.model.startswith("torchvision:") else None)
-    resolved = models.resolve(args.model, weights)
+    resolved = models.resolve(args.model, args.weights or trained_weights(args.model))
     if resolved.converted:
         raise ConversionError(f"{args.model} is converted already: give the model it was made from")
     device = conversion.device_of(args)
@@ -105,6 +104,42 @@ def prepare(args: argparse.Namespace) -> Job:
     rules = conversion.read_rules(args, resolved.name)
     fast = accel.convert_model(model, rules, example_inputs=pictures.first, calibration=pictures)
     return Job(resolved.name, model, fast, pictures)
+
+
+def sentences(summary: dict[str, Any]) -> list[str]:
+    """The summary for a reader."""
+    from accel.report import show_macs
+
+    low, high = summary["speedup_10_to_90_percent"]
+    fastest = summary["fastest_dense"].removeprefix("dense_")
+    lines = [
+        f"dense:     {show_macs(summary['dense_macs'])}MACs, {summary['dense_nchw_ms']} ms in NCHW, "
+        f"{summary['dense_channels_last_ms']} ms in channels_last",
+        f"converted: {show_macs(summary['executed_macs'])}MACs, {summary['converted_ms']} ms",
+        f"speed-up:  {summary['speedup']:.2f} against {fastest} (10 % to 90 % of the rounds: {low:.2f} to {high:.2f}), "
+        f"{summary['theoretical_speedup']:.2f} in theory; batch {summary['batch']}, {summary['threads']} threads",
+        f"quality:   mean absolute difference {summary['mean_abs_difference']:.4f} on {summary['pictures']} pictures",
+    ]
+    for key, text in (("iou_at_0.5", "IoU at 0.5"), ("top1_agreement", "top-1 agreement")):
+        if key in summary:
+            lines[-1] += f", {text} {summary[key]:.3f}"
+    return lines
+
+
+def trained_weights(model: str) -> str | None:
+    """What --weights means where it is not given: what a network of drawn weights computes is of no use.
+
+    Raises:
+        WeightsError: a model of the zoo that brings no weights.
+    """
+    if model.startswith("torchvision:"):
+        return "download"
+    if model.startswith("zoo:"):
+        from accel.zoo.registry import has_weights
+
+        if not has_weights(model):
+            raise WeightsError(f"{model} brings no weights: pass --weights FILE, or --weights none for drawn ones")
+    return None
 
 
 def read_pictures(
@@ -116,25 +151,28 @@ def read_pictures(
 
     size = args.size or input_size(name)
     read = [read_picture(path, size) for path in common.progress(args, paths, "reading pictures")]
-    return Pictures(torch.stack(read), [path.stem for path in paths], name, args.batch, device)
+    return Pictures(
+        torch.stack(read), [f"{index:04d}_{path.stem}" for index, path in enumerate(paths)], name, args.batch, device
+    )
 
 
 def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]]:
-    """The per-layer profile, and the whole network's times against the faster dense memory format."""
+    """The per-layer profile beside the faster dense memory format, and the whole network's times against both."""
     import torch
 
     import accel
-    from accel.cli.sides import DENSE, dense_sides, fastest
+    from accel.cli.sides import DENSE, FORMATS, dense_sides, fastest
     from accel.profiling.latency import compare, ratio
 
     x = job.pictures.first
-    common.note(args, f"measuring on {tuple(x.shape)}, {torch.get_num_threads()} threads")
+    common.note(args, f"measuring on {'x'.join(map(str, x.shape))}, {torch.get_num_threads()} threads")
     with torch.inference_mode():
-        profile = accel.profile(job.fast, x, baseline=job.model)
         sides = {**dense_sides(job.model, x), "converted": lambda: job.fast(x)}
         timing = compare(sides, repeats=_REPEATS)
-    best = fastest(timing, DENSE)
-    speedup = ratio(timing[best], timing["converted"])
+        best = fastest(timing, DENSE)
+        speedup = ratio(timing[best], timing["converted"])
+        baseline = copy.deepcopy(job.model).to(memory_format=FORMATS[best])
+        profile = accel.profile(job.fast, x.contiguous(memory_format=FORMATS[best]), baseline=baseline)
     dense, executed = accel.count_macs(job.model, x), accel.count_macs(job.fast, x)
     return profile, {
         "batch": len(x),
@@ -175,8 +213,6 @@ def save_verified(job: Job, folder: pathlib.Path) -> None:
     Raises:
         ConversionError: the loaded model computes something else.
     """
-    import copy
-
     import torch
 
     import accel

@@ -62,18 +62,25 @@ def output_kind(output: Tensor) -> str:
     return "map" if output.dim() == 4 and output.shape[1] == 1 else "other"
 
 
+def tensors_of(output: object) -> list[Tensor]:
+    """Every tensor of a network's output: itself, or those of a tuple, list or dict, in order."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
 def first_tensor(output: object) -> Tensor:
-    """The tensor of a network's output: itself, or the first one of a tuple, list or dict.
+    """The first tensor of a network's output.
 
     Raises:
         ConversionError: there is none.
     """
-    import torch
-
-    while isinstance(output, (tuple, list, dict)) and output:
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    if not isinstance(output, torch.Tensor):
+    found = tensors_of(output)
+    if not found:
         raise ConversionError(
             f"the model returned {type(output).__name__}, expected a tensor or a tuple or dict of them"
         )
-    return output
+    return found[0]

@@ -6,24 +6,26 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from accel.profiling.latency import Timing
 
-DENSE = ("dense_nchw", "dense_channels_last")
+FORMATS = {"dense_nchw": torch.contiguous_format, "dense_channels_last": torch.channels_last}
+DENSE = tuple(FORMATS)
 
 
 def dense_sides(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
     """`model` on `x` in NCHW and in channels_last; each side owns a copy of the weights in its format."""
-    import torch
 
     def side(memory_format: torch.memory_format) -> Callable[[], object]:
         net = copy.deepcopy(model).eval().to(memory_format=memory_format)
         given = x.contiguous(memory_format=memory_format)
         return lambda: net(given)
 
-    return dict(zip(DENSE, (side(torch.contiguous_format), side(torch.channels_last))))
+    return {name: side(memory_format) for name, memory_format in FORMATS.items()}
 
 
 def fastest(timings: Mapping[str, Timing], names: Iterable[str]) -> str:

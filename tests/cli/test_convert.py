@@ -65,8 +65,8 @@ def test_an_edge_detector(nets, photos, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "dense MACs" in captured.out and "executed MACs" in captured.out
     assert "loaded back: same outputs" in captured.err
-    assert sorted(path.name for path in (out / "pictures").iterdir()) == [f"photo{i}.png" for i in range(3)]
-    assert PIL.Image.open(out / "pictures" / "photo0.png").size == (4 * 32 + 3 * 4, 24)
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == [f"000{i}_photo{i}.png" for i in range(3)]
+    assert PIL.Image.open(out / "pictures" / "0000_photo0.png").size == (4 * 32 + 3 * 4, 24)
 
     report = json.loads((out / "report.json").read_text())
     summary = report["summary"]
@@ -130,6 +130,7 @@ def test_bad_values_take_one_line_and_leave_nothing(nets, photos, tmp_path, caps
     ("model", "named"),
     [
         ("zoo:none", "zoo:none"),
+        ("zoo:hed_vgg16", "--weights FILE"),
         ("torchvision:none", "torchvision:none"),
         ("vgg16", "'vgg16'"),
         ("none.py:f", "none.py"),
