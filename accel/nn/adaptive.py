@@ -1,0 +1,209 @@
+"""ACT and SACT stages: residual units that run until their halting scores add up to one, per image or per position.
+
+Figurnov et al. 2017, arXiv 1612.02297. A stage keeps the units and their parameter names; unit k gains a submodule
+`halting` (the score h of section 3.1), which its own forward does not call. The state of a position that has halted is
+frozen: it goes on feeding the windows of its neighbours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from accel.config import ACT, SACT
+from accel.errors import ConversionError
+from accel.halting import Halted, run_stage
+from accel.nn.residual_units import describe_unit, is_unit
+from accel.nn.sparse_unit import SparseUnit
+from accel.ops import halting_step_
+
+INITIAL_BIAS = -3.0  # sigmoid(-3) = 0.05: at first every unit runs (the official code's constant)
+
+
+@dataclasses.dataclass
+class StageOutput:
+    """What one stage did. Shapes for SACT; ACT has no H and W.
+
+    Attributes:
+        ponder_cost: [N, H, W], rho = N + R of section 3.1, between 2 and L + 1; differentiable.
+        num_units: int32 [N, H, W], units that ran.
+        halting_distribution: [N, L, H, W], weight of each unit's output; sums to 1 over L.
+        executed_macs: int64 [N], convolutions of units and halting heads at the positions where they ran.
+    """
+
+    ponder_cost: Tensor
+    num_units: Tensor
+    halting_distribution: Tensor
+    executed_macs: Tensor
+
+
+@dataclasses.dataclass
+class AdaptiveOutput:
+    """Output of an adaptive network: what the network returned before, and what each stage did."""
+
+    logits: Tensor
+    stages: list[StageOutput]
+    tau: float
+
+
+def ponder_loss(output: AdaptiveOutput) -> Tensor:
+    """tau times the sum over stages of the mean ponder cost (arXiv 1612.02297, eq. 7); add it to the task's loss."""
+    return output.tau * sum(stage.ponder_cost.mean() for stage in output.stages)
+
+
+class HaltingHead(nn.Module):
+    """h = sigmoid(conv(BN(x)) + pooled(BN(mean of x)) + bias): [N, C, H, W] -> [N, H, W], or [N] for ACT.
+
+    SACT's `conv` is 3x3 and sees the neighbourhood, `pooled` sees the whole map; ACT has the latter alone, as a 1x1
+    convolution of the mean, under the name `conv`.
+    """
+
+    def __init__(self, channels: int, spatial: bool):
+        super().__init__()
+        self.spatial = spatial
+        self.bn = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, 1, 3 if spatial else 1, padding=1 if spatial else 0)
+        nn.init.constant_(self.conv.bias, INITIAL_BIAS)
+        if spatial:
+            self.pooled_bn = nn.BatchNorm2d(channels)
+            self.pooled = nn.Conv2d(channels, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True)
+        if not self.spatial:
+            return torch.sigmoid(self.conv(self.bn(mean))).flatten()
+        return torch.sigmoid(self.conv(self.bn(x)) + self.pooled(self.pooled_bn(mean)))[:, 0]
+
+    def executed_macs(self, ran: Tensor) -> Tensor:
+        """int64 [N], where `ran`, bool [N, H, W] or [N], says where the unit ran; the mean's convolution runs once."""
+        positions = ran.flatten(1).sum(1) if self.spatial else ran.long()
+        pooled = self.pooled.weight.numel() if self.spatial else 0
+        return positions * self.conv.weight.numel() + (positions > 0) * pooled
+
+
+class AdaptiveStage(nn.Sequential):
+    """The units of a stage under one ACT or SACT instance; input and output are those of the plain sequence.
+
+    In training, under autograd and in `dense_execution`, every unit runs everywhere and the mask is applied after it;
+    otherwise units run at the active positions only (SACT), or on the images still active (ACT).
+
+    Attributes:
+        result: what the stage did in its last call; the model's output takes it.
+    """
+
+    def __init__(self, units: nn.Sequential, config: ACT):
+        super().__init__(*units)
+        self.config = config
+        self.spatial = isinstance(config, SACT)
+        self.dense = False
+        self.result: StageOutput | None = None
+        for unit in list(self)[:-1]:
+            channels = describe_unit(unit).steps[-1].conv.out_channels
+            unit.halting = HaltingHead(channels, self.spatial).to(next(unit.parameters()))
+        self._sparse = [SparseUnit(unit) for unit in self]
+        self.train(units.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dense = self.dense or self.training or torch.is_grad_enabled()
+        halted = self._run_densely(x) if dense else self._run_sparsely(x)
+        macs = self._executed_macs(halted.units, x.shape, halted.output.shape)
+        self.result = StageOutput(halted.ponder, halted.units, halted.distribution.movedim(0, 1), macs)
+        return halted.output
+
+    def _run_densely(self, x: Tensor) -> Halted:
+        heads = [unit.halting for unit in list(self)[:-1]]
+        return run_stage(list(self), heads, x, spatial=self.spatial, eps=self.config.eps)
+
+    def _run_sparsely(self, x: Tensor) -> Halted:
+        """The same values, computing a unit only where something still runs."""
+        state = self[0](x)
+        remainder = state.new_ones((state.shape[0], *state.shape[2:]) if self.spatial else state.shape[:1])
+        ponder, output = torch.ones_like(remainder), torch.zeros_like(state)
+        count, weights = torch.zeros_like(remainder, dtype=torch.int32), []
+        running = remainder > 0
+        for k, unit in enumerate(self):
+            if k:
+                state = self._sparse[k](state, running) if self.spatial else _run_images(unit, state, running)
+            last = k == len(self) - 1
+            before = remainder.clone()
+            h = None if last else unit.halting(state)
+            running = halting_step_(h, state, remainder, ponder, count, output, self.config.eps, last)
+            weights.append(before - remainder)
+        return Halted(output, ponder, count, torch.stack(weights))
+
+    def _executed_macs(self, units: Tensor, in_shape: torch.Size, out_shape: torch.Size) -> Tensor:
+        """int64 [N]: unit k, and its halting head, ran where `units` > k; the first ran everywhere."""
+        first = self._sparse[0].dense_macs(*in_shape[2:])
+        total = torch.full((in_shape[0],), first, dtype=torch.int64, device=units.device)
+        for k, unit in enumerate(self):
+            ran = units > k
+            if k and self.spatial:
+                total += self._sparse[k].executed_macs(ran)
+            elif k:
+                total += ran * self._sparse[k].dense_macs(*out_shape[2:])
+            if k < len(self) - 1:
+                total += unit.halting.executed_macs(ran)
+        return total
+
+
+def _run_images(unit: nn.Module, state: Tensor, running: Tensor) -> Tensor:
+    """Early stopping of ACT: the unit on the images that still run, regrouped into a smaller batch."""
+    images = running.nonzero()[:, 0]
+    if len(images) in (0, len(state)):
+        return unit(state) if len(images) else state
+    return state.index_copy(0, images, unit(state[images]))
+
+
+def make_adaptive(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
+    """Turn the named sequences of residual units into ACT or SACT stages, in place; the model returns AdaptiveOutput.
+
+    Raises:
+        ConversionError: a name that is no sequence of two or more residual units, or a unit that SACT cannot mask.
+    """
+    for name, config in assigned.items():
+        units = model.get_submodule(name)
+        if not is_stage(units):
+            raise ConversionError(f"{name} is not a sequence of two or more residual units: {type(units).__name__}")
+        for index, unit in list(enumerate(units))[1:]:
+            if not describe_unit(unit).maskable:
+                raise ConversionError(f"unit {name}.{index} changes size or width: only the first of a stage may")
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, AdaptiveStage(units, config))
+    model.register_forward_hook(_collect_results)
+    return model
+
+
+def is_stage(module: nn.Module) -> bool:
+    """Whether a module is a sequence of two or more residual units."""
+    return isinstance(module, nn.Sequential) and len(module) > 1 and all(is_unit(unit) for unit in module)
+
+
+def _collect_results(model: nn.Module, _inputs: tuple, output: Tensor) -> AdaptiveOutput:
+    stages = adaptive_stages(model)
+    results = [stage.result for stage in stages]
+    for stage in stages:
+        stage.result = None
+    return AdaptiveOutput(output, results, stages[0].config.tau)
+
+
+def adaptive_stages(model: nn.Module) -> list[AdaptiveStage]:
+    """The ACT and SACT stages of a model, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, AdaptiveStage)]
+
+
+@contextlib.contextmanager
+def dense_execution(model: nn.Module) -> Iterator[None]:
+    """Run the stages densely under their masks: what sparse execution is compared with."""
+    stages = adaptive_stages(model)
+    before = [stage.dense for stage in stages]
+    for stage in stages:
+        stage.dense = True
+    try:
+        yield
+    finally:
+        for stage, dense in zip(stages, before):
+            stage.dense = dense

@@ -1,0 +1,84 @@
+"""What a residual unit is made of: the description by which ACT and SACT run it densely or at active positions only.
+
+A unit computes `activation(shortcut(x) + branch(x))`. `describe_unit` knows the units of torchvision's ResNets and
+ResNeXts and of the CIFAR ResNets; `register_unit` teaches it another class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import nn
+
+from accel.errors import ConversionError
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchStep:
+    """One convolution of a residual branch, the batch norm behind it, and then the activation: 'none' or 'relu'."""
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d | None
+    activation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitDescription:
+    """The branch of a unit in order, the activation after the addition, and the shortcut (None: the identity)."""
+
+    steps: tuple[BranchStep, ...]
+    activation: str
+    shortcut: nn.Module | None
+
+    @property
+    def maskable(self) -> bool:
+        """Whether inactive positions can keep their value: the unit changes neither size nor width."""
+        return self.shortcut is None and all(step.conv.stride == (1, 1) for step in self.steps)
+
+
+_DESCRIBERS: dict[type, Callable[[nn.Module], UnitDescription]] = {}
+
+
+def register_unit(cls: type[nn.Module], describe: Callable[[nn.Module], UnitDescription]) -> None:
+    """Teach ACT and SACT a residual unit: `describe(unit)` returns its `UnitDescription`."""
+    _DESCRIBERS[cls] = describe
+
+
+def is_unit(module: nn.Module) -> bool:
+    return _describer(module) is not None
+
+
+def describe_unit(unit: nn.Module) -> UnitDescription:
+    """The description of a residual unit; ConversionError for a class that is not registered."""
+    describe = _describer(unit)
+    if describe is None:
+        raise ConversionError(
+            f"{type(unit).__name__} is not a known residual unit (known: torchvision's BasicBlock and Bottleneck, the "
+            "unit of the CIFAR ResNets): describe it with accel.nn.residual_units.register_unit"
+        )
+    return describe(unit)
+
+
+def _describer(module: nn.Module) -> Callable[[nn.Module], UnitDescription] | None:
+    for cls in type(module).__mro__:
+        if cls in _DESCRIBERS:
+            return _DESCRIBERS[cls]
+    return _describe_numbered if _is_numbered(module) else None
+
+
+def _is_numbered(module: nn.Module) -> bool:
+    """The layout of torchvision's and the CIFAR ResNets' units: conv1, bn1, conv2, bn2, ... and a shortcut."""
+    names = dict(module.named_children())
+    shortcut = "downsample" in names or "shortcut" in names or hasattr(module, "downsample")
+    return {"conv1", "bn1", "conv2", "bn2"} <= names.keys() and shortcut
+
+
+def _describe_numbered(unit: nn.Module) -> UnitDescription:
+    count = sum(f"conv{k}" in unit._modules for k in range(1, 4))
+    steps = tuple(
+        BranchStep(getattr(unit, f"conv{k}"), getattr(unit, f"bn{k}"), "relu" if k < count else "none")
+        for k in range(1, count + 1)
+    )
+    shortcut = getattr(unit, "downsample", None) or getattr(unit, "shortcut", None)  # an empty Sequential is falsy
+    return UnitDescription(steps, "relu", None if isinstance(shortcut, nn.Identity) else shortcut or None)

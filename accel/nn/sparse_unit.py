@@ -1,0 +1,93 @@
+"""A residual unit at active positions only: what SACT saves, where the official code computes densely and masks.
+
+The last convolution runs at the active positions; walking back, every spatial convolution needs its input on the
+dilated set (section 3.2 of arXiv 1612.02297 masks the output; which inputs it needs follows). So a basic unit runs its
+first 3x3 on the dilated set and its second on the active set, reading the first one's compact rows; a bottleneck runs
+its first 1x1 on the dilated set.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from accel.kernels.positions import output_size
+from accel.nn.folding import FoldedWeights
+from accel.nn.residual_units import BranchStep, describe_unit
+from accel.ops import active_positions, masked_conv2d
+
+
+class SparseUnit:
+    """Runs one residual unit at the active positions, equal there to the unit's own dense forward in eval mode.
+
+    Holds no parameters: weights with the batch norm folded in are cached and follow the unit's parameters.
+    """
+
+    def __init__(self, unit: nn.Module):
+        self.unit = unit
+        self.description = describe_unit(unit)
+        self._folded = [FoldedWeights() for _ in self.description.steps]
+        self._reach = _reach(self.description.steps)
+
+    def __call__(self, state: Tensor, running: Tensor) -> Tensor:
+        """state [N, C, H, W] -> the same with the unit applied where running, bool [N, H, W], is set."""
+        sets = {d: active_positions(running, dilate=d) for d in set(self._reach)}
+        rows, source = state, None
+        for step, folded, reach in zip(self.description.steps, self._folded, self._reach):
+            last = step is self.description.steps[-1]
+            weight, bias = _weights(step, folded)
+            rows = masked_conv2d(
+                rows,
+                weight,
+                bias,
+                sets[reach],
+                padding=_padding(step),
+                dilation=step.conv.dilation,
+                groups=step.conv.groups,
+                activation=self.description.activation if last else step.activation,
+                residual=state if last else None,
+                source=source,
+            )
+            source = sets[reach]
+        return rows
+
+    def executed_macs(self, running: Tensor) -> Tensor:
+        """int64 [N]: MACs of the branch when it runs at the positions of `running`, bool [N, H, W]."""
+        counts = {d: _dilate(running, d).flatten(1).sum(1) for d in set(self._reach)}
+        convs = (step.conv for step in self.description.steps)
+        return sum(counts[d] * conv.weight.numel() for d, conv in zip(self._reach, convs))
+
+    def dense_macs(self, height: int, width: int) -> int:
+        """MACs of the unit on a whole input map of `height` x `width`, its shortcut included, per image."""
+        total, size = 0, (height, width)
+        for step in self.description.steps:
+            size = output_size(size, step.conv.kernel_size, step.conv.stride, _padding(step), step.conv.dilation)
+            total += step.conv.weight.numel() * size[0] * size[1]
+        if self.description.shortcut is not None:
+            convs = [m for m in self.description.shortcut.modules() if isinstance(m, nn.Conv2d)]
+            total += sum(conv.weight.numel() for conv in convs) * size[0] * size[1]
+        return total
+
+
+def _reach(steps: tuple[BranchStep, ...]) -> list[int]:
+    """How far the set of each step must be dilated, so that the steps behind it find their inputs."""
+    reach, needed = [], 0
+    for step in reversed(steps):
+        reach.append(needed)
+        needed += step.conv.dilation[0] * (step.conv.kernel_size[0] - 1) // 2
+    return reach[::-1]
+
+
+def _weights(step: BranchStep, folded: FoldedWeights) -> tuple[Tensor, Tensor | None]:
+    return (step.conv.weight, step.conv.bias) if step.bn is None else folded.get(step.conv, step.bn)
+
+
+def _padding(step: BranchStep) -> tuple[int, int, int, int]:
+    vertical, horizontal = step.conv.padding
+    return vertical, vertical, horizontal, horizontal
+
+
+def _dilate(mask: Tensor, reach: int) -> Tensor:
+    if reach == 0:
+        return mask
+    return F.max_pool2d(mask[:, None].float(), 2 * reach + 1, 1, reach)[:, 0] > 0

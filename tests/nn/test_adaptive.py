@@ -1,0 +1,259 @@
+"""ACT and SACT networks: golden constants, limits in which the answer is known, sparse against dense execution."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from accel.config import ACT, SACT
+from accel.errors import ConversionError
+from accel.nn.adaptive import adaptive_stages, dense_execution, make_adaptive, ponder_loss
+from accel.nn.residual_units import BranchStep, UnitDescription, register_unit
+from accel.zoo.registry import get_model
+
+STAGES = {"resnet20": ("layer1", "layer2", "layer3"), "torchvision": ("layer1", "layer2", "layer3", "layer4")}
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch statistics and affine parameters that are not the initial ones."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 1.5),
+                (module.weight.data, 0.5, 1.0),
+                (module.bias.data, -0.2, 0.2),
+            ):
+                tensor.uniform_(low, high, generator=generator)
+    return model
+
+
+def cifar_net(config: ACT, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = randomise(get_model("zoo:resnet20_cifar"), seed)
+    return make_adaptive(model, dict.fromkeys(STAGES["resnet20"], config)).eval()
+
+
+def set_heads(model: nn.Module, bias: float, scale: float = 1.0) -> None:
+    for name, module in model.named_modules():
+        if name.endswith("halting.conv"):
+            module.bias.data.fill_(bias)
+            module.weight.data.mul_(scale)
+        if name.endswith("halting.pooled"):
+            module.weight.data.mul_(scale)
+
+
+def spread_scores(model: nn.Module, x: torch.Tensor) -> None:
+    """Shift and scale the heads so that their scores on x lie on both sides of one half, far and near."""
+
+    def standardise(conv: nn.Module, _inputs: tuple, out: torch.Tensor) -> torch.Tensor:
+        gain = 2.0 / float(out.std())
+        shift = float(out.median())
+        conv.weight.mul_(gain)
+        conv.bias.sub_(shift).mul_(gain)
+        return (out - shift) * gain
+
+    handles = [m.register_forward_hook(standardise) for n, m in model.named_modules() if n.endswith("halting.conv")]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("config", [ACT(), SACT()])
+def test_heads_that_never_halt_give_the_dense_network(config):
+    torch.manual_seed(0)
+    model = randomise(get_model("zoo:resnet20_cifar"))
+    x = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        net = make_adaptive(copy.deepcopy(model), dict.fromkeys(STAGES["resnet20"], config))
+        set_heads(net, -40.0, 0.0)
+        out = net(x)
+    assert relative(out.logits, expected) < 1e-5
+    for stage in out.stages:
+        assert (stage.num_units == 3).all()
+        assert torch.allclose(stage.ponder_cost, torch.full_like(stage.ponder_cost, 4.0))
+
+
+@pytest.mark.parametrize("config", [ACT(), SACT()])
+def test_heads_that_halt_at_once_run_one_unit(config):
+    net = cifar_net(config)
+    set_heads(net, 40.0, 0.0)
+    with torch.no_grad():
+        out = net(torch.randn(2, 3, 32, 32))
+    for stage in out.stages:
+        assert (stage.num_units == 1).all()
+        assert (stage.ponder_cost == 2).all()
+        assert (stage.halting_distribution[:, 0] == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("config", [ACT(eps=0.05), SACT(eps=0.05)])
+def test_sparse_execution_equals_dense_execution(config, seed):
+    net = cifar_net(config, seed)
+    x = torch.randn(4, 3, 29, 35) * torch.tensor([0.1, 1.0, 3.0, 9.0]).view(4, 1, 1, 1)
+    spread_scores(net, x)
+    with torch.no_grad():
+        sparse = net(x)
+        with dense_execution(net):
+            dense = net(x)
+    assert relative(sparse.logits, dense.logits) < 1e-5
+    assert any(0 < (stage.num_units == k).float().mean() < 1 for stage in dense.stages for k in (1, 2, 3))
+    for a, b in zip(sparse.stages, dense.stages):
+        assert torch.equal(a.num_units, b.num_units)
+        assert torch.equal(a.executed_macs, b.executed_macs)
+        assert torch.allclose(a.ponder_cost, b.ponder_cost, atol=1e-5)
+        assert torch.allclose(a.halting_distribution, b.halting_distribution, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_torchvision_units_run_sparsely(build):
+    torch.manual_seed(0)
+    model = randomise(getattr(torchvision.models, build)(num_classes=10)).eval()
+    net = make_adaptive(model, dict.fromkeys(STAGES["torchvision"], SACT(eps=0.1)))
+    set_heads(net, 0.0, 1.0)
+    with torch.no_grad():
+        sparse = net(torch.ones(1, 3, 64, 64).cumsum(3) / 32 - 1)
+        with dense_execution(net):
+            dense = net(torch.ones(1, 3, 64, 64).cumsum(3) / 32 - 1)
+    assert relative(sparse.logits, dense.logits) < 1e-5
+
+
+def test_act_is_sact_with_a_uniform_map():
+    torch.manual_seed(0)
+    model = randomise(get_model("zoo:resnet20_cifar"))
+    nets = [make_adaptive(copy.deepcopy(model), dict.fromkeys(STAGES["resnet20"], c)).eval() for c in (ACT(), SACT())]
+    for net in nets:
+        set_heads(net, -0.3, 0.0)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        act, sact = (net(x) for net in nets)
+    assert relative(sact.logits, act.logits) < 1e-5
+    for a, s in zip(act.stages, sact.stages):
+        assert torch.allclose(s.ponder_cost, a.ponder_cost[:, None, None].expand_as(s.ponder_cost))
+
+
+@pytest.mark.parametrize("config", [ACT(tau=0.1), SACT(tau=0.1)])
+def test_the_ponder_loss_teaches_the_heads(config):
+    net = cifar_net(config).train()
+    out = net(torch.randn(4, 3, 32, 32))
+    loss = ponder_loss(out)
+    assert loss.item() == pytest.approx(0.1 * sum(s.ponder_cost.mean().item() for s in out.stages))
+    loss.backward()
+    first = net.layer1[0].halting.conv
+    assert first.bias.grad < 0  # a larger score halts earlier: rho falls
+    assert first.weight.grad.abs().sum() > 0
+    assert net.conv1.weight.grad.abs().sum() > 0
+
+
+def test_gradient_of_rho_in_a_network_is_minus_one_per_running_unit():
+    net = cifar_net(SACT())
+    set_heads(net, -3.0, 0.0)
+    out = net(torch.randn(1, 3, 32, 32))
+    stage = out.stages[0]
+    stage.ponder_cost.sum().backward()
+    h = torch.sigmoid(torch.tensor(-3.0))
+    expected = -(h * (1 - h)) * stage.ponder_cost.numel()  # N = 3: both heads count, each with -1
+    for unit in (0, 1):
+        assert net.layer1[unit].halting.conv.bias.grad.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_executed_macs_count_what_ran():
+    net = cifar_net(SACT())
+    set_heads(net, -40.0, 0.0)
+    with torch.no_grad():
+        full = net(torch.randn(1, 3, 32, 32)).stages
+    sizes, widths = (1024, 256, 64), (16, 32, 64)
+    for index, stage in enumerate(full):
+        positions, width = sizes[index], widths[index]
+        unit = 2 * positions * width * width * 9
+        narrower = 0 if index == 0 else positions * width * (width - widths[index - 1]) * 9
+        heads = 2 * (positions * width * 9 + width)
+        assert stage.executed_macs.tolist() == [3 * unit - narrower + heads]
+    set_heads(net, 80.0, 0.0)
+    with torch.no_grad():
+        once = net(torch.randn(1, 3, 32, 32)).stages
+    assert once[0].executed_macs.item() == 2 * 1024 * 16 * 16 * 9 + 1024 * 16 * 9 + 16
+
+
+def test_positions_that_halted_keep_their_state_and_are_not_read():
+    """What lies beyond the reach of the active positions may be anything: sparse execution never reads it."""
+    net = cifar_net(SACT())
+    unit = net.layer1._sparse[1]
+    state = torch.randn(1, 16, 20, 20).to(memory_format=torch.channels_last)
+    running = torch.zeros(1, 20, 20, dtype=torch.bool)
+    running[0, 4:7, 4:7] = True
+    with torch.no_grad():
+        expected = unit(state, running)
+        poisoned = state.clone()
+        poisoned[:, :, 10:, :] = float("nan")
+        out = unit(poisoned, running)
+    assert torch.equal(out[:, :, :9, :], expected[:, :, :9, :])
+    assert torch.equal(expected[:, :, ~running[0]], state[:, :, ~running[0]])
+
+
+def test_empty_and_full_active_sets():
+    net = cifar_net(SACT())
+    unit, dense = net.layer1._sparse[1], net.layer1[1]
+    state = torch.randn(2, 16, 9, 7).relu().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(unit(state, torch.zeros(2, 9, 7, dtype=torch.bool)), state)
+        assert relative(unit(state, torch.ones(2, 9, 7, dtype=torch.bool)), dense(state)) < 1e-5
+
+
+def test_parameter_names_and_copies():
+    torch.manual_seed(0)
+    model = get_model("zoo:resnet20_cifar")
+    names = set(model.state_dict())
+    net = make_adaptive(copy.deepcopy(model), dict.fromkeys(STAGES["resnet20"], SACT())).eval()
+    assert names <= set(net.state_dict())
+    heads = [n for n, _ in net.named_modules() if n.endswith("halting.conv")]
+    assert heads == [f"layer{s}.{k}.halting.conv" for s in (1, 2, 3) for k in (0, 1)]
+    twin = copy.deepcopy(net)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = net(x).logits
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert torch.equal(net(x).logits, before)
+        assert not torch.equal(twin(x).logits, before)
+    assert len(adaptive_stages(twin)) == 3
+
+
+class PlainUnit(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(x + self.body(x))
+
+
+def test_a_described_unit_of_ones_own():
+    net = nn.Sequential(nn.Sequential(PlainUnit(4), PlainUnit(4), PlainUnit(4)))
+    with pytest.raises(ConversionError, match="residual units"):
+        make_adaptive(copy.deepcopy(net), {"0": SACT()})
+    register_unit(PlainUnit, lambda u: UnitDescription((BranchStep(u.body, None, "none"),), "relu", None))
+    net = make_adaptive(net, {"0": SACT(eps=0.3)}).eval()
+    set_heads(net, 0.0, 3.0)
+    x = torch.randn(2, 4, 11, 13)
+    with torch.no_grad():
+        sparse = net(x)
+        with dense_execution(net):
+            dense = net(x)
+    assert relative(sparse.logits, dense.logits) < 1e-5
+
+
+def test_a_stage_that_changes_size_in_the_middle_is_refused():
+    model = torchvision.models.resnet18()
+    model.layer1 = nn.Sequential(*model.layer1, *model.layer2)
+    with pytest.raises(ConversionError, match=r"layer1\.2"):
+        make_adaptive(model, {"layer1": SACT()})
