@@ -86,7 +86,7 @@ def _fraction(alpha: Tensor, z: Tensor) -> Tensor:
 
 
 def _uniform(alpha: Tensor, z: Tensor) -> Tensor:
-    """lambda (log(lambda)/(lambda-1) + sum_k G_k(eta) alpha^-k), lambda = z/alpha, eta^2/2 = lambda - 1 - log(lambda)."""
+    """lambda (log(lambda)/(lambda-1) + sum_k G_k(eta) alpha^-k), lambda = z/alpha; G_k, eta: see `uniform_table`."""
     mu = (z - alpha) / alpha
     near = mu.abs() < 0.03
     series, small = torch.zeros_like(mu), torch.where(near, mu, 0.0)
@@ -108,9 +108,9 @@ def _uniform(alpha: Tensor, z: Tensor) -> Tensor:
 def uniform_table() -> tuple[tuple[float, ...], ...]:
     """Taylor coefficients in eta of G_1 .. G_ORDERS; row k has DEGREE + 3 - 2k of them, higher powers being negligible.
 
-    Temme's expansion (DLMF 8.12.7 and 8.12.10) is Q = erfc(eta sqrt(alpha/2))/2 + exp(-alpha eta^2/2) / sqrt(2 pi alpha)
-    * sum c_k(eta) alpha^-k. Its derivative in alpha at fixed eta over its exact one in eta gives d eta / d alpha at a
-    fixed quantile, hence G_k = -g_k h + sum_(j<k) g_j e_(k-j), where e_k = -(eta^2/2) c_k - (k - 1/2) c_(k-1),
+    Temme's expansion (DLMF 8.12.4 and 8.12.7) is Q = erfc(eta sqrt(alpha/2))/2 + exp(-alpha eta^2/2) /
+    sqrt(2 pi alpha) * sum c_k(eta) alpha^-k with eta^2/2 = lambda - 1 - log(lambda). Its derivative in alpha at fixed
+    eta over its exact one in eta gives d eta / d alpha at a fixed quantile, hence G_k = -g_k h + sum_(j<k) g_j e_(k-j), where e_k = -(eta^2/2) c_k - (k - 1/2) c_(k-1),
     h = eta^2 / (2 (lambda - 1)) and g_k are Stirling's coefficients. All of it by exact rational power series.
     """
     length = DEGREE + 2 * ORDERS + 3

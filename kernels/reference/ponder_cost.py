@@ -17,5 +17,7 @@ def ponder_cost(ponder: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
         (sum of rho [N] in the dtype of `ponder`, sum of units int64 [N]). Summed in float64, where float32 terms
         between 2 and 2**7 add up without rounding to 2**31: the order of the additions cannot show.
     """
-    rho = ponder.reshape(len(ponder), -1).double().sum(1).to(ponder.dtype)
-    return rho, units.reshape(len(units), -1).sum(1, dtype=torch.int64)
+    rho, executed = ponder.double(), units.long()
+    if ponder.dim() > 1:
+        rho, executed = rho.flatten(1).sum(1), executed.flatten(1).sum(1)
+    return rho.to(ponder.dtype).clone(), executed

@@ -26,7 +26,7 @@ def node_table(count: int) -> Tensor:
 
 
 def digamma_less_log(x: Tensor) -> Tensor:
-    """psi(x) - log(x) for x > 0, float64: the asymptotic series (DLMF 5.11.2) from 9 on, where the two nearly cancel."""
+    """psi(x) - log(x) for x > 0, float64: the asymptotic series (DLMF 5.11.2) from 9 on, where the two cancel."""
     inverse_square = 1 / (x * x).clamp(min=81.0)
     series = torch.zeros_like(x)
     for coefficient in (-1 / 12, 691 / 32760, -1 / 132, 1 / 240, -1 / 252, 1 / 120, -1 / 12):  # -B_2n / 2n, n = 7 .. 1

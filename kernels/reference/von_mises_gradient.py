@@ -1,11 +1,10 @@
 """d z / d kappa of z ~ VonMises(0, kappa) at a fixed quantile: the readable reference.
 
-The implicit gradient -(dF/dkappa) / p is a quadrature of the score: F is 1/2 at 0 and 1 at pi, so it equals
--int_0^z (cos s - A) e^(kappa (cos s - cos z)) ds and also the integral of the same from z to pi, A = I1/I0(kappa)
-(score of the density, DLMF 10.32; implicit gradients: Figurnov, Mohamed, Mnih 2018, arXiv 1805.08498). Taking the side
-on which cos s - A keeps its sign, nothing cancels, and a Gauss-Legendre rule of 24 points reaches 1e-13 for every kappa:
-inwards the exponent stays below 1, outwards the interval ends where e^-36 is left. Hill's series (CACM 518), which
-other libraries use, stops at 1e-8.
+The implicit gradient -(dF/dkappa) / p (Figurnov, Mohamed, Mnih 2018, arXiv 1805.08498) is a quadrature of the score:
+F is 1/2 at 0 and 1 at pi, so it equals -int_0^z (cos s - A) e^(kappa (cos s - cos z)) ds, and also the integral of the
+same from z to pi; A = I1/I0(kappa). On the side where cos s - A keeps its sign nothing cancels, and a Gauss-Legendre
+rule of 24 points reaches 1e-13 for every kappa: inwards the exponent stays below 1, outwards the interval ends where
+e^-36 is left. Hill's series (CACM algorithm 518), which other libraries use, stops at 1e-8.
 """
 
 from __future__ import annotations

@@ -266,7 +266,8 @@ def _plain(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _rows(x: Tensor, count: int) -> Tensor:
     """[N, C, H, W] or [N, ...] -> [count, channels], one row per element of the state; a view of channels_last."""
-    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(count, -1)
+    rows = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(count, x.numel() // max(count, 1))
+    return rows.contiguous()  # of a single image reshape makes a transposed view
 
 
 def _maps(rows: Tensor, like: Tensor) -> Tensor:
