@@ -1,0 +1,227 @@
+"""plan_conversion, convert_model and revert_model: what they change, what they must not, and what they refuse."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import accel
+from accel import Perforate, Rules
+from accel.convert import perforated_layers
+from accel.errors import ConfigError, ConversionError, DataError
+from accel.nn.perforated import PerforatedConv2d
+
+HALF = Perforate(keep=0.5)
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(5)
+    )
+
+
+def image(size=16, batch=2):
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def net():
+    net = small_net()
+    net(image())
+    return net.eval()
+
+
+def shaken(model):
+    """The model with batch norm statistics and scales that are not the initial ones."""
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in [
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.2, 0.2),
+            ]:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18", "resnet50", "googlenet", "densenet121"])
+def test_keep_one_equals_the_dense_network(name):
+    torch.manual_seed(0)
+    options = {"init_weights": False} if name == "googlenet" else {}
+    model = shaken(torchvision.models.get_model(name, weights=None, **options))
+    x = image(64, batch=1)
+    with torch.no_grad():
+        expected = model(x)
+        for given in (x, x.contiguous(memory_format=torch.channels_last)):
+            actual = accel.convert_model(model, Perforate(keep=1.0), example_inputs=x)(given)
+            assert (actual - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_parameters_keep_names_and_values_in_their_own_storage(net):
+    fast = accel.convert_model(net, HALF, example_inputs=image())
+    assert list(fast.state_dict()) == list(net.state_dict())
+    for mine, theirs in zip(fast.parameters(), net.parameters()):
+        assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr()
+    assert not perforated_layers(net) and type(net[0]) is nn.Conv2d
+
+
+def test_inplace_converts_the_model_itself(net):
+    pointers = [p.data_ptr() for p in net.parameters()]
+    fast = accel.convert_model(net, HALF, example_inputs=image(), inplace=True)
+    assert fast is net and isinstance(net[0], PerforatedConv2d)
+    assert [p.data_ptr() for p in fast.parameters()] == pointers
+    assert accel.revert_model(fast, inplace=True) is net and type(net[0]) is nn.Conv2d
+
+
+def test_modes_and_statistics_survive_planning_and_converting():
+    model = torchvision.models.resnet18().train()
+    model.layer1.eval()
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    fast = accel.convert_model(
+        model, Perforate(keep=0.5, mask="impact"), example_inputs=image(32), calibration=[image(32)]
+    )
+    accel.plan_conversion(model, HALF, example_inputs=image(32))
+    for each in (model, fast):
+        assert [module.training for module in each.modules()] == modes
+        assert all(torch.equal(value, before[key]) for key, value in each.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_rules_choose_layers(net):
+    rules = Rules({"0": None, "*": Perforate(keep=0.25, mask="uniform")})
+    fast = accel.convert_model(net, rules, example_inputs=image())
+    assert list(perforated_layers(fast)) == ["3"] and fast[3].config.keep == 0.25 and fast[3].layer_name == "3"
+
+
+def test_a_shared_layer_is_found_under_every_name():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 3, padding=1)
+            self.second = self.first
+            self.aside = [self.first]
+
+        def forward(self, x):
+            return self.second(self.aside[0](self.first(x)))
+
+    model = Shared()
+    fast = accel.convert_model(model, Rules({"second": HALF}), example_inputs=image())
+    assert fast.first is fast.second is fast.aside[0] and isinstance(fast.first, PerforatedConv2d)
+    row = accel.plan_conversion(model, HALF, example_inputs=image()).rows[0]
+    assert row["note"] == "called 3 times" and row["dense_macs"] == 3 * 2 * 16 * 16 * 3 * 3 * 9
+
+
+def test_sizes_may_change_between_calls(net):
+    model = nn.Sequential(*list(net)[:4])
+    fast = accel.convert_model(model, HALF, example_inputs=image())
+    for size in (16, 33, 20):
+        assert fast(image(size)).shape == model(image(size)).shape
+    assert len(fast[0]._sets) >= 3
+
+
+def test_converting_again_changes_the_configuration(net):
+    fast = accel.convert_model(net, HALF, example_inputs=image())
+    again = accel.convert_model(fast, Rules({"3": Perforate(keep=0.25)}), example_inputs=image())
+    assert [layer.config.keep for layer in perforated_layers(again).values()] == [0.5, 0.25]
+
+
+def test_training_a_converted_model_moves_it_and_not_the_original(net):
+    fast = accel.convert_model(net, HALF, example_inputs=image()).train()
+    before = copy.deepcopy(net.state_dict())
+    optimizer = torch.optim.SGD(fast.parameters(), lr=0.01)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(fast(image()), torch.tensor([1, 2]))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_masks_that_follow_pooling_and_calibration(net):
+    fast = accel.convert_model(
+        net,
+        {"0": Perforate(keep=0.3, mask="pooling"), "3": Perforate(keep=0.3, mask="impact")},
+        example_inputs=image(),
+        calibration=[image(), (image(), torch.tensor([0, 1]))],
+    )
+    assert fast[0].pooling.kernel == (3, 3) and fast[0].pooling.stride == (2, 2)
+    assert fast[3].pooling is None and fast[3].impact.shape == (5, 5)
+    kept = fast[3].position_set(5, 5).positions.long()
+    assert fast[3].impact.flatten()[kept].min() >= fast[3].impact.flatten().sort(descending=True).values[len(kept) - 1]
+
+
+def test_the_plan_adds_up(net):
+    plan = accel.plan_conversion(net, Rules({"0": None, "*": HALF}), example_inputs=image())
+    rows = {row["layer"]: row for row in plan.rows}
+    assert list(rows) == ["0", "3", "5"] and not perforated_layers(net)
+    assert rows["0"]["dense_macs"] == rows["0"]["executed_macs"] == 2 * 16 * 16 * 8 * 27
+    assert rows["0"]["mask"] is None and rows["0"]["keep"] is None
+    assert rows["3"]["dense_macs"] == 2 * 5 * 5 * 8 * 72
+    assert rows["3"]["executed_macs"] == 2 * 16 * 8 * 72 and rows["3"]["keep"] == 16 / 25  # grid: 4 x 4 of 5 x 5
+    assert rows["5"]["dense_macs"] == 2 * 200 * 5
+    assert plan.total["dense_macs"] == sum(row["dense_macs"] for row in plan.rows) == accel.count_macs(net, image())
+
+
+def test_what_is_left_dense_and_what_is_never_called_is_said():
+    class Own(nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Own(4, 4, 1))
+    model[0].extra = nn.Conv2d(1, 1, 1)
+    plan = accel.plan_conversion(model, HALF, example_inputs=image())
+    notes = {row["layer"]: row["note"] for row in plan.rows}
+    assert notes == {"0": None, "0.extra": "not called", "1": "is a Own, whose own forward would be lost"}
+
+
+@pytest.mark.parametrize(
+    "rules, options, error, message",
+    [
+        ({"layer7.*": HALF}, {}, ConfigError, "rule 'layer7.*' matches no convolution"),
+        ({"*": None}, {}, ConversionError, "leave every convolution of Sequential dense"),
+        (0.5, {}, ConfigError, "expected a configuration such as Perforate"),
+        (
+            Perforate(keep=0.5, mask="impact"),
+            {},
+            ConfigError,
+            "mask 'impact' of layer '0' needs data: pass calibration=",
+        ),
+        (Perforate(keep=0.5, mask="impact"), {"calibration": []}, DataError, "calibration data is empty"),
+        (Perforate(keep=0.5, mask="impact"), {"calibration": 3}, DataError, "calibration must be iterable, got int"),
+        (Perforate(keep=0.5, mask="impact"), {"calibration": ["a"]}, DataError, "calibration must yield tensors"),
+        (HALF, {"example_inputs": torch.zeros(1, 4, 16, 16)}, ConversionError, r"cannot run .* \(1, 4, 16, 16\)"),
+        (HALF, {"example_inputs": [1]}, DataError, "example_inputs must be a tensor or a tuple"),
+    ],
+)
+def test_bad_input_is_named_and_changes_nothing(net, rules, options, error, message):
+    with pytest.raises(error, match=message) as caught:
+        accel.convert_model(net, rules, **{"example_inputs": image(), "inplace": True, **options})
+    assert isinstance(caught.value, accel.errors.AccelError)
+    assert not perforated_layers(net)
+
+
+def test_a_model_without_convolutions_is_refused():
+    with pytest.raises(ConversionError, match=r"Linear has no nn\.Conv2d"):
+        accel.convert_model(nn.Linear(3, 4), HALF, example_inputs=torch.zeros(2, 3))
+    with pytest.raises(ConversionError, match="dense already"):
+        accel.revert_model(nn.Conv2d(3, 4, 1))
+
+
+def test_revert_restores_the_dense_outputs_with_the_current_weights(net):
+    fast = accel.convert_model(net, HALF, example_inputs=image())
+    with torch.no_grad():
+        fast[3].weight.mul_(2)
+        net[3].weight.mul_(2)
+    dense = accel.revert_model(fast)
+    assert torch.equal(dense(image()), net(image()))
+    assert type(dense[0]) is nn.Conv2d and isinstance(fast[0], PerforatedConv2d)
+    assert dense[0].weight.data_ptr() != fast[0].weight.data_ptr()

@@ -1,0 +1,74 @@
+"""Tables: the numbers add up, and every format holds them."""
+
+import csv
+import io
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import accel
+from accel import Perforate, Rules
+from accel.report import Report, show_macs
+
+
+@pytest.fixture(scope="module")
+def nets():
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 64, 5))
+    x = torch.randn(2, 3, 12, 12)
+    return dense, accel.convert_model(dense, Rules({"0": None, "2": Perforate(keep=0.25)}), example_inputs=x), x
+
+
+def test_profile_of_both_sides(nets):
+    dense, fast, x = nets
+    forward = dict(fast[2].__dict__)
+    profile = accel.profile(fast, x, baseline=dense, repeats=2)
+    rows = {row["layer"]: row for row in profile.rows}
+    assert list(rows) == ["0", "2", "4", "everything else"]
+    assert rows["2"]["dense_macs"] == 4 * rows["2"]["executed_macs"] == 2 * 64 * 8 * 72
+    assert rows["2"]["keep"] == 0.25 and rows["0"]["keep"] is None
+    for key in ("ms", "baseline_ms"):
+        assert all(rows[name][key] > 0 for name in "024")
+        assert sum(row[key] for row in profile.rows) == pytest.approx(profile.total[key])
+    assert rows["2"]["speedup"] == rows["2"]["baseline_ms"] / rows["2"]["ms"]
+    assert profile.total["executed_macs"] == accel.count_macs(fast, x)
+    assert fast[2].__dict__ == forward and "forward" not in dense[0].__dict__
+
+
+def test_profile_of_one_side_has_no_baseline(nets):
+    profile = accel.profile(nets[0], nets[2], repeats=1)
+    assert all(row.get("baseline_ms") is None and row["speedup"] is None for row in profile.rows)
+    assert profile.total["dense_macs"] == profile.total["executed_macs"]
+
+
+def test_every_format_holds_every_row(nets):
+    dense, _, x = nets
+    plan = accel.plan_conversion(dense, Perforate(keep=0.25, mask="lattice"), example_inputs=x)
+    text = str(plan)
+    assert max(map(len, text.splitlines())) <= 150
+    assert all(word in text for word in ("dense MACs", "lattice", "3x3 3>8", "512>5", "total"))
+    table = list(csv.DictReader(io.StringIO(plan.to_csv())))
+    assert [row["layer"] for row in table] == ["0", "2", "4"]
+    assert [int(row["executed_macs"]) for row in table] == [row["executed_macs"] for row in plan.rows]
+    data = json.loads(plan.to_json())
+    assert data["rows"] == plan.rows and data["total"] == plan.total
+    lines = plan.to_markdown().splitlines()
+    assert len(lines) == 2 + len(plan.rows) + 1 and len({line.count(" | ") for line in lines}) == 1
+
+
+def test_cells_may_hold_anything():
+    class Table(Report):
+        columns = accel.report.Plan.columns[:1]
+
+    table = Table("title", [{"layer": "a|b"}, {"layer": None}], {"layer": "total"})
+    assert "a\\|b" in table.to_markdown() and "a|b" in str(table)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0, "0"), (999, "999"), (1000, "1 k"), (12_345_678, "12.3 M"), (1.81e9, "1.81 G"), (1e15, "1e+03 T")],
+)
+def test_macs_are_printed_with_three_digits(value, text):
+    assert show_macs(value) == text

@@ -1,0 +1,165 @@
+"""Saved folders: faithful, complete or absent, and refused with one clear line when they do not fit."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import accel
+from accel import Perforate, Rules
+from accel.convert import perforated_layers
+from accel.errors import AccelError, ConversionError, WeightsError
+
+
+class Net(nn.Module):
+    """Two convolutions, a norm, and a head tied to the first convolution's weight."""
+
+    def __init__(self, width=8, layers=2):
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(3, width, 3), *(nn.Conv2d(width, width, 3) for _ in range(layers - 1)))
+        self.pool = nn.MaxPool2d(3, 2)
+        self.norm = nn.BatchNorm2d(width)
+        self.tied = nn.Conv2d(3, width, 3)
+        self.tied.weight = self.convs[0].weight
+
+    def forward(self, x):
+        return self.norm(self.pool(self.convs(x))).mean((2, 3)) + self.tied(x).mean((2, 3))
+
+
+def image():
+    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def fast():
+    torch.manual_seed(0)
+    net = Net().eval()
+    nn.init.normal_(net.norm.running_mean)
+    rules = Rules(
+        {"convs.0": Perforate(keep=0.4, mask="impact"), "convs.1": Perforate(keep=0.3, mask="pooling"), "*": None}
+    )
+    return accel.convert_model(net, rules, example_inputs=image(), calibration=[image()])
+
+
+def test_a_saved_model_comes_back_the_same(fast, tmp_path):
+    accel.save_converted(fast, tmp_path / "new" / "folder")
+    torch.manual_seed(99)
+    dense = Net().eval()
+    loaded = accel.load_converted(tmp_path / "new" / "folder", dense)
+    assert torch.equal(loaded(image()), fast(image())) and not loaded.training
+    assert {n: m.config for n, m in perforated_layers(loaded).items()} == {
+        n: m.config for n, m in perforated_layers(fast).items()
+    }
+    assert loaded.tied.weight is loaded.convs[0].weight
+    assert not perforated_layers(dense) and loaded.convs[1].weight.data_ptr() != dense.convs[1].weight.data_ptr()
+    assert loaded.convs[1].pooling == fast.convs[1].pooling is not None
+
+
+def test_the_folder_holds_json_and_safetensors_only(fast, tmp_path):
+    accel.save_converted(fast, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert "impact:convs.0" in load_file(tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["version"] == 1 and config["aliases"] == {"tied.weight": "convs.0.weight"}
+
+
+def test_saving_again_replaces(fast, tmp_path):
+    accel.save_converted(fast, tmp_path)
+    with torch.no_grad():
+        fast.convs[0].weight.mul_(2)
+    accel.save_converted(fast, tmp_path)
+    assert torch.equal(accel.load_converted(tmp_path, Net().eval())(image()), fast(image()))
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda folder: (folder / "config.json").unlink(), r"cannot read .*config\.json .*No such file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"cannot read .*model\.safetensors .*No such file"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "not the config of a converted model"),
+        (lambda folder: change_config(folder, format="other"), "not the config of a converted model"),
+        (lambda folder: change_config(folder, version=2), "is of version 2, expected 1"),
+        (
+            lambda folder: change_config(folder, layers={"convs.0": {"config": {"version": 1}}}),
+            r"config\.json is damaged",
+        ),
+        (lambda folder: change_config(folder, layers=3), r"config\.json is damaged"),
+        (lambda folder: change_config(folder, sha256="0" * 64), r"does not belong to the config\.json beside it"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 90), "does not belong .* or is damaged"),
+    ],
+)
+def test_damage_is_named(fast, tmp_path, damage, message):
+    accel.save_converted(fast, tmp_path)
+    damage(tmp_path)
+    with pytest.raises(WeightsError, match=message) as caught:
+        accel.load_converted(tmp_path, Net())
+    assert "\n" not in str(caught.value) and isinstance(caught.value, AccelError)
+
+
+def test_a_file_that_is_no_safetensors_is_named(fast, tmp_path):
+    accel.save_converted(fast, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not tensors at all")
+    import hashlib
+
+    change_config(tmp_path, sha256=hashlib.sha256(b"not tensors at all").hexdigest())
+    with pytest.raises(WeightsError, match="is not a safetensors file"):
+        accel.load_converted(tmp_path, Net())
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (Net(width=4), r"made from another model: 'convs.0.weight' is \(8, 3, 3, 3\) .* and \(4, 3, 3, 3\)"),
+        (Net(layers=3), "made from another model: the saved one has no 'convs.2.weight'"),
+        (nn.Linear(2, 2), "made from another model: the saved one has no 'weight'"),
+        (Net().half(), r"torch.float32 there, and .* torch.float16"),
+    ],
+)
+def test_another_architecture_is_named(fast, tmp_path, model, message):
+    accel.save_converted(fast, tmp_path)
+    with pytest.raises(WeightsError, match=message):
+        accel.load_converted(tmp_path, model)
+
+
+def test_a_layer_that_is_no_convolution_any_more_is_named(fast, tmp_path):
+    class Own(nn.Conv2d):
+        pass
+
+    accel.save_converted(fast, tmp_path)
+    other = Net()
+    other.convs[1] = Own(8, 8, 3)
+    with pytest.raises(WeightsError, match="has no convolution 'convs.1'"):
+        accel.load_converted(tmp_path, other)
+
+
+def test_what_cannot_be_saved_is_refused(fast, tmp_path):
+    with pytest.raises(ConversionError, match="convert it before saving"):
+        accel.save_converted(Net(), tmp_path / "dense")
+    assert not (tmp_path / "dense").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match="choose a folder you may write to"):
+        accel.save_converted(fast, tmp_path / "file")
+
+
+def test_a_failed_write_leaves_the_old_folder_whole(fast, tmp_path, monkeypatch):
+    accel.save_converted(fast, tmp_path)
+    expected = fast(image())
+
+    def full_disk(tensors, path):
+        save_file({"x": torch.zeros(1)}, path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("accel.serialize.save_file", full_disk)
+    with pytest.raises(WeightsError, match="No space left on device"):
+        accel.save_converted(fast, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert torch.equal(accel.load_converted(tmp_path, Net().eval())(image()), expected)
