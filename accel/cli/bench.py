@@ -61,7 +61,8 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.cases in STUDIES:
         out_dir = args.output or pathlib.Path(f"bench-{args.cases}")
-        load_kind(args.cases).run(out_dir, args.seed, args.quick)
+        rows = load_kind(args.cases).run(out_dir, args.seed, args.quick)
+        print(f"{len(rows)} rows with their tables and figures are in {out_dir}/")
         return 0
     file = read_cases(pathlib.Path(args.cases), args.only)
     rows = measure(file, args)

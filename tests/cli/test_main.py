@@ -7,7 +7,7 @@ import pytest
 
 from accel.cli import main
 
-VERBS = ("env", "list", "plan", "profile", "convert", "bench")
+VERBS = ("env", "list", "plan", "profile", "convert", "bench", "train")
 
 
 def test_help_imports_nothing_heavy():
@@ -23,6 +23,7 @@ def test_help_lists_every_verb(capsys):
     assert main.main(["--help"]) == 0
     printed = capsys.readouterr().out
     assert all(f"\n    {verb} " in printed for verb in VERBS)
+    assert len(main.VERB_MODULES) == len(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
