@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from accel import mc
+import accel
 
 Integrand = Callable[[Tensor], Tensor]
 
@@ -211,23 +211,23 @@ class _Control(torch.nn.Module):
         return torch.tanh(z.reshape(len(z), -1) @ self.weight).sum(-1)
 
 
-def _learned() -> mc.LearnedBaseline:
+def _learned() -> accel.mc.LearnedBaseline:
     """A baseline network predicting a constant: its weight plus its bias."""
     network = torch.nn.Linear(1, 1, dtype=torch.float64)
     torch.nn.init.constant_(network.weight, 0.3)
     torch.nn.init.constant_(network.bias, 0.1)
-    baseline = mc.LearnedBaseline(network)
+    baseline = accel.mc.LearnedBaseline(network)
     baseline.context = torch.ones(1, dtype=torch.float64)
     return baseline
 
 
-def _known_mean(case: str) -> mc.ControlVariate:
+def _known_mean(case: str) -> accel.mc.ControlVariate:
     """h(x) = sum of x, with its mean as a function of q; for one-hot latents the first entry."""
 
     def total(x: Tensor) -> Tensor:
         return x[..., 0] if case in ("OneHotCategorical", "MultivariateNormal") else x.reshape(len(x), -1).sum(-1)
 
-    return mc.ControlVariate(lambda x, q: total(x), lambda q: total(q.mean))
+    return accel.mc.ControlVariate(lambda x, q: total(x), lambda q: total(q.mean))
 
 
 @dataclass(frozen=True)
@@ -244,11 +244,11 @@ class Method:
         calls: the samples are spread over so many calls, for baselines that learn from the calls before.
     """
 
-    build: Callable[[str], mc.Estimator]
+    build: Callable[[str], accel.mc.Estimator]
     cases: tuple[str, ...]
     biased: bool = False
     values_only: bool = False
-    control: Callable[[str], mc.ControlVariate | mc.DeltaMethod] | None = None
+    control: Callable[[str], accel.mc.ControlVariate | accel.mc.DeltaMethod] | None = None
     replicates: int | None = None
     calls: int = 1
 
@@ -257,36 +257,46 @@ _SCORED = tuple(name for name in CASES if name != "Uniform")
 _WITH_MEAN = tuple(name for name in _SCORED if name not in ("Categorical",))
 
 METHODS: dict[str, Method] = {
-    "ScoreFunction": Method(lambda case: mc.ScoreFunction(), _SCORED, values_only=True),
-    "ScoreFunction, moving average": Method(lambda case: mc.ScoreFunction(mc.MovingAverage()), _SCORED, calls=20),
-    "ScoreFunction, leave one out": Method(lambda case: mc.ScoreFunction(mc.LeaveOneOut()), _SCORED, replicates=4),
-    "ScoreFunction, learned baseline": Method(lambda case: mc.ScoreFunction(_learned()), _SCORED),
-    "ScoreFunction, callable": Method(lambda case: mc.ScoreFunction(lambda costs: torch.tensor(0.3)), _SCORED),
-    "ScoreFunction, delta method": Method(
-        lambda case: mc.ScoreFunction(), FACTORISED, control=lambda case: mc.DeltaMethod()
+    "ScoreFunction": Method(lambda case: accel.mc.ScoreFunction(), _SCORED, values_only=True),
+    "ScoreFunction, moving average": Method(
+        lambda case: accel.mc.ScoreFunction(accel.mc.MovingAverage()), _SCORED, calls=20
     ),
-    "ScoreFunction, known mean": Method(lambda case: mc.ScoreFunction(), _WITH_MEAN, control=_known_mean),
-    "Pathwise": Method(lambda case: mc.Pathwise(), CONTINUOUS),
-    "Pathwise, delta method": Method(lambda case: mc.Pathwise(), FACTORISED, control=lambda case: mc.DeltaMethod()),
-    "MeasureValued, coupled": Method(lambda case: mc.MeasureValued(), MEASURED, values_only=True),
-    "MeasureValued, independent": Method(lambda case: mc.MeasureValued(coupled=False), MEASURED, values_only=True),
-    "Enumerate": Method(lambda case: mc.Enumerate(), FINITE, values_only=True),
-    "DisARM": Method(lambda case: mc.DisARM(), BINARY, values_only=True),
-    "REBAR": Method(lambda case: mc.REBAR(), RELAXED),
+    "ScoreFunction, leave one out": Method(
+        lambda case: accel.mc.ScoreFunction(accel.mc.LeaveOneOut()), _SCORED, replicates=4
+    ),
+    "ScoreFunction, learned baseline": Method(lambda case: accel.mc.ScoreFunction(_learned()), _SCORED),
+    "ScoreFunction, callable": Method(lambda case: accel.mc.ScoreFunction(lambda costs: torch.tensor(0.3)), _SCORED),
+    "ScoreFunction, delta method": Method(
+        lambda case: accel.mc.ScoreFunction(), FACTORISED, control=lambda case: accel.mc.DeltaMethod()
+    ),
+    "ScoreFunction, known mean": Method(lambda case: accel.mc.ScoreFunction(), _WITH_MEAN, control=_known_mean),
+    "Pathwise": Method(lambda case: accel.mc.Pathwise(), CONTINUOUS),
+    "Pathwise, delta method": Method(
+        lambda case: accel.mc.Pathwise(), FACTORISED, control=lambda case: accel.mc.DeltaMethod()
+    ),
+    "MeasureValued, coupled": Method(lambda case: accel.mc.MeasureValued(), MEASURED, values_only=True),
+    "MeasureValued, independent": Method(
+        lambda case: accel.mc.MeasureValued(coupled=False), MEASURED, values_only=True
+    ),
+    "Enumerate": Method(lambda case: accel.mc.Enumerate(), FINITE, values_only=True),
+    "DisARM": Method(lambda case: accel.mc.DisARM(), BINARY, values_only=True),
+    "REBAR": Method(lambda case: accel.mc.REBAR(), RELAXED),
     "RELAX": Method(
-        lambda case: mc.RELAX(_Control({"Bernoulli": 1, "Bernoulli x3": 3, "OneHotCategorical": 4}[case])),
+        lambda case: accel.mc.RELAX(_Control({"Bernoulli": 1, "Bernoulli x3": 3, "OneHotCategorical": 4}[case])),
         RELAXED,
         values_only=True,
     ),
     **{
-        f"Concrete, temperature {t:g}": Method(lambda case, t=t: mc.Concrete(t), RELAXED, biased=True)
+        f"Concrete, temperature {t:g}": Method(lambda case, t=t: accel.mc.Concrete(t), RELAXED, biased=True)
         for t in (1.0, 0.5, 0.25, 0.1)
     },
     **{
-        f"StraightThrough, temperature {t:g}": Method(lambda case, t=t: mc.StraightThrough(t), RELAXED, biased=True)
+        f"StraightThrough, temperature {t:g}": Method(
+            lambda case, t=t: accel.mc.StraightThrough(t), RELAXED, biased=True
+        )
         for t in (1.0, 0.5, 0.25, 0.1)
     },
-    "StraightThrough, mean": Method(lambda case: mc.StraightThrough(), RELAXED, biased=True),
+    "StraightThrough, mean": Method(lambda case: accel.mc.StraightThrough(), RELAXED, biased=True),
 }
 UNTRAINED = {"Gamma": ("concentration",), "Weibull": ("concentration",)}  # no weak derivative: held fixed there
 
@@ -300,10 +310,12 @@ def gradients(case: str, method: str, integrand: Integrand, num_samples: int, se
     options = {"generator": generator, "control_variate": control}
     cost, estimator = setup.cost(integrand), chosen.build(case)
     if chosen.replicates is None:
-        parts = [mc.jacobians(cost, q, num_samples // chosen.calls, estimator, **options) for _ in range(chosen.calls)]
+        parts = [
+            accel.mc.jacobians(cost, q, num_samples // chosen.calls, estimator, **options) for _ in range(chosen.calls)
+        ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     groups = q.expand((num_samples // chosen.replicates, *q.batch_shape))
-    found = mc.jacobians(cost, groups, chosen.replicates, estimator, **options)
+    found = accel.mc.jacobians(cost, groups, chosen.replicates, estimator, **options)
     return {name: grad.mean(0) for name, grad in found.items()}
 
 

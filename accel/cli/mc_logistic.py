@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributions as td
 from torch.nn import functional as F
 
-from accel import mc
+import accel
 from accel.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,23 +29,26 @@ EQUAL_EVALUATIONS = 94 * 50
 class Fit:
     """An estimator of the study with its samples per step."""
 
-    build: Callable[[], mc.Estimator]
+    build: Callable[[], accel.mc.Estimator]
     samples: int
-    control: mc.DeltaMethod | None = None
+    delta: bool = False
+
+    def control(self) -> accel.mc.DeltaMethod | None:
+        return accel.mc.DeltaMethod() if self.delta else None
 
 
 FITS: dict[str, Fit] = {
-    "score function, N=50": Fit(mc.ScoreFunction, 50),
-    "score function, N=100": Fit(mc.ScoreFunction, 100),
-    "score function + moving average, N=50": Fit(lambda: mc.ScoreFunction(mc.MovingAverage()), 50),
-    "score function + delta method, N=10": Fit(mc.ScoreFunction, 10, mc.DeltaMethod()),
-    "score function + delta method, N=50": Fit(mc.ScoreFunction, 50, mc.DeltaMethod()),
-    "pathwise, N=50": Fit(mc.Pathwise, 50),
-    "pathwise + delta method, N=50": Fit(mc.Pathwise, 50, mc.DeltaMethod()),
-    "measure-valued, coupled, N=50": Fit(mc.MeasureValued, 50),
-    "measure-valued, independent, N=50": Fit(lambda: mc.MeasureValued(coupled=False), 50),
+    "score function, N=50": Fit(lambda: accel.mc.ScoreFunction(), 50),
+    "score function, N=100": Fit(lambda: accel.mc.ScoreFunction(), 100),
+    "score function + moving average, N=50": Fit(lambda: accel.mc.ScoreFunction(accel.mc.MovingAverage()), 50),
+    "score function + delta method, N=10": Fit(lambda: accel.mc.ScoreFunction(), 10, delta=True),
+    "score function + delta method, N=50": Fit(lambda: accel.mc.ScoreFunction(), 50, delta=True),
+    "pathwise, N=50": Fit(lambda: accel.mc.Pathwise(), 50),
+    "pathwise + delta method, N=50": Fit(lambda: accel.mc.Pathwise(), 50, delta=True),
+    "measure-valued, coupled, N=50": Fit(lambda: accel.mc.MeasureValued(), 50),
+    "measure-valued, independent, N=50": Fit(lambda: accel.mc.MeasureValued(coupled=False), 50),
     f"score function + moving average, N={EQUAL_EVALUATIONS}": Fit(
-        lambda: mc.ScoreFunction(mc.MovingAverage()), EQUAL_EVALUATIONS
+        lambda: accel.mc.ScoreFunction(accel.mc.MovingAverage()), EQUAL_EVALUATIONS
     ),
 }
 
@@ -93,7 +96,7 @@ def _fit(name: str, data: tuple[Tensor, Tensor], steps: int, seed: int) -> list[
         chosen = torch.randint(len(x), (BATCH,), generator=generator)
         q = td.Normal(loc, log_std.exp())
         cost = _negative_likelihood(x[chosen], y[chosen], float(len(x)))
-        loss = mc.expectation(cost, q, fit.samples, estimator, generator=generator, control_variate=fit.control)
+        loss = accel.mc.expectation(cost, q, fit.samples, estimator, generator=generator, control_variate=fit.control())
         loss = loss + td.kl_divergence(q, prior).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -103,7 +106,7 @@ def _fit(name: str, data: tuple[Tensor, Tensor], steps: int, seed: int) -> list[
 
 
 def _snapshot(
-    loc: Tensor, log_std: Tensor, data: tuple[Tensor, Tensor], fit: Fit, estimator: mc.Estimator, seed: int
+    loc: Tensor, log_std: Tensor, data: tuple[Tensor, Tensor], fit: Fit, estimator: accel.mc.Estimator, seed: int
 ) -> Row:
     """ELBO and accuracy on all data from 1000 samples, and the variance of one step's gradient in the mean."""
     x, y = data
@@ -114,7 +117,9 @@ def _snapshot(
     divergence = td.kl_divergence(q, td.Normal(torch.zeros_like(q.mean), 1.0)).sum()
     q = td.Normal(loc, log_std.exp())
     variance_samples = min(fit.samples, 100)
-    found = mc.jacobians(cost, q, variance_samples, estimator, generator=generator, control_variate=fit.control)["loc"]
+    found = accel.mc.jacobians(
+        cost, q, variance_samples, estimator, generator=generator, control_variate=fit.control()
+    )["loc"]
     return {
         "distribution": "Normal x31",
         "samples": fit.samples,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from accel import mc
+import accel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,13 +30,19 @@ LADDERS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
     "sum x at mean 0.5": (0.5, lambda x: x.sum(-1)),
     "sum x^4 at mean 10": (10.0, lambda x: (x**4).sum(-1)),
 }
-_BASELINE = mc.ControlVariate(lambda x, q: torch.ones_like(x), lambda q: 1 + 0 * q.mean)
-ESTIMATORS: dict[str, tuple[mc.Estimator, mc.ControlVariate | None]] = {
-    "score function": (mc.ScoreFunction(), None),
-    "score function, optimal baseline": (mc.ScoreFunction(), _BASELINE),
-    "pathwise": (mc.Pathwise(), None),
-    "measure-valued, coupled": (mc.MeasureValued(), None),
-    "measure-valued, independent": (mc.MeasureValued(coupled=False), None),
+
+
+def _baseline() -> accel.mc.ControlVariate:
+    """The constant 1: its estimator is the score itself, so its fitted coefficient is the optimal baseline."""
+    return accel.mc.ControlVariate(lambda x, q: torch.ones_like(x), lambda q: 1 + 0 * q.mean, fresh_samples=1000)
+
+
+ESTIMATORS: dict[str, Callable[[], tuple[accel.mc.Estimator, accel.mc.ControlVariate | None]]] = {
+    "score function": lambda: (accel.mc.ScoreFunction(), None),
+    "score function, optimal baseline": lambda: (accel.mc.ScoreFunction(), _baseline()),
+    "pathwise": lambda: (accel.mc.Pathwise(), None),
+    "measure-valued, coupled": lambda: (accel.mc.MeasureValued(), None),
+    "measure-valued, independent": lambda: (accel.mc.MeasureValued(coupled=False), None),
 }
 COLOURS = {name: f"C{number}" for number, name in enumerate(ESTIMATORS)}
 
@@ -53,8 +59,9 @@ def integrand_sweeps(num_samples: int, seed: int) -> list[Row]:
     rows = []
     for integrand, (cost, sweep) in SWEEPS.items():
         for k in sweep:
-            for name, (estimator, control) in ESTIMATORS.items():
-                found = mc.jacobians(
+            for name, build in ESTIMATORS.items():
+                estimator, control = build()
+                found = accel.mc.jacobians(
                     lambda x, cost=cost, k=k: cost(x, k),
                     _normal(1.0),
                     num_samples,
@@ -88,7 +95,7 @@ def dimension_sweep(num_samples: int, seed: int) -> list[Row]:
                     continue  # a constant has no path to differentiate
                 generator = torch.Generator().manual_seed(seed)
                 q = _normal(mean, dimension)
-                grad = mc.jacobians(cost, q, num_samples, ESTIMATORS[name][0], generator=generator)["loc"]
+                grad = accel.mc.jacobians(cost, q, num_samples, ESTIMATORS[name]()[0], generator=generator)["loc"]
                 rows.append(
                     {
                         "case": case,
@@ -158,7 +165,8 @@ def draw_sweeps(rows: list[Row]) -> Figure:
             panel.set_yscale("log")
             if case.startswith("exp"):
                 panel.set_xscale("log")
-            panel.set_title(f"{case}, gradient in the {'mean' if parameter == 'loc' else 'standard deviation'}")
+            panel.set_title(f"{case}, d / d {'mean' if parameter == 'loc' else 'std'}")
+            panel.set_ylim(bottom=max(panel.get_ylim()[0], 1e-3))  # a coupled pair is exact at k = 1
             panel.set_ylabel("variance of one sample" if column == 0 else "")
             panel.set_xlabel("k" if line else "")
     handles, labels = panels[0][0].get_legend_handles_labels()
@@ -184,6 +192,7 @@ def draw_dimension(rows: list[Row]) -> Figure:
                     label=name,
                 )
         panel.set(xscale="log", yscale="log", title=case, xlabel="dimension", ylabel="variance of one coordinate")
+        panel.set_ylim(panel.get_ylim()[0] / 5, panel.get_ylim()[1] * 5)
         panel.legend()
     figure.suptitle("x ~ N(mean, I); where an estimator is missing, its variance is 0")
     return figure
