@@ -17,11 +17,15 @@ if not (_HERE / "kernels").is_dir() and (_HERE.parent / "pyproject.toml").is_fil
 # public name -> module that defines it
 _PUBLIC = {
     "Perforate": "accel.config",
+    "ACT": "accel.config",
+    "SACT": "accel.config",
     "Rules": "accel.config",
     "plan_conversion": "accel.api",
     "convert_model": "accel.api",
     "revert_model": "accel.convert",
     "profile": "accel.report",
+    "ponder_loss": "accel.nn.adaptive",
+    "dense_execution": "accel.nn.adaptive",
     "count_macs": "accel.profiling.flops",
     "save_converted": "accel.serialize",
     "load_converted": "accel.serialize",

@@ -8,23 +8,25 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor, nn
 
 from accel.calibrate import check_calibration, impact_maps
-from accel.config import Perforate, Rules
+from accel.config import Config, Rules
 from accel.convert import (
     Conversion,
     assign,
+    assign_stages,
     convert_layers,
     convolutions,
     counted_layers,
     left_dense,
     with_pooling,
 )
+from accel.nn.adaptive import make_adaptive
 from accel.nn.running import Call, record_calls
 from accel.report import Plan, plan_of
 
 
 def plan_conversion(
     model: nn.Module,
-    rules: Perforate | Rules | Mapping,
+    rules: Config | Rules | Mapping,
     *,
     example_inputs: Tensor | tuple,
     calibration: Iterable | None = None,
@@ -42,19 +44,22 @@ def plan_conversion(
 
 def convert_model(
     model: nn.Module,
-    rules: Perforate | Rules | Mapping,
+    rules: Config | Rules | Mapping,
     *,
     example_inputs: Tensor | tuple,
     calibration: Iterable | None = None,
     loss: Callable[[object, tuple], Tensor] | None = None,
     inplace: bool = False,
 ) -> nn.Module:
-    """A model whose convolutions are perforated as the rules say; parameters keep their names and values.
+    """A model perforated, or made adaptive, as the rules say; parameters keep their names and values.
+
+    `Perforate` goes to convolutions. `ACT` and `SACT` go to sequences of residual units; such a model returns an
+    `AdaptiveOutput`.
 
     Args:
         model: any module with nn.Conv2d inside. It is left as it is, and shares no storage with the result, unless
             `inplace`.
-        rules: one configuration for every convolution, or Rules by module name.
+        rules: one configuration for every convolution (or stage), or Rules by module name.
         example_inputs: a tensor or a tuple of arguments that the model runs on.
         calibration: re-iterable of inputs, or of tuples that start with the input; mask 'impact' needs it.
         loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.calibrate.default_loss`.
@@ -62,7 +67,7 @@ def convert_model(
 
     Raises:
         ConfigError: a rule that matches nothing, or a mask that needs calibration data and got none.
-        ConversionError: no convolution, or a model that does not run on the example.
+        ConversionError: no convolution, a stage that cannot be adaptive, or a model that does not run on the example.
         DataError: unusable example inputs or calibration data.
     """
     return _convert(model, rules, example_inputs, calibration, loss, inplace)[0]
@@ -70,14 +75,14 @@ def convert_model(
 
 def _convert(
     model: nn.Module,
-    rules: Perforate | Rules | Mapping,
+    rules: Config | Rules | Mapping,
     example_inputs: Tensor | tuple,
     calibration: Iterable | None,
     loss: Callable[[object, tuple], Tensor] | None,
     inplace: bool,
 ) -> tuple[nn.Module, dict[str, list[Call]]]:
     """The converted model, and the calls of its counted layers on the example; all is checked before a change."""
-    assigned = assign(model, rules)
+    assigned, stages = assign(model, rules), assign_stages(model, rules)
     check_calibration(assigned, calibration)
     calls = record_calls(model, counted_layers(model), example_inputs)
     layers = convolutions(model)
@@ -87,4 +92,6 @@ def _convert(
     conversions = with_pooling(model, conversions)
     fast = model if inplace else copy.deepcopy(model)
     convert_layers(fast, conversions)
+    if stages:
+        make_adaptive(fast, stages)
     return fast, calls

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import fnmatch
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from accel.config import MISSING, Perforate, Rules, as_rules
-from accel.errors import ConversionError
+from accel.config import ACT, MISSING, Config, Perforate, Rules, as_rules
+from accel.errors import ConfigError, ConversionError
 from accel.masks import Pooling
+from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.graph import pooling_after, traced_parts
 from accel.nn.perforated import PerforatedConv2d
 
@@ -37,7 +39,7 @@ def left_dense(layer: nn.Conv2d) -> str | None:
     return f"is a {type(layer).__name__}, whose own forward would be lost"
 
 
-def assign(model: nn.Module, rules: Perforate | Rules | Mapping) -> dict[str, Perforate]:
+def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perforate]:
     """The configuration of every layer to convert, by its first full name, in the model's order.
 
     A shared layer is found under all of its names. Subclasses of nn.Conv2d stay as they are.
@@ -53,17 +55,40 @@ def assign(model: nn.Module, rules: Perforate | Rules | Mapping) -> dict[str, Pe
             names.setdefault(module, []).append(name)
     if not names:
         raise ConversionError(f"{type(model).__name__} has no nn.Conv2d: there is nothing to perforate")
-    rules.check_used(name for aliases in names.values() for name in aliases)
+    stages = assign_stages(model, rules)
+    rules.check_used([*(name for aliases in names.values() for name in aliases), *stages])
     assigned = {}
     for layer, aliases in names.items():
         decided = (rules.match(name) for name in aliases)
         config = next((config for config in decided if config is not MISSING), None)
-        if config is not None and left_dense(layer) is None:
+        if isinstance(config, Perforate) and left_dense(layer) is None:
             assigned[aliases[0]] = config
-    if not assigned:
+    inside = next((name for name in assigned if any(name.startswith(f"{stage}.") for stage in stages)), None)
+    if inside is not None:
+        raise ConfigError(
+            f"{inside} lies in an adaptive stage and cannot be perforated as well: put a rule that gives its stage's "
+            "convolutions None before the one that matches it"
+        )
+    if not assigned and not stages:
         kinds = ", ".join(sorted({type(layer).__name__ for layer in names}))
         raise ConversionError(f"the rules leave every convolution of {type(model).__name__} dense ({kinds})")
     return assigned
+
+
+def assign_stages(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, ACT]:
+    """The configuration of every sequence of residual units that a rule with ACT or SACT names.
+
+    Raises:
+        ConfigError: such a rule names no sequence of residual units.
+    """
+    rules = as_rules(rules)
+    names = [name for name, module in model.named_modules() if is_stage(module)]
+    for pattern, config in rules.items():
+        if isinstance(config, ACT) and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            some = ", ".join(names) or "none"
+            raise ConfigError(f"rule {pattern!r} matches no sequence of residual units: the model's are {some}")
+    configs = {name: rules.match(name) for name in names}
+    return {name: config for name, config in configs.items() if isinstance(config, ACT)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +135,9 @@ def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Raises:
         ConversionError: the model has no converted layer.
     """
-    if not perforated_layers(model):
-        raise ConversionError(f"this {type(model).__name__} has no perforated layer: it is dense already")
-    dense = model if inplace else copy.deepcopy(model)
+    if not perforated_layers(model) and not adaptive_stages(model):
+        raise ConversionError(f"this {type(model).__name__} has no converted layer: it is dense already")
+    dense = make_plain(model if inplace else copy.deepcopy(model))
     for layer in perforated_layers(dense).values():
         layer.release()
     return dense

@@ -177,6 +177,19 @@ def make_adaptive(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
     return model
 
 
+def make_plain(model: nn.Module) -> nn.Module:
+    """The inverse of `make_adaptive`, in place: plain sequences of units, the halting heads gone."""
+    for name, stage in [(n, m) for n, m in model.named_modules() if isinstance(m, AdaptiveStage)]:
+        for unit in list(stage)[:-1]:
+            del unit.halting
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.Sequential(*stage).train(stage.training))
+    for key, hook in list(model._forward_hooks.items()):
+        if hook is _collect_results:
+            del model._forward_hooks[key]
+    return model
+
+
 def is_stage(module: nn.Module) -> bool:
     """Whether a module is a sequence of two or more residual units."""
     return isinstance(module, nn.Sequential) and len(module) > 1 and all(is_unit(unit) for unit in module)

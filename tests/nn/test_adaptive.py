@@ -7,8 +7,9 @@ import torch
 import torchvision
 from torch import nn
 
+import accel
 from accel.config import ACT, SACT
-from accel.errors import ConversionError
+from accel.errors import ConfigError, ConversionError
 from accel.nn.adaptive import adaptive_stages, dense_execution, make_adaptive, ponder_loss
 from accel.nn.residual_units import BranchStep, UnitDescription, register_unit
 from accel.zoo.registry import get_model
@@ -257,3 +258,37 @@ def test_a_stage_that_changes_size_in_the_middle_is_refused():
     model.layer1 = nn.Sequential(*model.layer1, *model.layer2)
     with pytest.raises(ConversionError, match=r"layer1\.2"):
         make_adaptive(model, {"layer1": SACT()})
+
+
+def test_convert_model_makes_every_stage_adaptive_and_revert_takes_it_back():
+    torch.manual_seed(0)
+    model = randomise(get_model("zoo:resnet20_cifar"))
+    x = torch.randn(2, 3, 32, 32)
+    net = accel.convert_model(model, SACT(tau=0.01), example_inputs=x)
+    assert [type(stage.config) for stage in adaptive_stages(net)] == [SACT] * 3
+    assert not adaptive_stages(model)
+    with torch.no_grad():
+        out = net(x)
+        assert out.tau == 0.01
+        assert torch.equal(accel.revert_model(net)(x), model(x))
+    counted = accel.count_macs(net, x, per_image=True)
+    outside = 3 * 16 * 9 * 1024 + 64 * 10  # stem and classifier
+    assert torch.equal(counted, sum(stage.executed_macs for stage in out.stages) + outside)
+
+
+def test_rules_mix_adaptive_stages_and_perforated_layers():
+    model, x = randomise(get_model("zoo:resnet20_cifar")), torch.randn(1, 3, 32, 32)
+    rules = accel.Rules({"layer[23]": SACT(), "layer[23].*": None, "layer1.*": accel.Perforate(keep=0.5), "*": None})
+    net = accel.convert_model(model, rules, example_inputs=x)
+    assert len(adaptive_stages(net)) == 2
+    assert net.layer1[0].conv1.config == accel.Perforate(keep=0.5)
+    with pytest.raises(ConfigError, match=r"layer2\.0\.conv1 lies in an adaptive stage"):
+        accel.convert_model(model, {"layer2": SACT(), "*": accel.Perforate(keep=0.5)}, example_inputs=x)
+    with pytest.raises(ConfigError, match=r"'layer9' matches no sequence of residual units"):
+        accel.convert_model(model, {"layer9": SACT()}, example_inputs=x)
+
+
+@pytest.mark.parametrize("depth, flops", [(32, 137_725_184), (110, 505_775_360)])
+def test_dense_flops_of_the_cifar_networks_are_the_official_counters(depth, flops):
+    """The constants of the authors' code (sact/cifar_model_test.py); FLOPs = 2 x MACs."""
+    assert 2 * accel.count_macs(get_model(f"zoo:resnet{depth}_cifar"), torch.zeros(1, 3, 32, 32)) == flops
