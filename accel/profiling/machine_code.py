@@ -18,7 +18,8 @@ from accel.profiling.pretend_gpu import SHARED_LIMIT, Compiled
 _SASS = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)\s*([^;]*);", re.MULTILINE)
 _AMD = re.compile(r"^\s+([a-z]\w+)\b", re.MULTILINE)
 _WIDTHS = {"128": 16, "64": 8, "U16": 2, "U8": 1, "S8": 1, "S16": 2}
-_AMD_WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, "short": 2, "ubyte": 1, "sbyte": 1}
+_AMD_WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "byte": 1}
+_AMD_WIDTHS |= {sign + name: _AMD_WIDTHS[name] for name in ("short", "byte") for sign in "us"}
 # Per multiprocessor: 32-bit registers, shared bytes, warps, blocks (CUDA programming guide, table of capabilities).
 _LIMITS = {"sm80": (65536, 167_936, 64, 32), "sm90": (65536, 233_472, 64, 32), "sm100": (65536, 233_472, 64, 32)}
 # gfx942: registers of one SIMD lane (vector and accumulation together) and waves per SIMD; 4 SIMDs in a compute unit.
@@ -125,8 +126,7 @@ def _amd_widths(opcodes: list[str], names: tuple[str, ...]) -> dict[int, int]:
     found: collections.Counter[int] = collections.Counter()
     for op in opcodes:
         if op.startswith(names):
-            kind = next(part for part in op.split("_")[2:] if part in _AMD_WIDTHS)
-            found[_AMD_WIDTHS[kind]] += 1
+            found[_AMD_WIDTHS[op.split("_")[2]]] += 1  # global_load_dwordx4, buffer_store_short_d16_hi
     return dict(found)
 
 

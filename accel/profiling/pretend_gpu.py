@@ -18,7 +18,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.runtime.autotuner import Autotuner
 from triton.runtime.driver import driver
+
+from accel.kernels.triton.launch import tuner
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
@@ -151,11 +154,19 @@ def pretend_gpu(target: str, execute: Callable | None = None) -> Iterator[Record
         files = {pathlib.Path(path).suffix[1:]: pathlib.Path(path) for path in metadata_group.values()}
         record.kernels.append(Compiled(metadata["name"], target, metadata, files))
 
-    previous = driver._active
+    def bench_now(self, key, configs, bench):
+        """In place of the tuner's disk cache: a real card must never find what this one wrote."""
+        bench()
+        return False
+
+    previous, disk_cache = driver._active, Autotuner.check_disk_cache
     driver.set_active(_PretendDriver(target, record, execute))
+    Autotuner.check_disk_cache = bench_now
+    tuner.cache_clear()
     try:
-        with triton.knobs.compilation.scope(), triton.knobs.autotuning.scope():
+        with triton.knobs.compilation.scope():
             triton.knobs.compilation.listener = listen
             yield record
     finally:
-        driver._active = previous
+        tuner.cache_clear()
+        driver._active, Autotuner.check_disk_cache = previous, disk_cache

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from accel.kernels.triton.gather_gemm import gather_gemm, gather_gemm_weight
 from accel.kernels.triton.launch import (
-    MAX_BLOCK,
     Tile,
+    arithmetic,
     cdiv,
     clip,
     conv_precision,
@@ -30,16 +30,12 @@ from accel.kernels.triton.launch import (
 ALIGNMENT = 16  # bytes of the widest load; every pixel and every weight tap must start on one
 # Enough dW programs for two waves of the largest card (B200: 148 multiprocessors), but at least 512 rows in each.
 WEIGHT_PROGRAMS, WEIGHT_ROWS = 296, 512
-# dW accumulates its rows in blocks of one size per target, so that the tuner's choice cannot change the sums.
-WEIGHT_TILES = {
-    "sm80": (Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 4, 3)),
-    "sm90": (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3)),
-    "sm100": (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3)),
-    "gfx942": (Tile(64, 64, 32, 4, 2), Tile(128, 64, 32, 4, 2)),
-    "interpreter": (Tile(64, 64, 128, 4, 2),),
-}
+# dW adds its rows in blocks of one size per target and family, so that the tuner's choice cannot change the sums.
+WEIGHT_ROWS_BLOCK = {"sm80": 32, "sm90": 64, "sm100": 64, "gfx942": 32, "interpreter": 128}
+WEIGHT_ROWS_BLOCK_32 = {"sm80": 16, "sm90": 16, "sm100": 16, "gfx942": 16, "interpreter": 128}  # float32: see TILES
 INVERT_BLOCK = 1024
-TUNED_BY = ("C", "K", "GROUPS", "KH", "KW", "STRIDE_H", "STRIDE_W", "DILATION_H", "DILATION_W", "TRANSPOSED", "STORE")
+# What a tuned choice depends on, besides dtypes; constexprs all.
+TUNED_BY = ("C", "K", "GROUPS", "KH", "KW", "STRIDE_H", "STRIDE_W", "TRANSPOSED", "STORE", "PRECISION")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +136,9 @@ def multiply(
         return out
     x, packed = align_channels(x, packed, groups)
     k, c = packed.shape[0] // groups, packed.shape[2]
-    tiles = matrix_tiles(target(), x.element_size(), k, c)
-    kernel = tuner(gather_gemm, TUNED_BY, tiles, ("BLOCK_ROWS", "BLOCK_OUT", "BLOCK_IN"))
+    where = target()
+    tiles = matrix_tiles(where, arithmetic(x.dtype), k, c)
+    kernel = tuner(gather_gemm, TUNED_BY, where, tiles, ("BLOCK_ROWS", "BLOCK_OUT", "BLOCK_IN"))
     kernel[lambda meta: (cdiv(rows.count, meta["BLOCK_ROWS"]) * groups * cdiv(k, meta["BLOCK_OUT"]),)](
         x=x,
         weight=packed,
@@ -164,10 +161,12 @@ def multiply(
     return out
 
 
-def weight_tiles(where: str, itemsize: int, out_channels: int, in_channels: int) -> tuple[Tile, ...]:
+def weight_tiles(where: str, family: str, out_channels: int, in_channels: int) -> tuple[Tile, ...]:
     """As `matrix_tiles`; a tile's sides are output channels, input channels and the rows summed per iteration."""
-    rows = MAX_BLOCK if itemsize == 2 or where == "interpreter" else 16  # 16: see TILES_32
-    return clip(WEIGHT_TILES[where], Tile(fitting_block(out_channels), fitting_block(in_channels), rows, 8, 8))
+    rows = (WEIGHT_ROWS_BLOCK if family == "half" else WEIGHT_ROWS_BLOCK_32)[where]
+    stages = 2 if where == "gfx942" else 3
+    tiles = (Tile(64, 64, rows, 4, stages), Tile(128, 64, rows, 4, stages))[: 1 if where == "interpreter" else 2]
+    return clip(tiles, Tile(fitting_block(out_channels), fitting_block(in_channels), rows, 8, 8))
 
 
 def weight_gradient(
@@ -183,8 +182,9 @@ def weight_gradient(
     programs = cdiv(k, 64) * cdiv(c, 64) * groups * count
     splits = max(1, min(cdiv(WEIGHT_PROGRAMS, programs), rows.count // WEIGHT_ROWS))
     partial = torch.empty(splits, weight.shape[0], count, c, dtype=torch.float32, device=x.device)
-    tiles = weight_tiles(target(), x.element_size(), k, c)
-    kernel = tuner(gather_gemm_weight, TUNED_BY, tiles, ("BLOCK_OUT", "BLOCK_IN", "BLOCK_ROWS"))
+    where = target()
+    tiles = weight_tiles(where, arithmetic(x.dtype), k, c)
+    kernel = tuner(gather_gemm_weight, TUNED_BY, where, tiles, ("BLOCK_OUT", "BLOCK_IN", "BLOCK_ROWS"))
     kernel[lambda meta: (cdiv(k, meta["BLOCK_OUT"]) * cdiv(c, meta["BLOCK_IN"]) * groups * count, splits)](
         x=x,
         grad=grad,

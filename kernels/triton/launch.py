@@ -28,25 +28,32 @@ class Tile(NamedTuple):
     stages: int
 
 
-# Tiles of 2-byte inputs. Each compiles without spills, with all operands copied 16 bytes at a time (sm90: 48, 74 and 98
-# KB of shared memory; 128 x 256 tiles spill with 4 warps). The small one serves the few rows of deep layers.
-# gfx942 holds A and B of one stage in 64 KiB; its second stage is in registers.
-TILES_16 = {
-    "sm80": (Tile(64, 64, 32, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 32, 8, 4)),
-    "sm90": (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
-    "sm100": (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
-    "gfx942": (Tile(64, 64, 32, 4, 2), Tile(128, 64, 32, 4, 2), Tile(128, 128, 32, 8, 2)),
-    # numpy works on whole tiles: a launch costs about 2 ms per program and inner iteration, whatever the tile
-    "interpreter": (Tile(128, 64, 64, 4, 2),),
+# Each tile compiles without spills and with its operands copied 16 bytes at a time on its target (sm90, half: 48, 74,
+# 98 KB of shared memory; 128 x 256 would spill with 4 warps). The small one serves the few rows of deep layers. gfx942
+# keeps both operands of a stage in 64 KiB; its second stage is in registers.
+TILES = {
+    "half": {
+        "sm80": (Tile(64, 64, 32, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 32, 8, 4)),
+        "sm90": (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+        "sm100": (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+        "gfx942": (Tile(64, 64, 32, 4, 2), Tile(128, 64, 32, 4, 2), Tile(128, 128, 32, 8, 2)),
+    },
+    "tf32": {
+        "sm80": (Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 4, 3)),
+        "sm90": (Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 4, 3)),
+        "sm100": (Tile(128, 64, 16, 4, 3), Tile(128, 64, 32, 4, 3)),  # 64 rows spill
+        "gfx942": (Tile(64, 64, 16, 4, 2), Tile(128, 64, 16, 4, 2)),
+    },
+    # no tensor cores: more than 16 inner values per iteration spill on sm80
+    "ieee": {
+        "sm80": (Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 4, 3)),
+        "sm90": (Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 4, 3)),
+        "sm100": (Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 4, 3)),
+        "gfx942": (Tile(64, 64, 16, 4, 2), Tile(128, 64, 16, 4, 2)),
+    },
 }
-# fp32 doubles the bytes; exact fp32 has no tensor cores, and more than 16 inner values per iteration spill on sm80.
-TILES_32 = {
-    "sm80": (Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 4, 3)),
-    "sm90": (Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 4, 3)),
-    "sm100": (Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 4, 3)),
-    "gfx942": (Tile(64, 64, 16, 4, 2), Tile(128, 64, 16, 4, 2)),
-    "interpreter": TILES_16["interpreter"],
-}
+# numpy works on whole tiles: a launch costs about 2 ms per program and inner iteration, whatever the tile
+INTERPRETED = Tile(128, 64, 64, 4, 2)
 MIN_BLOCK, MAX_BLOCK = 16, 128  # tl.dot takes no smaller side; no list has a larger one
 
 
@@ -62,11 +69,15 @@ def target() -> str:
     return {9: "sm90", 10: "sm100"}.get(major, "sm80")
 
 
-def matrix_tiles(where: str, itemsize: int, out_channels: int, in_channels: int) -> tuple[Tile, ...]:
+def arithmetic(dtype: torch.dtype) -> str:
+    """The family of tiles that a dtype uses now: half, tf32 or ieee."""
+    return conv_precision(dtype) if dtype == torch.float32 else "half"
+
+
+def matrix_tiles(where: str, family: str, out_channels: int, in_channels: int) -> tuple[Tile, ...]:
     """The forward tiles of `where` worth trying for a layer: none wider than its channels, no two alike."""
-    tiles = (TILES_16 if itemsize == 2 else TILES_32)[where]
-    widest = Tile(MAX_BLOCK, fitting_block(out_channels), fitting_block(in_channels), 8, 8)
-    return clip(tiles, widest)
+    tiles = (INTERPRETED,) if where == "interpreter" else TILES[family][where]
+    return clip(tiles, Tile(MAX_BLOCK, fitting_block(out_channels), fitting_block(in_channels), 8, 8))
 
 
 def fitting_block(channels: int) -> int:
@@ -85,8 +96,8 @@ def copy_block(channels: int) -> tuple[int, int]:
 
 
 @functools.cache
-def tuner(kernel: Any, key: tuple[str, ...], tiles: tuple[Tile, ...], names: tuple[str, str, str]) -> Any:
-    """`kernel` behind triton's autotuner over `tiles`, whose sides it calls `names`; one object, so results are kept.
+def tuner(kernel: Any, key: tuple[str, ...], where: str, tiles: tuple[Tile, ...], names: tuple[str, str, str]) -> Any:
+    """`kernel` behind triton's autotuner over `tiles`, whose sides it calls `names`; one object a target `where`.
 
     The key holds constexpr arguments only, never batch, height, width or the number of positions: a network whose
     input size changes must not tune again. Results also go to triton's cache folder.
