@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import pickle
 from collections.abc import Mapping
 
 import torch
@@ -74,10 +73,10 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
 def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # bytes that are no weights can raise anything: struct.error, IndexError, ...
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
-            f"{path} cannot be read as a file of tensors ({str(error).partition(chr(10))[0] or type(error).__name__}): "
-            "save it with torch.save(model.state_dict(), path)"
+            f"{path} cannot be read as a file of tensors ({reason}): save it with torch.save(model.state_dict(), path)"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.errors import AccelError
-from accel.kernels import interpolate, masked_conv2d, perforated_conv2d  # noqa: F401  (their ops must be registered)
+from accel.kernels import masked_conv2d, perforated_conv2d  # noqa: F401  (they register the ops counted here)
 
 _FVCORE_KEPT = ("conv", "linear", "perforated_conv2d", "masked_conv2d")
 
@@ -27,21 +27,22 @@ _FVCORE_KEPT = ("conv", "linear", "perforated_conv2d", "masked_conv2d")
 @dataclasses.dataclass
 class LayerMacs:
     """Attributes: name, full module name ("" for ops outside any submodule); kind, class of the module; dense and
-    executed, MACs of all its calls over the batch."""
+    executed, MACs of all its calls over the batch; dense is None for a module that accounts for itself."""
 
     name: str
     kind: str
-    dense: int = 0
+    dense: int | None = 0
     executed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """MACs of one op. Attributes: images it covers; executed, int64 [images] or one number for each of them; dense."""
+    """MACs of one op. Attributes: images it covers; executed, int64 [images] or one number for each of them; dense,
+    None where only the module knows."""
 
     images: int
     executed: Tensor | int
-    dense: int
+    dense: int | None
 
     @property
     def total(self) -> int:
@@ -127,7 +128,7 @@ class _Counter(TorchDispatchMode):
                 self._silent -= own
                 if own and not self._silent:
                     macs = module.result.executed_macs
-                    self._add(_Work(len(macs), macs, module.result.dense_macs * len(macs)))
+                    self._add(_Work(len(macs), macs, dense=None))
                 self._stack.pop()
 
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
@@ -143,7 +144,7 @@ class _Counter(TorchDispatchMode):
     def _add(self, work: _Work) -> None:
         name, kind = self._stack[-1]
         layer = self.layers.setdefault(name, LayerMacs(name, kind))
-        layer.dense += work.dense
+        layer.dense = None if None in (layer.dense, work.dense) else layer.dense + work.dense
         layer.executed += work.total
         self._works.append(work)
 

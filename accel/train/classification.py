@@ -10,7 +10,6 @@ import dataclasses
 import math
 import os
 import pathlib
-import pickle
 from collections.abc import Callable
 
 import torch
@@ -109,6 +108,6 @@ def _resume(path: pathlib.Path, model: nn.Module, optimizer: torch.optim.Optimiz
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # bytes that are no checkpoint can raise anything: struct.error, IndexError, ...
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path} is not a checkpoint of this model ({reason}): delete it to start anew") from error
