@@ -1,8 +1,8 @@
 """beta_gradient: the implicit derivative of a Beta sample, on the logit scale, in its first concentration.
 
-| backward           | dtypes           | layouts        | granularity | limits                             |
-|--------------------|------------------|----------------|-------------|------------------------------------|
-| a, b, y, any order | float32, float64 | any, broadcast | element     | computed in float64 on every backend; |y| is cut at 700 |
+| backward           | dtypes           | layouts        | granularity | limits                                   |
+|--------------------|------------------|----------------|-------------|------------------------------------------|
+| a, b, y, any order | float32, float64 | any, broadcast | element     | computed in float64; |y| is cut at 1e4   |
 """
 
 from __future__ import annotations

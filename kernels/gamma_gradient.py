@@ -2,7 +2,7 @@
 
 | backward          | dtypes           | layouts          | granularity | limits                             |
 |-------------------|------------------|------------------|-------------|------------------------------------|
-| alpha, z, any order | float32, float64 | any, broadcast | element     | computed in float64 on every backend |
+| alpha, z, any order | float32, float64 | any, broadcast | element     | computed in float64 |
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 | backward            | dtypes           | layouts        | granularity | limits                             |
 |---------------------|------------------|----------------|-------------|------------------------------------|
-| kappa, z, any order | float32, float64 | any, broadcast | element     | computed in float64 on every backend |
+| kappa, z, any order | float32, float64 | any, broadcast | element     | computed in float64 |
 """
 
 from __future__ import annotations

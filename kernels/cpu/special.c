@@ -1,6 +1,6 @@
-/* Implicit-reparameterization derivatives of Gamma, Beta and von Mises samples: the vectorised C core.
+/* Implicit-reparameterization derivatives of Gamma, Beta, Student t and von Mises samples: the vectorised C core.
  *
- * The mathematics is that of kernels/reference/{gamma,beta,von_mises}_gradient.py, which also supply the tables (series
+ * The mathematics is that of kernels/reference/{gamma,beta,student_t,von_mises}_gradient.py, which also supply the tables (series
  * coefficients, quadrature nodes) that these functions take by address. Every computation is in double precision on
  * blocks of LANES elements: each statement below is a loop over the lanes, which the compiler turns into SIMD code, in
  * three versions of which the loader picks the best one for the processor.
@@ -309,12 +309,10 @@ INLINE void beta_tail(const double *a, const double *b, const double *y, const d
     EACH_LANE out[i] = sign[i] * sum[i] * length[i];
 }
 
-EVERY_PROCESSOR static void beta_block(double *const in[3], const double *table, double *out) {
-    double a[LANES], b[LANES], y[LANES], raised_a[LANES], raised_b[LANES];
+INLINE void beta_derivative(const double *a, const double *b, const double *logit, const double *table, double *out) {
+    double y[LANES], raised_a[LANES], raised_b[LANES];
     EACH_LANE {
-        a[i] = in[0][i] > 0.0 ? in[0][i] : 1.0;
-        b[i] = in[1][i] > 0.0 ? in[1][i] : 1.0;
-        y[i] = smaller(larger(in[2][i], -700.0), 700.0);
+        y[i] = smaller(larger(logit[i], -1e4), 1e4);
         raised_a[i] = a[i] < 1.0 ? a[i] + 1.0 : a[i];
         raised_b[i] = b[i] < 1.0 ? b[i] + 1.0 : b[i];
     }
@@ -330,8 +328,81 @@ EVERY_PROCESSOR static void beta_block(double *const in[3], const double *table,
         total = a[i] + b[i];
         psi_total = digamma_less_log(total) + log_positive(total);
         lowered = (rest * total * value + log_x - psi + psi_total) / b[i];
-        value = b[i] < 1.0 ? lowered : value;
-        out[i] = (in[0][i] > 0.0) & (in[1][i] > 0.0) & (in[2][i] == in[2][i]) ? value : NAN;
+        out[i] = b[i] < 1.0 ? lowered : value;
+    }
+}
+
+EVERY_PROCESSOR static void beta_block(double *const in[3], const double *table, double *out) {
+    double a[LANES], b[LANES];
+    EACH_LANE a[i] = in[0][i] > 0.0 ? in[0][i] : 1.0, b[i] = in[1][i] > 0.0 ? in[1][i] : 1.0;
+    beta_derivative(a, b, in[2], table, out);
+    EACH_LANE out[i] = (in[0][i] > 0.0) & (in[1][i] > 0.0) & (in[2][i] == in[2][i]) ? out[i] : NAN;
+}
+
+/* --------------------------------------------------------------------------------------------------- Student t */
+
+/* q / (1 + q) - log(1 + q), by its series where the two nearly cancel. */
+INLINE double student_bend(double q, double log_q) {
+    double series = 12.0 / 13;
+    series = series * -q + 11.0 / 12;
+    series = series * -q + 10.0 / 11;
+    series = series * -q + 9.0 / 10;
+    series = series * -q + 8.0 / 9;
+    series = series * -q + 7.0 / 8;
+    series = series * -q + 6.0 / 7;
+    series = series * -q + 5.0 / 6;
+    series = series * -q + 4.0 / 5;
+    series = series * -q + 3.0 / 4;
+    series = series * -q + 2.0 / 3;
+    series = series * -q + 1.0 / 2;
+    return q < 0.03 ? -series * q * q : q / (1.0 + q) - log_q;
+}
+
+/* The quadrature for many degrees of freedom; table as for the Beta. */
+INLINE void student_quadrature(const double *df, const double *start, const double *table, double *out) {
+    const int count = (int)table[0];
+    const double drop = table[1], *node = table + 2, *weight = node + count;
+    double centre[LANES], length[LANES], log_start[LANES], sum[LANES];
+    EACH_LANE {
+        double r = 4.0 / (df[i] * df[i]), q = start[i] * start[i] / df[i];
+        /* (psi((df + 1) / 2) - psi(df / 2) - 1 / df) / 2, DLMF 5.11.2 twice */
+        centre[i] = 0.5 * r * (1.0 / 8 - r * (1.0 / 64 - r * (1.0 / 128 - r * (17.0 / 2048 - r * (31.0 / 2048)))));
+        log_start[i] = log_one_plus(q);
+        double score = centre[i] + 0.5 * (student_bend(q, log_start[i]) + q / (df[i] * (1.0 + q)));
+        double fall = exp_of(-2.0 * drop / (df[i] + 1.0) - log_start[i]); /* (1 + end^2 / df)^-1 */
+        double end = sqrt(df[i] * (1.0 - fall) / fall);
+        length[i] = (score > 0.0 ? 0.0 : end) - start[i];
+        sum[i] = 0.0;
+    }
+    for (int n = 0; n < count; n++) EACH_LANE {
+            double s = start[i] + length[i] * node[n], q = s * s / df[i], log_q = log_one_plus(q);
+            double score = centre[i] + 0.5 * (student_bend(q, log_q) + q / (df[i] * (1.0 + q)));
+            sum[i] += weight[n] * score * exp_of(-0.5 * (df[i] + 1.0) * (log_q - log_start[i]));
+        }
+    EACH_LANE out[i] = sum[i] * length[i];
+}
+
+EVERY_PROCESSOR static void student_block(double *const in[3], const double *table, double *out) {
+    const double *df = in[0], *t = in[1];
+    double a[LANES], b[LANES], y[LANES], many[LANES], start[LANES], absolute[LANES], few_result[LANES], many_result[LANES];
+    double any_few = 0.0;
+    EACH_LANE {
+        absolute[i] = smaller(larger(fabs(t[i]), 1e-300), 1e300);
+        many[i] = df[i] >= 100.0 ? df[i] : 100.0;
+        start[i] = df[i] >= 100.0 ? smaller(absolute[i], 1e150) : 1.0;
+        a[i] = (df[i] < 100.0) & (df[i] > 0.0) ? 0.5 * df[i] : 1.0;
+        b[i] = 0.5;
+        y[i] = log_positive(2.0 * a[i]) - 2.0 * log_positive(absolute[i]);
+        few_result[i] = 0.0;
+    }
+    for (int i = 0; i < LANES; i++) any_few += df[i] < 100.0;
+    if (any_few) beta_derivative(a, b, y, table, few_result);
+    student_quadrature(many, start, table, many_result);
+    EACH_LANE {
+        double few = 0.5 * absolute[i] * (0.5 / a[i] - 0.5 * few_result[i]);
+        double value = df[i] < 100.0 ? few : many_result[i];
+        value = t[i] < 0.0 ? -value : value;
+        out[i] = (df[i] > 0.0) & (t[i] == t[i]) ? value : NAN;
     }
 }
 
@@ -399,10 +470,16 @@ static PyObject *py_beta(PyObject *self, PyObject *const *args, Py_ssize_t count
     return call(beta_block, "beta_gradient", args, count);
 }
 
+static PyObject *py_student(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    return call(student_block, "student_t_gradient", args, count);
+}
+
 static PyMethodDef methods[] = {
     {"gamma_gradient", (PyCFunction)(void (*)(void))py_gamma, METH_FASTCALL, "alpha, z, 0 -> dz/dalpha"},
     {"von_mises_gradient", (PyCFunction)(void (*)(void))py_von_mises, METH_FASTCALL, "kappa, 1 - A, z -> dz/dkappa"},
     {"beta_gradient", (PyCFunction)(void (*)(void))py_beta, METH_FASTCALL, "a, b, y -> dy/da"},
+    {"student_t_gradient", (PyCFunction)(void (*)(void))py_student, METH_FASTCALL, "df, t, 0 -> dt/ddf"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -34,6 +34,11 @@ def von_mises_gradient(kappa: Tensor, z: Tensor) -> Tensor:
     return _run(_special.von_mises_gradient, node_table(von_mises_reference.NODES), kappa, gap, z)
 
 
+def student_t_gradient(df: Tensor, t: Tensor) -> Tensor:
+    """As `accel.kernels.reference.student_t_gradient`."""
+    return _run(_special.student_t_gradient, node_table(beta_reference.NODES), df, t)
+
+
 @functools.cache
 def _gamma_table() -> Tensor:
     """[UNIFORM_FROM, *UNIFORM_BETWEEN, the rows of the expansion, each filled up to DEGREE + 1], float64."""

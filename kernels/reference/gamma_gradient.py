@@ -110,7 +110,9 @@ def uniform_table() -> tuple[tuple[float, ...], ...]:
 
     Temme's expansion (DLMF 8.12.4 and 8.12.7) is Q = erfc(eta sqrt(alpha/2))/2 + exp(-alpha eta^2/2) /
     sqrt(2 pi alpha) * sum c_k(eta) alpha^-k with eta^2/2 = lambda - 1 - log(lambda). Its derivative in alpha at fixed
-    eta over its exact one in eta gives d eta / d alpha at a fixed quantile, hence G_k = -g_k h + sum_(j<k) g_j e_(k-j), where e_k = -(eta^2/2) c_k - (k - 1/2) c_(k-1),
+    sqrt(2 pi alpha) * sum c_k(eta) alpha^-k with eta^2/2 = lambda - 1 - log(lambda). Its derivative in alpha at fixed
+    eta over its exact one in eta gives d eta / d alpha at a fixed quantile, hence
+    G_k = -g_k h + sum_(j<k) g_j e_(k-j), where e_k = -(eta^2/2) c_k - (k - 1/2) c_(k-1),
     h = eta^2 / (2 (lambda - 1)) and g_k are Stirling's coefficients. All of it by exact rational power series.
     """
     length = DEGREE + 2 * ORDERS + 3
