@@ -31,8 +31,17 @@ WEIGHTS = torch.tensor([0.5, -1.0, 1.5], dtype=torch.float64)
 STATES = torch.tensor([-1.0, 0.2, 0.9, 2.0], dtype=torch.float64)
 
 
-def _first(x: Tensor) -> Tensor:
+def _itself(x: Tensor) -> Tensor:
     return x
+
+
+def _entry(x: Tensor) -> Tensor:
+    return x[..., 0]
+
+
+def _around(x: Tensor) -> Tensor:
+    """Angles enter by periodic functions only: pathwise gradients know nothing of a jump between -pi and pi."""
+    return torch.sin(x) + 0.5 * torch.cos(x)
 
 
 def _weighted(x: Tensor) -> Tensor:
@@ -61,7 +70,7 @@ class Case:
     build: Callable[..., td.Distribution]
     values: dict[str, list]
     mean: Callable[[Integrand, td.Distribution], Tensor]
-    project: Callable[[Tensor], Tensor] = _first
+    project: Callable[[Tensor], Tensor] = _itself
 
     def leaves(self) -> dict[str, Tensor]:
         """Fresh float64 parameters."""
@@ -152,6 +161,20 @@ def _lognormal_mean(integrand: Integrand, q: td.LogNormal) -> Tensor:
     return (integrand(z.exp()) * q.base_dist.log_prob(z).exp() * weight).sum()
 
 
+def _angle_mean(integrand: Integrand, q: td.VonMises) -> Tensor:
+    return integrate(-math.pi, math.pi)(lambda x: integrand(_around(x)), q)
+
+
+def _dirichlet_mean(integrand: Integrand, q: td.Dirichlet) -> Tensor:
+    """One entry of a Dirichlet is Beta."""
+    a = q.concentration
+    return integrate(0.0, 1.0)(integrand, td.Beta(a[0], a[1:].sum()))
+
+
+def _mixture(logits: Tensor, loc: Tensor, scale: Tensor) -> td.Distribution:
+    return accel.distributions.MixtureSameFamily(td.Categorical(logits=logits), td.Normal(loc, scale))
+
+
 def _diagonal(loc: Tensor, scale: Tensor) -> td.Distribution:
     return td.Independent(td.Normal(loc, scale), 1)
 
@@ -188,6 +211,23 @@ CASES: dict[str, Case] = {
     "Uniform": Case(td.Uniform, {"low": -0.5, "high": 1.8}, _uniform_mean),
     "Beta": Case(td.Beta, {"concentration1": 2.0, "concentration0": 3.0}, integrate(0.0, 1.0)),
     "LogNormal": Case(td.LogNormal, {"loc": 0.1, "scale": 0.5}, _lognormal_mean),
+    "StudentT": Case(
+        lambda **given: accel.distributions.StudentT(**given),
+        {"df": 9.0, "loc": 0.3, "scale": 0.8},
+        integrate(-60.0, 60.0),
+    ),
+    "VonMises": Case(
+        lambda **given: accel.distributions.VonMises(**given), {"loc": 0.3, "concentration": 2.0}, _angle_mean, _around
+    ),
+    "Dirichlet": Case(
+        lambda **given: accel.distributions.Dirichlet(**given),
+        {"concentration": [1.5, 2.0, 2.5]},
+        _dirichlet_mean,
+        _entry,
+    ),
+    "MixtureSameFamily": Case(
+        _mixture, {"logits": [0.3, -0.4], "loc": [-0.5, 1.0], "scale": [0.6, 0.9]}, integrate(-12.0, 12.0)
+    ),
 }
 DISCRETE = ("Bernoulli", "Bernoulli x3", "Categorical", "OneHotCategorical", "Binomial", "Geometric", "Poisson")
 FINITE = DISCRETE[:5]
@@ -195,7 +235,7 @@ RELAXED = ("Bernoulli", "Bernoulli x3", "OneHotCategorical")
 BINARY = ("Bernoulli", "Bernoulli x3")
 CONTINUOUS = tuple(name for name in CASES if name not in DISCRETE)
 FACTORISED = ("Normal", "Normal x3", "Exponential", "Gamma", "Weibull", "Laplace", "Beta")  # DeltaMethod's domain
-MEASURED = (*DISCRETE, *(name for name in CONTINUOUS if name not in ("Beta", "LogNormal")))
+MEASURED = (*DISCRETE, *CONTINUOUS[: CONTINUOUS.index("Beta")])
 
 
 class _Control(torch.nn.Module):
@@ -225,7 +265,11 @@ def _known_mean(case: str) -> accel.mc.ControlVariate:
     """h(x) = sum of x, with its mean as a function of q; for one-hot latents the first entry."""
 
     def total(x: Tensor) -> Tensor:
-        return x[..., 0] if case in ("OneHotCategorical", "MultivariateNormal") else x.reshape(len(x), -1).sum(-1)
+        return (
+            x[..., 0]
+            if case in ("OneHotCategorical", "MultivariateNormal", "Dirichlet")
+            else x.reshape(len(x), -1).sum(-1)
+        )
 
     return accel.mc.ControlVariate(lambda x, q: total(x), lambda q: total(q.mean))
 
@@ -254,12 +298,12 @@ class Method:
 
 
 _SCORED = tuple(name for name in CASES if name != "Uniform")
-_WITH_MEAN = tuple(name for name in _SCORED if name not in ("Categorical",))
+_WITH_MEAN = tuple(name for name in _SCORED if name not in ("Categorical", "VonMises"))
 
 METHODS: dict[str, Method] = {
     "ScoreFunction": Method(lambda case: accel.mc.ScoreFunction(), _SCORED, values_only=True),
     "ScoreFunction, moving average": Method(
-        lambda case: accel.mc.ScoreFunction(accel.mc.MovingAverage()), _SCORED, calls=20
+        lambda case: accel.mc.ScoreFunction(accel.mc.MovingAverage()), _SCORED, calls=10
     ),
     "ScoreFunction, leave one out": Method(
         lambda case: accel.mc.ScoreFunction(accel.mc.LeaveOneOut()), _SCORED, replicates=4
@@ -313,10 +357,10 @@ def gradients(case: str, method: str, integrand: Integrand, num_samples: int, se
         parts = [
             accel.mc.jacobians(cost, q, num_samples // chosen.calls, estimator, **options) for _ in range(chosen.calls)
         ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name.rpartition(".")[2]: torch.cat([part[name] for part in parts]) for name in parts[0]}
     groups = q.expand((num_samples // chosen.replicates, *q.batch_shape))
     found = accel.mc.jacobians(cost, groups, chosen.replicates, estimator, **options)
-    return {name: grad.mean(0) for name, grad in found.items()}
+    return {name.rpartition(".")[2]: grad.mean(0) for name, grad in found.items()}
 
 
 def score_cell(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .cost import Cost
-from .rows import attach, expand_rows, sum_to, with_leaves
+from .rows import attach, expand_rows, parameter, sum_to, with_leaves
 
 Control = Callable[[Tensor], Tensor]
 
@@ -160,7 +160,7 @@ def controlled_rows(
         result = rows(cost, expanded, seeds[0])
         beta = coefficients()
         for name, h in zero_mean(result.shape[0], seeds[0]).items():
-            result = attach(result, -sum_to(beta[name] * h * getattr(expanded, name), result.dim()))
+            result = attach(result, -sum_to(beta[name] * h * parameter(expanded, name), result.dim()))
         return result
 
     return corrected

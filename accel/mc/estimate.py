@@ -13,7 +13,7 @@ from .control_variates import ControlVariate, DeltaMethod, controlled_rows, samp
 from .cost import Cost
 from .measure_valued import MeasureValued
 from .pathwise import Pathwise
-from .rows import check_parameters, expand_rows, parameter_names, unwrap
+from .rows import check_parameters, expand_rows, parameter, parameter_names, unwrap
 from .sampling import distribution_device, fork
 from .score import ScoreFunction
 
@@ -90,7 +90,7 @@ def jacobians(
         ValueError: also where no parameter of q requires a gradient.
     """
     cost, bare, names = _prepare(f, q, num_samples, estimator)
-    if not any(getattr(bare, name).requires_grad for name in names):
+    if not any(parameter(bare, name).requires_grad for name in names):
         known = ", ".join(names) or "none that can be read off it"
         raise ValueError(
             f"no parameter of {type(bare).__name__} requires a gradient (parameters: {known}); "

@@ -8,6 +8,7 @@ stack of per-sample gradients (``jacobians``), and autograd adds them up behind 
 from __future__ import annotations
 
 import inspect
+from operator import attrgetter
 
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
@@ -32,6 +33,7 @@ def parameter_names(q: Distribution) -> tuple[str, ...]:
 
     torch caches the other spellings in the instance when they are read. It keeps the given one of probs/logits as
     ``_param`` (after ``expand``, the logits where both are cached); of the Gaussian's three the given one comes first.
+    Parameters of a distribution inside q have dotted names: ``component_distribution.loc``.
     """
     stored = vars(getattr(q, "_categorical", q))
     names = []
@@ -41,7 +43,22 @@ def parameter_names(q: Distribution) -> tuple[str, ...]:
         given = [key for key in cached if stored[key] is stored.get("_param")] or cached
         if name == given[0] if group else isinstance(getattr(q, name, None), Tensor):
             names.append(name)
+    for name in _arguments(q).values():
+        inner = getattr(q, name, None)
+        if isinstance(inner, Distribution):
+            names += [f"{name}.{inner_name}" for inner_name in parameter_names(inner)]
     return tuple(names)
+
+
+def parameter(q: Distribution, name: str) -> Tensor:
+    """The parameter of ``q`` of that (dotted) name."""
+    return attrgetter(name)(q)
+
+
+def _arguments(q: Distribution) -> dict[str, str]:
+    """Arguments of the constructor of q, and the attributes that keep them."""
+    found = [name for name in inspect.signature(type(q).__init__).parameters if name not in ("self", "validate_args")]
+    return {name: "base_dist" if name == "base_distribution" else name for name in found}
 
 
 def with_leaves(q: Distribution, names: tuple[str, ...]) -> tuple[Distribution, dict[str, Tensor]]:
@@ -51,27 +68,34 @@ def with_leaves(q: Distribution, names: tuple[str, ...]) -> tuple[Distribution, 
         ValueError: the constructor of q has an argument that cannot be read back from the instance.
     """
     arguments, leaves = {}, {}
-    for name in names:
-        given = getattr(q, name)
-        arguments[name] = given.detach().clone()
-        if given.requires_grad:
-            leaves[name] = arguments[name].requires_grad_()
-    for name in inspect.signature(type(q).__init__).parameters:
-        if name in names or name in q.arg_constraints or name in ("self", "validate_args"):
-            continue
-        if not hasattr(q, name):
+    for argument, stored in _arguments(q).items():
+        if argument in q.arg_constraints and argument not in names:
+            continue  # another spelling of a given parameter
+        if not hasattr(q, stored):
             raise ValueError(
-                f"cannot rebuild {type(q).__name__}: its constructor takes {name!r}, which the instance does not keep; "
-                "use expectation without a control variate"
+                f"cannot rebuild {type(q).__name__}: its constructor takes {argument!r}, which the instance does not "
+                "keep; use expectation without a control variate"
             )
-        arguments[name] = getattr(q, name)
+        value = getattr(q, stored)
+        if argument in names:
+            given, value = value, value.detach().clone()
+            if given.requires_grad:
+                leaves[argument] = value.requires_grad_()
+        elif isinstance(value, Distribution):
+            prefix = f"{stored}."
+            inside = tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+            value, inner = with_leaves(value, inside)
+            leaves.update({prefix + name: leaf for name, leaf in inner.items()})
+        arguments[argument] = value
     return type(q)(**arguments, validate_args=False), leaves
 
 
 def check_parameters(q: Distribution, names: tuple[str, ...]) -> None:
     """Raise ``ValueError`` naming the first parameter of ``q`` that is NaN or outside its constraint."""
     for name in names:
-        value, constraint = getattr(q, name).detach(), q.arg_constraints[name]
+        holder, _, last = name.rpartition(".")
+        owner = attrgetter(holder)(q) if holder else q
+        value, constraint = getattr(owner, last).detach(), owner.arg_constraints[last]
         if value.isnan().any():
             raise ValueError(f"parameter {name} of {type(q).__name__} holds NaN; expected {constraint}")
         if not constraints.is_dependent(constraint) and not constraint.check(value).all():

@@ -152,6 +152,25 @@ def test_jacobians_keeps_other_constructor_arguments():
     assert ((found.mean(0) - expected).abs() < 4 * found.std(0) / 20_000**0.5).all()
 
 
+def test_parameters_of_inner_distributions_have_dotted_names():
+    """A factorised mixture: weights, and the means inside Independent inside the mixture."""
+    logits = torch.tensor([0.3, -0.4], dtype=torch.float64, requires_grad=True)
+    loc = torch.tensor([[0.0, 1.0], [2.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    q = td.MixtureSameFamily(td.Categorical(logits=logits), td.Independent(td.Normal(loc, 1.0), 1))
+    found = mc.jacobians(lambda x: x[:, 0], q, 20_000, mc.ScoreFunction(), generator=seeded())
+    weights = torch.softmax(logits, 0)
+    exact = torch.autograd.grad((weights * loc[:, 0]).sum(), [logits, loc])
+    names = ["mixture_distribution.logits", "component_distribution.base_dist.loc"]
+    assert list(found) == names
+    for name, expected in zip(names, exact):
+        error = found[name].std(0) / 20_000**0.5
+        assert ((found[name].mean(0) - expected).abs() < 4 * error).all()
+    broken = td.Normal(torch.tensor([0.0, float("nan")]), 1.0, validate_args=False)
+    q = td.MixtureSameFamily(td.Categorical(logits=logits.detach()), broken)
+    with pytest.raises(ValueError, match=r"component_distribution\.loc of MixtureSameFamily holds NaN"):
+        mc.expectation(lambda x: x, q, 3, mc.ScoreFunction())
+
+
 def test_jacobians_refuses_what_it_cannot_rebuild():
     class Hidden(td.Normal):
         def __init__(self, loc, scale, secret, validate_args=None):
