@@ -1,0 +1,60 @@
+"""What the Triton tests share: the checked interpreter on poisoned memory, random data, a comparison by RMS."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from accel.kernels.positions import PositionSet
+from accel.tests.triton_tools.interp_switch import interpret
+
+
+@pytest.fixture
+def poisoned():
+    """Every tensor that is allocated without being filled holds NaN, or the largest integer."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def interpreter(poisoned):
+    """Kernels run in the interpreter, every access checked for bounds and races."""
+    with interpret():
+        yield
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def random_set(generator):
+    """(height, width, count) -> a set in random order, with a random stand-in for each position left out."""
+
+    def draw(height: int, width: int, count: int) -> PositionSet:
+        positions = torch.randperm(height * width, generator=generator)[:count].to(torch.int32)
+        nearest = torch.randint(count, (height * width,), generator=generator, dtype=torch.int32)
+        nearest[positions.long()] = torch.arange(count, dtype=torch.int32)
+        return PositionSet(positions, nearest, height, width)
+
+    return draw
+
+
+@pytest.fixture
+def assert_close():
+    """(got, expected in float64): same shape, and RMS of the difference within the rounding of got's dtype."""
+    # one rounding of each output, on average a quarter of an ulp of relative size; float32 adds its sums' rounding
+    ratio = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+
+    def check(got: torch.Tensor, expected: torch.Tensor) -> None:
+        assert got.shape == expected.shape
+        error = (got.double() - expected.double()).square().mean().sqrt()
+        scale = expected.double().square().mean().sqrt()
+        assert error <= ratio[got.dtype] * scale, f"RMS of the difference is {error:.2e}, of the values {scale:.2e}"
+
+    return check
