@@ -364,7 +364,7 @@ def gradients(case: str, method: str, integrand: Integrand, num_samples: int, se
 
 
 def score_cell(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
-    """Worst coordinate of a cell: z-score, bias, its standard error, and the total variance of one row.
+    """Worst coordinate of a cell: z-score, bias, its standard error; norm of all biases, total variance of one row.
 
     An estimate without spread (Enumerate, some couplings) counts as 0 where it equals the exact gradient to 1e-9,
     else as infinite.
@@ -381,5 +381,6 @@ def score_cell(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, 
         "z": float(z[worst]),
         "bias": float(bias[worst]),
         "standard_error": float(error[worst]),
+        "bias_norm": float(bias.norm()),
         "variance": float(variance.sum()),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def _fit(name: str, data: tuple[Tensor, Tensor], steps: int, seed: int) -> list[
     rows = []
     for step in range(steps + 1):
         if step % max(1, steps // SNAPSHOTS) == 0:
-            snapshot = _snapshot(loc, log_std, data, fit, estimator, seed)
+            snapshot = _snapshot(loc, log_std, data, fit, copy.deepcopy(estimator), seed)
             rows.append({"case": "logistic regression", "estimator": name, "step": step, **snapshot})
         chosen = torch.randint(len(x), (BATCH,), generator=generator)
         q = td.Normal(loc, log_std.exp())
@@ -198,7 +199,7 @@ def draw(rows: list[Row]) -> Figure:
         right.plot(steps, [row["gradient_variance"] for row in picked], color=f"C{number}")
     left.set(title="ELBO on all data", xlabel="step", ylabel="nats")
     best = max(row["elbo"] for row in rows)
-    left.set_ylim(best - 150, best + 5)
+    left.set_ylim(best - 40, best + 2)
     right.set(title="variance of one step's gradient in a mean", xlabel="step", yscale="log")
     figure.legend(loc="outside lower center", ncols=3)
     figure.suptitle("Bayesian logistic regression, breast cancer (569 x 31), batch 32")
