@@ -20,7 +20,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
 
     import accel
     from accel import ops
-    from accel.cli.sides import DENSE, dense_sides, fastest, medians, quantiles
+    from accel.cli.sides import DENSE, fastest, medians, network_sides, quantiles
     from accel.profiling.latency import compare, ratio
     from accel.zoo.registry import default_rules, get_model
 
@@ -39,8 +39,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
                 if error > TOLERANCE:
                     yield {**row, "correct": False}
                     continue
-                sides = {**dense_sides(model, x), "converted": lambda fast=fast, x=x: fast(x)}
-                timing = compare(sides, repeats=min(settings.repeats, MOST_REPEATS))
+                timing = compare(network_sides(model, fast, x), repeats=min(settings.repeats, MOST_REPEATS))
             speedup = ratio(timing[fastest(timing, DENSE)], timing["converted"]).median
             yield {
                 **row,

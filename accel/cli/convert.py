@@ -161,18 +161,18 @@ def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]
     import torch
 
     import accel
-    from accel.cli.sides import DENSE, FORMATS, dense_sides, fastest
+    from accel.cli.sides import DENSE, FORMATS, fastest, network_sides
     from accel.profiling.latency import compare, ratio
 
     x = job.pictures.first
     common.note(args, f"measuring on {'x'.join(map(str, x.shape))}, {torch.get_num_threads()} threads")
     with torch.inference_mode():
-        sides = {**dense_sides(job.model, x), "converted": lambda: job.fast(x)}
-        timing = compare(sides, repeats=_REPEATS)
+        timing = compare(network_sides(job.model, job.fast, x), repeats=_REPEATS)
         best = fastest(timing, DENSE)
         speedup = ratio(timing[best], timing["converted"])
         baseline = copy.deepcopy(job.model).to(memory_format=FORMATS[best])
-        profile = accel.profile(job.fast, x.contiguous(memory_format=FORMATS[best]), baseline=baseline)
+        ours = copy.deepcopy(job.fast).to(memory_format=torch.channels_last)
+        profile = accel.profile(ours, x.contiguous(memory_format=FORMATS[best]), baseline=baseline)
     dense, executed = accel.count_macs(job.model, x), accel.count_macs(job.fast, x)
     return profile, {
         "batch": len(x),
@@ -180,7 +180,7 @@ def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]
         "threads": torch.get_num_threads(),
         "dense_macs": dense,
         "executed_macs": executed,
-        **{f"{name}_ms": round(timing[name].median_ms, 2) for name in sides},
+        **{f"{name}_ms": round(timing[name].median_ms, 2) for name in timing},
         "fastest_dense": best,
         "speedup": round(speedup.median, 3),
         "speedup_10_to_90_percent": [round(speedup.low, 3), round(speedup.high, 3)],

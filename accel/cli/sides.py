@@ -17,15 +17,17 @@ FORMATS = {"dense_nchw": torch.contiguous_format, "dense_channels_last": torch.c
 DENSE = tuple(FORMATS)
 
 
-def dense_sides(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
-    """`model` on `x` in NCHW and in channels_last; each side owns a copy of the weights in its format."""
+def in_format(net: nn.Module, x: Tensor, memory_format: torch.memory_format) -> Callable[[], object]:
+    """A side: a copy of `net` with its weights in the memory format, on `x` in the same format."""
+    net = copy.deepcopy(net).eval().to(memory_format=memory_format)
+    given = x.contiguous(memory_format=memory_format)
+    return lambda: net(given)
 
-    def side(memory_format: torch.memory_format) -> Callable[[], object]:
-        net = copy.deepcopy(model).eval().to(memory_format=memory_format)
-        given = x.contiguous(memory_format=memory_format)
-        return lambda: net(given)
 
-    return {name: side(memory_format) for name, memory_format in FORMATS.items()}
+def network_sides(dense: nn.Module, converted: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
+    """`dense` in both memory formats, and `converted` in the one it computes in (what stays dense in it follows)."""
+    sides = {name: in_format(dense, x, memory_format) for name, memory_format in FORMATS.items()}
+    return {**sides, "converted": in_format(converted, x, torch.channels_last)}
 
 
 def fastest(timings: Mapping[str, Timing], names: Iterable[str]) -> str:
