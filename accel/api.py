@@ -20,6 +20,7 @@ from accel.convert import (
     with_pooling,
 )
 from accel.nn.adaptive import make_adaptive
+from accel.nn.inference import describe_paths, install
 from accel.nn.running import Call, record_calls
 from accel.report import Plan, plan_of
 
@@ -39,7 +40,7 @@ def plan_conversion(
     """
     fast, calls = _convert(model, rules, example_inputs, calibration, loss, inplace=False)
     notes = {name: reason for name, layer in convolutions(fast).items() if (reason := left_dense(layer))}
-    return plan_of(fast, example_inputs, calls, notes)
+    return plan_of(fast, example_inputs, calls, {**describe_paths(fast), **notes})
 
 
 def convert_model(
@@ -94,4 +95,6 @@ def _convert(
     convert_layers(fast, conversions)
     if stages:
         make_adaptive(fast, stages)
+    else:
+        install(fast)
     return fast, calls

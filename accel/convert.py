@@ -14,6 +14,7 @@ from accel.errors import ConfigError, ConversionError
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.graph import pooling_after, traced_parts
+from accel.nn.inference import uninstall
 from accel.nn.perforated import PerforatedConv2d
 
 
@@ -138,6 +139,7 @@ def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not perforated_layers(model) and not adaptive_stages(model):
         raise ConversionError(f"this {type(model).__name__} has no converted layer: it is dense already")
     dense = make_plain(model if inplace else copy.deepcopy(model))
+    uninstall(dense)
     for layer in perforated_layers(dense).values():
         layer.release()
     return dense

@@ -19,6 +19,7 @@ from accel.config import config_from_dict
 from accel.convert import Conversion, convert_layers, convolutions, left_dense, perforated_layers
 from accel.errors import ConversionError, WeightsError
 from accel.masks import Pooling
+from accel.nn.inference import install
 from accel.nn.perforated import PerforatedConv2d
 
 FORMAT, VERSION = "skimconv converted model", 1
@@ -82,6 +83,7 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     fast = copy.deepcopy(model)
     convert_layers(fast, {name: dataclasses.replace(layer, impact=impacts.get(name)) for name, layer in layers.items()})
     fast.load_state_dict(state)
+    install(fast)
     return fast
 
 

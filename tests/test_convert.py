@@ -114,7 +114,7 @@ def test_a_shared_layer_is_found_under_every_name():
     fast = accel.convert_model(model, Rules({"second": HALF}), example_inputs=image())
     assert fast.first is fast.second is fast.aside[0] and isinstance(fast.first, PerforatedConv2d)
     row = accel.plan_conversion(model, HALF, example_inputs=image()).rows[0]
-    assert row["note"] == "called 3 times" and row["dense_macs"] == 3 * 2 * 16 * 16 * 3 * 3 * 9
+    assert row["note"].endswith("called 3 times") and row["dense_macs"] == 3 * 2 * 16 * 16 * 3 * 3 * 9
 
 
 def test_sizes_may_change_between_calls(net):

@@ -41,14 +41,16 @@ class FoldedWeights:
 @torch.no_grad()
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """(weight, bias) such that conv2d with them is `norm(conv(x))` with the running statistics of `norm`."""
-    scale = torch.rsqrt(norm.running_var + norm.eps)
+    dtype = conv.weight.dtype
+    wide = torch.promote_types(dtype, torch.float32)  # as the norm itself computes in lower precisions
+    scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
     bias = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
     bias = bias * scale
     if norm.bias is not None:
         bias = bias + norm.bias
-    return conv.weight * scale[:, None, None, None], bias
+    return (conv.weight * scale[:, None, None, None]).to(dtype), bias.to(dtype)
 
 
 def _fingerprint(tensor: Tensor | None) -> tuple | None:

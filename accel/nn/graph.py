@@ -18,7 +18,7 @@ from torch import fx, nn
 from accel.masks import Pooling
 from accel.nn.running import evaluation
 
-_PLAIN = (type(None), bool, int, float, str)
+PLAIN = (type(None), bool, int, float, str)
 
 
 class _Proxy(fx.Proxy):
@@ -69,7 +69,8 @@ def traced_parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.M
     """(name, module, graph) of the largest parts of the model that trace and hold a convolution."""
     if isinstance(model, nn.Conv2d) or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return
-    graph = trace(model)
+    own = model.__dict__.get("forward")  # set on the instance: not what fx would trace, unless it says so
+    graph = trace(model) if own is None or getattr(own, "follows_class", False) else None
     if graph is not None:
         yield prefix, model, graph
         return
@@ -80,13 +81,11 @@ def traced_parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.M
 def optional_arguments(root: nn.Module) -> dict[str, object] | None:
     """Defaults of the forward's optional arguments; None where the forward takes what cannot be listed."""
     defaults = {}
-    if "forward" in root.__dict__:
-        return None
     for name, parameter in list(inspect.signature(type(root).forward).parameters.items())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY):
             return None
         if parameter.default is not parameter.empty:
-            if not isinstance(parameter.default, _PLAIN):
+            if not isinstance(parameter.default, PLAIN):
                 return None
             defaults[name] = parameter.default
     return defaults

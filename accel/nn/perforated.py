@@ -13,6 +13,8 @@ from accel.kernels.checks import sizes
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.positions import PositionSet, output_size
 from accel.masks import Pooling, build_mask, layer_generator
+from accel.nn.compact import Compact
+from accel.nn.folding import FoldedWeights
 
 _SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
 
@@ -48,17 +50,18 @@ class PerforatedConv2d(nn.Conv2d):
         conv.pooling = pooling
         conv.impact = impact
         conv._sets = {}  # (height, width, device) -> PositionSet
+        conv._folded = FoldedWeights()
         return conv
 
     def release(self) -> nn.Conv2d:
         """Turn this very module back into the `nn.Conv2d` it was adopted from."""
-        for name in ("config", "layer_name", "pooling", "impact", "_sets"):
+        for name in ("config", "layer_name", "pooling", "impact", "_sets", "_folded"):
             del self.__dict__[name]
         self.__class__ = nn.Conv2d
         return self
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_sets": {}}  # copies and pickles build their own
+        return {**self.__dict__, "_sets": {}, "_folded": FoldedWeights()}  # copies and pickles build their own
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, keep={self.config.keep:g}, mask={self.config.mask}"
@@ -102,24 +105,48 @@ class PerforatedConv2d(nn.Conv2d):
             impact=impact,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            return self.forward(x[None])[0]
-        positions = self.position_set(*self.output_size(*sizes(x)[2:]), x.device)
+    def forward(
+        self,
+        input: Tensor | Compact,
+        norm: nn.BatchNorm2d | None = None,
+        activation: str = "none",
+        compact: bool = False,
+    ) -> Tensor | Compact:
+        """The convolution, and what the inference path fuses into it.
+
+        Args:
+            input: [N, C, H, W] or [C, H, W]; the inference path may hand over compact rows.
+            norm: the batch norm behind, folded into a cached copy of the weights; without gradients, in evaluation.
+            activation: applied last; see `accel.ops.perforated_conv2d`.
+            compact: return rows; the caller reads them through the nearest map.
+        """
+        if isinstance(input, Compact):
+            x, source, batch = input.rows, input.positions, input.batch
+            size = (source.height, source.width)
+        elif input.dim() == 3:
+            return self.forward(input[None], norm, activation)[0]
+        else:
+            x, source, batch, size = input, None, len(input), sizes(input)[2:]
+        weight, bias = (self.weight, self.bias) if norm is None else self._folded.get(self, norm)
+        positions = self.position_set(*self.output_size(*size), x.device)
         zero = self.config.interpolate == "zero"
         out = perforated_conv2d(
             x,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             positions,
             stride=self.stride,
             padding=self.padding_sides(),
             dilation=self.dilation,
             groups=self.groups,
             padding_mode=self.padding_mode,
-            compact=zero,
+            activation=activation,
+            compact=compact or zero,
+            source=source,
         )
-        return fill_with_zeros(out, positions, len(x)) if zero else out
+        if compact:
+            return Compact(out, positions, batch)
+        return fill_with_zeros(out, positions, batch) if zero else out
 
 
 def fill_with_zeros(rows: Tensor, positions: PositionSet, batch: int) -> Tensor:

@@ -1,0 +1,153 @@
+"""Values at computed positions only, and what layers do with them.
+
+Bias, norm, activation, dropout, 1x1 convolutions and sums of values on one position set commute with the nearest map,
+so they run on the rows; a pooling reads rows through the map (Figurnov et al., NIPS 2016, implicit interpolation).
+For inference: nothing here is differentiated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from accel.kernels.interpolate import interpolate
+from accel.kernels.positions import PositionSet, tap_map
+
+
+@dataclasses.dataclass(frozen=True)
+class Compact:
+    """Rows [N * P, C], image-major, of a map that is known at `positions` and interpolated elsewhere."""
+
+    rows: Tensor
+    positions: PositionSet
+    batch: int
+
+    def as_map(self) -> Tensor:
+        """The rows as a channels_last map [N, C, P, 1]: a view, so that writing in place reaches the rows."""
+        return self.rows.view(self.batch, len(self.positions), 1, -1).permute(0, 3, 1, 2)
+
+    def with_map(self, values: Tensor) -> Compact:
+        """The compact value whose `as_map` is `values`."""
+        rows = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1])
+        return Compact(rows, self.positions, self.batch)
+
+
+def to_dense(value: Compact) -> Tensor:
+    """[N, C, H, W] channels_last, every position holding the value of its stand-in."""
+    return interpolate(value.rows, value.positions)
+
+
+def apply_module(module: nn.Module, value: Compact) -> Compact:
+    """A position-wise module on the rows."""
+    return value.with_map(module(value.as_map()))
+
+
+def apply_method(name: str, value: Compact) -> Compact:
+    """A position-wise tensor method on the rows."""
+    return value.with_map(getattr(value.as_map(), name)())
+
+
+def lifted(function: Callable[..., Tensor]) -> Callable[..., Compact]:
+    """A position-wise function of a map, made to work on rows."""
+
+    def on_rows(value: Compact, *args: object, **kwargs: object) -> Compact:
+        return value.with_map(function(value.as_map(), *args, **kwargs))
+
+    return on_rows
+
+
+def add(first: Compact, second: Compact) -> Compact:
+    """The sum of two values on the same positions."""
+    return Compact(first.rows + second.rows, first.positions, first.batch)
+
+
+def add_(first: Compact, second: Compact) -> Compact:
+    """`add`, written into the first."""
+    first.rows.add_(second.rows)
+    return first
+
+
+def global_mean(value: Compact) -> Tensor:
+    """[N, C, 1, 1], the mean of the interpolated map: every row weighted by the positions it stands in for."""
+    starts, _ = value.positions.segments
+    weights = starts.diff().to(value.rows.dtype) / (value.positions.height * value.positions.width)
+    rows = value.rows.view(value.batch, len(value.positions), -1)
+    return torch.einsum("npc,p->nc", rows, weights)[:, :, None, None]
+
+
+def max_pool(
+    value: Compact,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    ceil_mode: bool,
+) -> Tensor:
+    """nn.MaxPool2d of the interpolated map, which is never made; [N, C, H', W'] channels_last."""
+    taps, _, size = _pool_taps(value.positions, kernel, stride, padding, dilation, ceil_mode)
+    rows = value.rows.view(value.batch, len(value.positions), -1)
+    out = rows[:, taps[0]]
+    for tap in taps[1:]:
+        out = torch.maximum(out, rows[:, tap])
+    return out.view(value.batch, *size, -1).permute(0, 3, 1, 2)
+
+
+def avg_pool(
+    value: Compact,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
+    """nn.AvgPool2d (ceil_mode=False) of the interpolated map, which is never made; [N, C, H', W'] channels_last."""
+    taps, inside, size = _pool_taps(value.positions, kernel, stride, padding, (1, 1), False)
+    rows = value.rows.view(value.batch, len(value.positions), -1)
+    count = inside.sum(0) if not count_include_pad else torch.full_like(taps[0], kernel[0] * kernel[1])
+    weights = inside / (count if divisor is None else divisor)
+    out = 0
+    for tap, weight in zip(taps, weights.to(rows.dtype)):
+        out = out + rows[:, tap] * weight[:, None]
+    return out.view(value.batch, *size, -1).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=64)
+def _pool_taps(
+    positions: PositionSet,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """(rows int64 [taps, windows], inside bool [taps, windows], output size) of a pooling that reads through the map.
+
+    A tap outside the map repeats one that its window has inside: the maximum does not notice, the mean masks it.
+    """
+    size = (positions.height, positions.width)
+    sides = [
+        side for i in range(2) for side in _sides(size[i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode)
+    ]
+    out = [
+        (size[i] + sides[2 * i] + sides[2 * i + 1] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    with torch.inference_mode(False):
+        taps = tap_map(size, kernel, stride, tuple(sides), dilation).long().T.contiguous()
+        inside = taps >= 0
+        taps = torch.where(inside, taps, taps.max(0).values)
+        rows = positions.nearest.cpu().long()[taps]
+        device = positions.nearest.device
+        return rows.to(device), inside.to(device), (out[0], out[1])
+
+
+def _sides(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> tuple[int, int]:
+    """Padding before and after along one axis, the latter so that rounding down gives PyTorch's output size."""
+    spare = size + 2 * padding - dilation * (kernel - 1) - 1
+    rest = -spare % stride
+    starts_inside = (spare + rest) // stride * stride < size + padding
+    return padding, padding + (rest if ceil_mode and starts_inside else 0)

@@ -1,0 +1,168 @@
+"""Which way a converted model runs: its own forward, or in inference the rewritten one of `accel.nn.pipeline`.
+
+The rewritten path says what the model's own forward said when it was traced. Before every run it is checked that this
+still holds: no module was replaced, hooked, switched to training or given another setting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as nn_module
+
+from accel.nn.graph import PLAIN, trace, traced_parts
+from accel.nn.perforated import PerforatedConv2d
+from accel.nn.pipeline import Chains, build
+
+_one_by_one = contextvars.ContextVar("accel_one_by_one", default=False)
+
+
+@contextlib.contextmanager
+def one_by_one() -> Iterator[None]:
+    """Within the block, converted models run module by module, nothing fused and nothing compact."""
+    token = _one_by_one.set(True)
+    try:
+        yield
+    finally:
+        _one_by_one.reset(token)
+
+
+def install(model: nn.Module) -> None:
+    """Give the parts of a converted model that trace their inference path; anew, where they had one."""
+    uninstall(model)
+    for _, part, graph in list(traced_parts(model)):
+        path = InferencePath(part)
+        path.build(graph)
+        if path.code is not None:
+            part.forward = path
+
+
+def uninstall(model: nn.Module) -> None:
+    """Leave every part of the model its own forward only."""
+    for _, path in installed(model):
+        del path.root.forward
+
+
+def installed(model: nn.Module) -> list[tuple[str, InferencePath]]:
+    """(name of the part, its inference path) of every part that has one."""
+    forwards = ((name, module.__dict__.get("forward")) for name, module in model.named_modules())
+    return [(name, forward) for name, forward in forwards if isinstance(forward, InferencePath)]
+
+
+def describe_paths(model: nn.Module) -> dict[str, str]:
+    """What the inference path does with each perforated convolution, in a few words, by its full name."""
+    notes = {}
+    for name, path in installed(model):
+        for node, layer in path.root.named_modules():
+            fused, readers = path.chains.fused.get(node, []), path.chains.compact.get(node, [])
+            parts = [f"fused with {', '.join(fused)}"] * bool(fused) + [f"rows to {', '.join(readers)}"] * bool(readers)
+            if parts and isinstance(layer, PerforatedConv2d):
+                notes[f"{name}.{node}" if name else node] = "; ".join(parts)
+    return notes
+
+
+class InferencePath:
+    """Stands in for the `forward` of a module and chooses the path of every call.
+
+    The rewritten path runs without gradients, in evaluation, eagerly, on plain tensors, with optional arguments at
+    their defaults. Hooks and forwards that only watch carry an attribute `observes_only`; with any other hook the own
+    forward runs, which calls every module. A changed model is traced again; so are copies, at their first call.
+
+    Attributes:
+        root: the module.
+        code: runs the rewritten graph on (root, *inputs); None where nothing is rewritten.
+        chains: what was rewritten.
+    """
+
+    follows_class = True  # the own forward is the class's: see `traced_parts`
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.code: Callable | None = None
+        self.chains = Chains()
+        self._inputs = 0
+        self._state: list[_ModuleState] = []
+
+    def __getstate__(self) -> dict:
+        return {"root": self.root}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["root"])
+
+    def build(self, graph: fx.Graph | None) -> None:
+        """Rewrite the root's graph (None: it does not trace) and remember the state of the modules it relies on."""
+        self._state = [_ModuleState.of(module) for module in self.root.modules()]
+        if graph is None:
+            self.code, self.chains = None, Chains()
+            return
+        self.code, self.chains = build(graph, dict(self.root.named_modules(remove_duplicate=False)))
+        self._inputs = sum(node.op == "placeholder" for node in graph.nodes)
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        if not kwargs and _is_plain_inference(args) and self._is_current() and len(args) == self._inputs:
+            return self.code(self.root, *args)
+        return type(self.root).forward(self.root, *args, **kwargs)
+
+    def _is_current(self) -> bool:
+        """Whether `code` may run now; built anew if the model was changed since."""
+        states = [state.compare() for state in self._state]
+        if _BUSY in states:
+            return False
+        if _CHANGED in states or not states:
+            self.build(trace(self.root))
+            return self.code is not None and _BUSY not in [state.compare() for state in self._state]
+        return self.code is not None
+
+
+def _is_plain_inference(args: tuple) -> bool:
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or _one_by_one.get()
+        or nn_module._global_forward_hooks
+        or nn_module._global_forward_pre_hooks
+        or any(type(arg) is not Tensor for arg in args)
+    )
+
+
+_SAME, _CHANGED, _BUSY = range(3)
+
+
+class _ModuleState(NamedTuple):
+    """What a graph takes for granted about one module."""
+
+    module: nn.Module
+    kind: type
+    children: dict[str, nn.Module]
+    forward: object
+    settings: tuple[tuple[str, object], ...]
+
+    @staticmethod
+    def of(module: nn.Module) -> _ModuleState:
+        attributes = module.__dict__
+        settings = tuple((k, v) for k, v in attributes.items() if type(v) in PLAIN and k != "training")
+        return _ModuleState(module, type(module), dict(module._modules), attributes.get("forward"), settings)
+
+    def compare(self) -> int:
+        """_BUSY: in training or watched by a hook. _CHANGED: not what it was."""
+        attributes = self.module.__dict__
+        if attributes["training"]:
+            return _BUSY
+        for hooks in (attributes["_forward_hooks"], attributes["_forward_pre_hooks"]):
+            if hooks and not all(getattr(hook, "observes_only", False) for hook in hooks.values()):
+                return _BUSY
+        if type(self.module) is not self.kind or attributes["_modules"] != self.children:
+            return _CHANGED
+        for name, value in self.settings:
+            if attributes.get(name) != value:
+                return _CHANGED
+        forward = attributes.get("forward")
+        if forward is not self.forward and not getattr(forward, "observes_only", False):
+            return _CHANGED
+        return _SAME

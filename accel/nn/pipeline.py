@@ -1,0 +1,220 @@
+"""Rewriting a model's graph for inference: fused epilogues, and chains of layers that pass compact rows.
+
+First the batch norm and the activation behind a perforated convolution move into its call. Then a perforated
+convolution whose every reader can work on compact rows hands these over: position-wise layers run on the rows, and the
+next convolution or pooling reads them through the nearest map (Figurnov et al., NIPS 2016, implicit interpolation), so
+that nothing of dense size is written between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from accel.nn import compact
+from accel.nn.graph import Pool, is_addition, is_pointwise, is_pointwise_conv, module_of, pool_of
+from accel.nn.perforated import PerforatedConv2d
+
+Modules = dict[str, nn.Module]
+
+
+@dataclasses.dataclass
+class Chains:
+    """What the rewriting did, by the names of the convolutions: what was fused into each, and who reads its rows."""
+
+    fused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    compact: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+
+def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Chains]:
+    """(code, chains): a function of the root module and its inputs; None where there was nothing to rewrite.
+
+    Args:
+        graph: the root's graph; it is rewritten.
+        modules: the root's modules by name, shared ones under every name.
+    """
+    chains = Chains()
+    for node in list(graph.nodes):
+        if isinstance(module_of(node, modules), PerforatedConv2d):
+            _fuse(node, modules, chains)
+    _pass_rows(graph, modules, chains)
+    if not chains.fused and not chains.compact:
+        return None, chains
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, "<inference path>", "exec"), namespace)  # what fx wrote for the rewritten graph
+    return namespace["forward"], chains
+
+
+def _fuse(conv: fx.Node, modules: Modules, chains: Chains) -> None:
+    """Move the norm and the activation behind `conv` into its call, where nothing else reads what lies between."""
+    if modules[conv.target].config.interpolate == "zero":
+        return  # a norm or activation would act on the zeros too
+    moved, options, end = [], {}, conv
+    norm = _only_reader(end)
+    if norm is not None and _is_foldable(module_of(norm, modules)):
+        with conv.graph.inserting_before(conv):
+            options["norm"] = conv.graph.get_attr(norm.target)
+        moved.append(norm)
+        end = norm
+    activation = _only_reader(end)
+    kind = _activation(activation, modules) if activation is not None else None
+    if kind is not None:
+        options["activation"] = kind
+        moved.append(activation)
+        end = activation
+    if not moved:
+        return
+    chains.fused[conv.target] = [node.target if node.op == "call_module" else kind for node in moved]
+    end.replace_all_uses_with(conv)
+    conv.kwargs = options
+    for node in reversed(moved):
+        conv.graph.erase_node(node)
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    """The only node that reads `node`, if it takes it as its first argument and is not the graph's output."""
+    if len(node.users) != 1:
+        return None
+    reader = next(iter(node.users))
+    return reader if reader.op != "output" and reader.args and reader.args[0] is node else None
+
+
+def _is_foldable(module: nn.Module | None) -> bool:
+    return type(module) is nn.BatchNorm2d and module.running_mean is not None
+
+
+_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+
+
+def _activation(node: fx.Node, modules: Modules) -> str | None:
+    """The name under which the convolution ops know the activation that the node applies; None for any other."""
+    module = module_of(node, modules)
+    if type(module) is nn.LeakyReLU:
+        return "leaky_relu" if module.negative_slope == 0.01 else None
+    if module is not None:
+        return {nn.ReLU: "relu", nn.Hardswish: "hardswish"}.get(type(module))
+    if node.op not in ("call_function", "call_method"):
+        return None
+    if node.target in _RELUS:
+        return "relu"
+    if node.target is F.leaky_relu and len(node.args) == 1 and node.kwargs.get("negative_slope", 0.01) == 0.01:
+        return "leaky_relu"
+    return "hardswish" if node.target is F.hardswish else None
+
+
+def _pass_rows(graph: fx.Graph, modules: Modules, chains: Chains) -> None:
+    """Let every convolution whose readers all take rows hand over rows, and its readers work on them."""
+    origins = _origins(graph, modules)
+    compacted = _compact_nodes(modules, origins)
+    readers = [(node, origins[node.args[0]].target) for node in graph.nodes if node.args and node.args[0] in compacted]
+    for node in compacted:
+        if origins[node] is node:
+            node.kwargs = {**node.kwargs, "compact": True}
+    for node, origin in readers:
+        chains.compact.setdefault(origin, []).append(node.target if node.op == "call_module" else node.name)
+        _read_rows(node, modules, dense=node not in compacted)
+
+
+def _read_rows(node: fx.Node, modules: Modules, dense: bool) -> None:
+    """Let the node, whose first input is compact, work on rows; `dense` if its readers want a map."""
+    module, pool, source = module_of(node, modules), pool_of(node, modules), node.args[0]
+    if isinstance(module, PerforatedConv2d):
+        return  # reads rows by itself
+    if pool is not None:
+        _replace(node, *_pool_call(pool, source))
+    elif _is_global_mean(module):
+        _replace(node, compact.global_mean, (source,))
+    elif is_addition(node):
+        _replace(node, compact.add_ if node.target is operator.iadd else compact.add, node.args)
+    else:
+        _replace_pointwise(node, source, dense)
+
+
+def _origins(graph: fx.Graph, modules: Modules) -> dict[fx.Node, fx.Node]:
+    """For every node whose value could stay compact, the convolution on whose position set it would lie."""
+    origins: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        module = module_of(node, modules)
+        if isinstance(module, PerforatedConv2d):
+            if module.config.interpolate == "nearest" and module.config.keep < 1:
+                origins[node] = node
+        elif is_pointwise(node, modules) or is_pointwise_conv(module):
+            if node.args and node.args[0] in origins and len(node.all_input_nodes) == 1:
+                origins[node] = origins[node.args[0]]
+        elif is_addition(node):
+            first, second = (origins.get(arg) for arg in node.args)
+            if first is not None and first is second:
+                origins[node] = first
+    return origins
+
+
+def _compact_nodes(modules: Modules, origins: dict[fx.Node, fx.Node]) -> set[fx.Node]:
+    """The nodes whose value stays compact: what they read is, and every reader can take rows."""
+
+    def takes_rows(reader: fx.Node, node: fx.Node, compacted: set[fx.Node]) -> bool:
+        module = module_of(reader, modules)
+        if is_addition(reader):
+            return reader in compacted
+        if not reader.args or reader.args[0] is not node:
+            return False
+        if isinstance(module, PerforatedConv2d) or _is_global_mean(module) or is_pointwise_conv(module):
+            return True
+        pool = pool_of(reader, modules)
+        if pool is not None:
+            return pool.kind == "max" or not pool.window.ceil_mode
+        return reader in compacted
+
+    compacted, before = set(origins), None
+    while compacted != before:  # it only shrinks
+        before = compacted
+        compacted = {
+            node
+            for node in before
+            if (origins[node] is node or before.issuperset(node.all_input_nodes))
+            and node.users
+            and all(takes_rows(reader, node, before) for reader in node.users)
+        }
+    return compacted
+
+
+def _is_global_mean(module: nn.Module | None) -> bool:
+    return type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1))
+
+
+def _pool_call(pool: Pool, source: fx.Node) -> tuple[Callable, tuple]:
+    kernel, stride, padding, ceil_mode = pool.window
+    if pool.kind == "max":
+        return compact.max_pool, (source, kernel, stride, padding, pool.dilation, ceil_mode)
+    return compact.avg_pool, (source, kernel, stride, padding, pool.count_include_pad, pool.divisor)
+
+
+def _replace_pointwise(node: fx.Node, source: fx.Node, dense: bool) -> None:
+    """Let a position-wise node work on rows; with `dense`, fill in the map behind it."""
+    if node.op == "call_module":
+        with node.graph.inserting_before(node):
+            module = node.graph.get_attr(node.target)
+        call = (compact.apply_module, (module, source))
+    elif node.op == "call_method":
+        call = (compact.apply_method, (node.target, source))
+    else:
+        call = (compact.lifted(node.target), (source, *node.args[1:]))
+    kwargs = node.kwargs if node.op == "call_function" else {}
+    _replace(node, *call, kwargs, then=compact.to_dense if dense else None)
+
+
+def _replace(
+    node: fx.Node, target: Callable, args: tuple, kwargs: dict | None = None, then: Callable | None = None
+) -> None:
+    """Put a call of `target` in the node's place, and of `then` behind it."""
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(target, args, kwargs)
+        if then is not None:
+            new = node.graph.call_function(then, (new,))
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
