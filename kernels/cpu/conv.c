@@ -17,7 +17,7 @@
 enum {
     BLOCK_TILES = 32,        /* tiles that share one pass over a weight panel */
     POINTER_BYTES = 1 << 17, /* bound on a block's pointers; they should stay in the L2 cache */
-    CHUNK_BYTES = 1 << 18    /* weights of one chunk of the reduction: together with x they fit a 1 MiB L2 cache */
+    CHUNK_BYTES = 1 << 19    /* weights of one chunk of the reduction: together with x they fit a 1 MiB L2 cache */
 };
 
 static const int32_t one_target[1] = {0};
@@ -60,7 +60,7 @@ static Schedule plan(const Job *job, int threads)
 {
     Schedule s;
     s.k_group = job->depthwise ? job->out_channels : job->out_channels / job->groups;
-    s.cut = cut_panels(s.k_group);
+    s.cut = cut_panels(s.k_group, MAX_VECTORS);
     s.tile_rows = accel_isa->rows_for[s.cut.vectors];
     s.tiles = ceil_div(job->rows, s.tile_rows);
     choose_blocks(job, &s, threads);
@@ -142,6 +142,8 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
         for (int64_t r = 0; r < count; r++)
             out[first - start + r] = destination(job, first + r);
     }
+    for (int64_t r = 0; r < stride; r++) /* the kernels prefetch through the pointers after the last */
+        rows[(tile1 - tile0) * job->taps * stride + r] = job->zero;
     for (int64_t panel = panel0; panel < panel1; panel++) {
         const int64_t group = panel / s->cut.panels, vector0 = panel % s->cut.panels * s->cut.vectors;
         const int64_t vectors = smaller(s->cut.vectors, s->cut.all_vectors - vector0), width = vectors * lanes;

@@ -64,11 +64,11 @@ static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t g
 
 static PyObject *py_pack(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    READ("pack", 13)
+    READ("pack", 14)
     const Packing p = {
         .w = POINTER(const float *, 0), .packed = POINTER(float *, 1), .stride_g = a[2], .stride_k = a[3],
         .stride_c = a[4], .stride_h = a[5], .stride_w = a[6], .groups = a[7], .k_group = a[8], .c_group = a[9],
-        .kh = a[10], .kw = a[11], .threads = a[12],
+        .kh = a[10], .kw = a[11], .most_vectors = a[12], .threads = a[13],
     };
     WITHOUT_GIL(accel_pack(&p))
     Py_RETURN_NONE;
@@ -98,6 +98,13 @@ static PyObject *py_frame(PyObject *self, PyObject *const *args, Py_ssize_t give
     Py_RETURN_NONE;
 }
 
+static PyObject *py_use_huge_pages(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("use_huge_pages", 2)
+    accel_use_huge_pages(POINTER(void *, 0), a[1]);
+    Py_RETURN_NONE;
+}
+
 static PyObject *fill(const char *name, void (*run)(const Fill *), PyObject *const *args, Py_ssize_t given)
 {
     READ(name, 10)
@@ -118,6 +125,96 @@ static PyObject *py_interpolate(PyObject *self, PyObject *const *args, Py_ssize_
 static PyObject *py_interpolate_backward(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     return fill("interpolate_backward", accel_interpolate_backward, args, given);
+}
+
+static PyObject *py_active(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("active", 8)
+    const ActiveJob job = {
+        .mask = POINTER(const uint8_t *, 0), .positions = POINTER(int32_t *, 1), .counts = POINTER(int32_t *, 2),
+        .images = a[3], .height = a[4], .width = a[5], .dilate = a[6], .threads = a[7],
+    };
+    int failed;
+    WITHOUT_GIL(failed = accel_active(&job))
+    if (failed)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_invert(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("invert", 4)
+    WITHOUT_GIL(accel_invert(POINTER(const int32_t *, 0), a[1], POINTER(int32_t *, 2), a[3]))
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_select(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("select", 6)
+    WITHOUT_GIL(accel_select(POINTER(const float *, 0), a[1], a[2], a[3], POINTER(int32_t *, 4), a[5]))
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_halting_step(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 17) {
+        PyErr_Format(PyExc_TypeError, "halting_step expects 16 ints and eps, got %zd values", given);
+        return NULL;
+    }
+    const double eps = PyFloat_AsDouble(args[16]);
+    if (eps == -1 && PyErr_Occurred())
+        return NULL;
+    given = 16;
+    READ("halting_step", 16)
+    const HaltingJob job = {
+        .h = POINTER(const float *, 0), .x = POINTER(const float *, 1), .remainder = POINTER(const float *, 2),
+        .ponder = POINTER(const float *, 3), .output = POINTER(const float *, 4), .units = POINTER(const int32_t *, 5),
+        .new_remainder = POINTER(float *, 6), .new_ponder = POINTER(float *, 7), .new_output = POINTER(float *, 8),
+        .weight = POINTER(float *, 9), .new_units = POINTER(int32_t *, 10), .still_running = POINTER(uint8_t *, 11),
+        .positions = a[12], .channels = a[13], .last = a[14], .threads = a[15], .eps = (float)eps,
+    };
+    WITHOUT_GIL(accel_halting_step(&job))
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_ponder_cost(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("ponder_cost", 6)
+    WITHOUT_GIL(accel_ponder_cost(POINTER(const float *, 0), POINTER(const int32_t *, 1), a[2], a[3],
+                                  POINTER(float *, 4), POINTER(int64_t *, 5)))
+    Py_RETURN_NONE;
+}
+
+static PyObject *grad(const char *name, void (*run)(const GradJob *), PyObject *const *args, Py_ssize_t given)
+{
+    READ(name, 19)
+    const GradJob job = {
+        .x = POINTER(const float *, 0), .grad = POINTER(const float *, 1), .packed = POINTER(const float *, 2),
+        .dx = POINTER(float *, 3), .dw = POINTER(float *, 4), .table = POINTER(const int32_t *, 5),
+        .positions = POINTER(const int32_t *, 6), .inverse = POINTER(const int32_t *, 7),
+        .row_image = POINTER(const int64_t *, 8), .dynamic = a[9], .images = a[10], .table_rows = a[11],
+        .in_pixels = a[12], .in_pitch = a[13], .taps = a[14], .out_pixels = a[15], .out_channels = a[16],
+        .groups = a[17], .threads = a[18],
+    };
+    WITHOUT_GIL(run(&job))
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_grad_input(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    return grad("grad_input", accel_grad_input, args, given);
+}
+
+static PyObject *py_grad_weight(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    return grad("grad_weight", accel_grad_weight, args, given);
+}
+
+static PyObject *py_column_sums(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("column_sums", 5)
+    WITHOUT_GIL(accel_column_sums(POINTER(const float *, 0), a[1], a[2], POINTER(float *, 3), a[4]))
+    Py_RETURN_NONE;
 }
 
 /* The instruction sets that this machine can run, fastest first. */
@@ -174,12 +271,21 @@ static PyObject *py_isas(PyObject *self, PyObject *unused)
 
 static PyMethodDef methods[] = {
     FAST(convolve, "convolve(25 ints): one forward convolution, the fields of Job in engine.h in order."),
-    FAST(pack, "pack(13 ints): weights into panels, the fields of Packing in engine.h in order."),
+    FAST(pack, "pack(14 ints): weights into panels, the fields of Packing in engine.h in order."),
     FAST(packed_size, "packed_size(groups, k_group, c_group, taps): floats that the panels take."),
     FAST(fingerprint, "fingerprint(address, count): a hash of some of the values of a dense fp32 tensor."),
     FAST(frame, "frame(10 ints): a padded NHWC copy, the fields of Frame in engine.h in order."),
+    FAST(use_huge_pages, "use_huge_pages(address, bytes): ask for pages of 2 MiB where a fresh buffer is large."),
     FAST(interpolate, "interpolate(10 ints): rows to maps, the fields of Fill in engine.h in order."),
     FAST(interpolate_backward, "interpolate_backward(10 ints): its adjoint, the fields of Fill in engine.h in order."),
+    FAST(active, "active(8 ints): mask to positions, the fields of ActiveJob in engine.h in order."),
+    FAST(invert, "invert(positions, rows, inverse, size): the row of every position, -1 where there is none."),
+    FAST(select, "select(score, images, pixels, budget, positions, threads): the highest scores of each image."),
+    FAST(halting_step, "halting_step(16 ints, eps): the fields of HaltingJob in engine.h in order."),
+    FAST(ponder_cost, "ponder_cost(ponder, units, images, pixels, rho, executed): sums of each image."),
+    FAST(grad_input, "grad_input(19 ints): dX, the fields of GradJob in engine.h in order."),
+    FAST(grad_weight, "grad_weight(19 ints): dW, the fields of GradJob in engine.h in order."),
+    FAST(column_sums, "column_sums(rows, count, columns, sums, threads): the sum of every column."),
     {"set_isa", py_set_isa, METH_O, "set_isa(name): use this instruction set from now on; repack all weights."},
     {"isa", py_isa, METH_NOARGS, "isa(): the instruction set in use."},
     {"isas", py_isas, METH_NOARGS, "isas(): the instruction sets that this machine can run, fastest first."},
@@ -196,5 +302,8 @@ PyMODINIT_FUNC PyInit__engine(void)
     supported(found);
     accel_isa = found[0];
     pthread_atfork(NULL, NULL, note_fork);
-    return PyModule_Create(&module);
+    PyObject *self = PyModule_Create(&module);
+    if (self && (PyModule_AddIntMacro(self, MAX_VECTORS) < 0 || PyModule_AddIntMacro(self, GRAD_VECTORS) < 0))
+        Py_CLEAR(self);
+    return self;
 }

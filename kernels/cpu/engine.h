@@ -8,7 +8,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_VECTORS = 4, MAX_ROWS = 14 };
+enum {
+    MAX_VECTORS = 4,
+    MAX_ROWS = 14,
+    GRAD_VECTORS = 2 /* dX: narrow panels, since threads can share an image only by its channels */
+};
 enum { ACT_NONE, ACT_RELU, ACT_LEAKY_RELU, ACT_HARDSWISH };
 
 /* Where one row goes: count destinations, base + targets[j] * pitch. residual may be NULL. */
@@ -34,12 +38,12 @@ typedef struct {
     int activation;
 } TileArgs;
 
-/* dW: rows of x are reduced into a [mr input channels] x [nv vectors of output channels] block of the gradient. */
+/* dW: out[c][k] += sum over rows of x[row][c] * grad[row][k], for mr input channels and nv vectors of output channels. */
 typedef struct {
-    const float *const *rows; /* [count] pointers to the input run of each row, or NULL for zeros */
-    const float *grad;        /* [count][pitch] row gradients, at the panel's first output channel */
-    int64_t count, pitch, shift, channels;
-    float *out;               /* [mr][out_pitch] block of the gradient, added to */
+    const float *const *x, *const *grad; /* [count] pointers, before the two shifts */
+    int64_t count, x_shift, grad_shift;
+    int64_t channels;                    /* output channels of this panel that exist */
+    float *out;
     int64_t out_pitch;
 } OuterArgs;
 
@@ -49,7 +53,7 @@ typedef void (*OuterFn)(const OuterArgs *);
 /* What one instruction set offers. rows_for[nv] is the tallest tile that keeps all its accumulators in registers. */
 typedef struct {
     const char *name;
-    int lanes, max_vectors, outer_rows;
+    int lanes, max_vectors;
     int rows_for[MAX_VECTORS + 1];
     TileFn tile[MAX_VECTORS + 1][MAX_ROWS + 1];
     TileFn depthwise[MAX_VECTORS + 1][MAX_ROWS + 1];
@@ -62,16 +66,19 @@ extern const Isa accel_avx2, accel_avx512;
 #endif
 extern const Isa *accel_isa; /* the one in use */
 
-/* How the output channels of a group are cut into panels: `panels` of `vectors` vectors, the last one maybe narrower. */
+/* How the output channels of a group are cut into panels of at most `most` vectors: `panels` of `vectors` vectors, the last
+ * one maybe narrower. */
 typedef struct {
     int64_t all_vectors, panels, vectors;
 } Panels;
 
-static inline Panels cut_panels(int64_t channels)
+static inline Panels cut_panels(int64_t channels, int64_t most)
 {
     Panels cut;
+    if (most > accel_isa->max_vectors)
+        most = accel_isa->max_vectors;
     cut.all_vectors = (channels + accel_isa->lanes - 1) / accel_isa->lanes;
-    cut.panels = (cut.all_vectors + accel_isa->max_vectors - 1) / accel_isa->max_vectors;
+    cut.panels = (cut.all_vectors + most - 1) / most;
     cut.vectors = (cut.all_vectors + cut.panels - 1) / cut.panels;
     cut.panels = (cut.all_vectors + cut.vectors - 1) / cut.vectors;
     return cut;
@@ -99,7 +106,7 @@ typedef struct {
     const float *w;
     float *packed;
     int64_t stride_g, stride_k, stride_c, stride_h, stride_w;
-    int64_t groups, k_group, c_group, kh, kw, threads;
+    int64_t groups, k_group, c_group, kh, kw, most_vectors, threads;
 } Packing;
 
 void accel_pack(const Packing *p);
@@ -128,6 +135,47 @@ typedef struct {
 
 void accel_interpolate(const Fill *f);
 void accel_interpolate_backward(const Fill *f);
+
+typedef struct {
+    const uint8_t *mask; /* [images][height][width] */
+    int32_t *positions, *counts;
+    int64_t images, height, width, dilate, threads;
+} ActiveJob;
+
+int accel_active(const ActiveJob *job);
+void accel_invert(const int32_t *positions, int64_t rows, int32_t *inverse, int64_t size);
+void accel_select(const float *score, int64_t images, int64_t pixels, int64_t budget, int32_t *positions,
+                  int64_t threads);
+
+/* The state of [positions], x and output [positions][channels]; old and new may be the same memory. */
+typedef struct {
+    const float *h, *x, *remainder, *ponder, *output;
+    const int32_t *units;
+    float *new_remainder, *new_ponder, *new_output, *weight; /* weight may be NULL */
+    int32_t *new_units;
+    uint8_t *still_running; /* may be NULL */
+    int64_t positions, channels, last, threads;
+    float eps;
+} HaltingJob;
+
+void accel_halting_step(const HaltingJob *job);
+void accel_ponder_cost(const float *ponder, const int32_t *units, int64_t images, int64_t pixels, float *rho,
+                       int64_t *executed);
+
+/* Gradients of a convolution from the gradient of its rows. The row -> tap structure is that of Job, in the same words;
+ * row_image[n] is the first row of image n. Taps of value -1 are skipped, so that borders cost nothing. */
+typedef struct {
+    const float *x, *grad, *packed; /* packed: weights with the roles of input and output channels exchanged */
+    float *dx, *dw;                 /* dw [groups][taps][c_group][k_group]; both are added to */
+    const int32_t *table, *positions, *inverse;
+    const int64_t *row_image;
+    int64_t dynamic, images, table_rows, in_pixels, in_pitch, taps;
+    int64_t out_pixels, out_channels, groups, threads;
+} GradJob;
+
+void accel_grad_input(const GradJob *job);
+void accel_grad_weight(const GradJob *job);
+void accel_column_sums(const float *rows, int64_t count, int64_t columns, float *sums, int64_t threads);
 
 int accel_threads(int64_t asked); /* 1 in a forked child, where the thread pool did not survive */
 

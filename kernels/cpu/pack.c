@@ -5,7 +5,7 @@
 
 int64_t accel_packed_size(int64_t groups, int64_t k_group, int64_t c_group, int64_t taps)
 {
-    return groups * cut_panels(k_group).all_vectors * accel_isa->lanes * c_group * taps;
+    return groups * cut_panels(k_group, MAX_VECTORS).all_vectors * accel_isa->lanes * c_group * taps;
 }
 
 /* One panel: [taps][c_group][vectors * lanes], zeros where there is no output channel. */
@@ -25,7 +25,7 @@ static void pack_panel(const Packing *p, int64_t group, int64_t k0, int64_t widt
 
 void accel_pack(const Packing *p)
 {
-    const Panels cut = cut_panels(p->k_group);
+    const Panels cut = cut_panels(p->k_group, p->most_vectors);
     const int64_t lanes = accel_isa->lanes, depth = p->kh * p->kw * p->c_group;
     const int threads = accel_threads(p->threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && cut.panels * p->groups > 1)

@@ -27,33 +27,41 @@ class Packed:
 _cache: dict[tuple[int, str], tuple[weakref.ref, tuple, Packed]] = {}
 
 
-def packed_weight(weight: Tensor, groups: int, depthwise: bool) -> Packed:
-    """The panels of `weight` [K, C / groups, kh, kw], packed now or found in the cache."""
+def packed_weight(weight: Tensor, groups: int, kind: str) -> Packed:
+    """The panels of `weight` [K, C / groups, kh, kw], packed now or found in the cache.
+
+    `kind`: "conv", "depthwise" (groups = C = K: lanes are channels) or "input gradient" (input and output exchanged).
+    """
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
-        return _pack(weight, groups, depthwise)  # a view with gaps: too rare to fingerprint
+        return _pack(weight, groups, kind)  # a view with gaps: too rare to fingerprint
     version = 0 if weight.is_inference() else weight._version
     address = weight.data_ptr()
     fingerprint = _engine.fingerprint(address, weight.numel())
     state = (address, version, fingerprint, weight.shape, weight.stride(), groups, _engine.isa())
-    slot = (id(weight), "forward")
+    slot = (id(weight), kind)
     found = _cache.get(slot)
     if found is not None and found[0]() is weight and found[1] == state:
         return found[2]
-    packed = _pack(weight, groups, depthwise)
+    packed = _pack(weight, groups, kind)
     _cache[slot] = (weakref.ref(weight, lambda _: _cache.pop(slot, None)), state, packed)
     return packed
 
 
-def _pack(weight: Tensor, groups: int, depthwise: bool) -> Packed:
-    k, c_group, kh, kw = weight.shape
-    zeros = c_group * groups
-    groups = 1 if depthwise else groups
-    size = _engine.packed_size(groups, k // groups, c_group, kh * kw)
-    storage = torch.empty(size + zeros)
-    storage[size:] = 0
-    sk, sc, sh, sw = weight.stride()
+def _pack(weight: Tensor, groups: int, kind: str) -> Packed:
+    out_channels, inner, kh, kw = weight.shape
+    zeros = inner * groups
+    groups = 1 if kind == "depthwise" else groups
+    outer = out_channels // groups
+    stride_g, stride_k, stride_c = outer * weight.stride(0), weight.stride(0), weight.stride(1)
+    most_vectors = _engine.MAX_VECTORS
+    if kind == "input gradient":
+        outer, inner, stride_k, stride_c, most_vectors = inner, outer, stride_c, stride_k, _engine.GRAD_VECTORS
+    size = _engine.packed_size(groups, outer, inner, kh * kw)
+    with torch.inference_mode(False):
+        storage = torch.empty(size + zeros)
+        storage[size:] = 0
     _engine.pack(
-        weight.data_ptr(), storage.data_ptr(), k // groups * sk, sk, sc, sh, sw, groups, k // groups, c_group, kh, kw,
-        torch.get_num_threads(),
+        weight.data_ptr(), storage.data_ptr(), stride_g, stride_k, stride_c, weight.stride(2), weight.stride(3), groups,
+        outer, inner, kh, kw, most_vectors, torch.get_num_threads(),
     )  # fmt: skip
-    return Packed(storage, storage.data_ptr(), storage.data_ptr() + 4 * size)
+    return Packed(storage, storage.data_ptr(), storage.data_ptr() + storage.element_size() * size)

@@ -6,9 +6,10 @@ would cost more than a small convolution. Sets are frozen, so their tensors must
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +41,7 @@ class IdentityCache:
         return value
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(NamedTuple):
     """One convolution's sizes: everything a table of taps depends on, except the position sets."""
 
     in_size: Pair
@@ -55,8 +55,22 @@ class Geometry:
         return tap_map(self.in_size, self.kernel, self.stride, self.padding, self.dilation, self.padding_mode)
 
 
+@functools.lru_cache(maxsize=256)
+def full_table(geometry: Geometry) -> Tensor:
+    """int32 [taps, H_out * W_out]: the taps of every output position, for dynamic sets."""
+    with torch.inference_mode(False):
+        return geometry.taps().t().contiguous()
+
+
 class Plan:
-    """int32 tables of one geometry at one static position set, with their addresses."""
+    """int32 tables of one geometry at one static position set, with their addresses.
+
+    Attributes:
+        table: [taps, P] pixel of the input (row of a compact input, corner in a padded frame) that each tap reads.
+        segments: CSR of the positions that each row stands for; None where the plan was made without a nearest map.
+        in_pixels: pixels of one image of what the table points into.
+        frame: with `as_runs`, for every pixel of the padded frame its input pixel or -1.
+    """
 
     def __init__(
         self,
@@ -68,6 +82,7 @@ class Plan:
         in_pixels: int,
         as_runs: bool,
     ) -> None:
+        self.in_pixels = in_pixels
         self.frame: Tensor | None = None
         if as_runs:
             table = self._run_table(geometry, positions, out_size)
@@ -75,21 +90,40 @@ class Plan:
             table = geometry.taps()[positions.long()]
             if source_nearest is not None:
                 table = torch.where(table < 0, table, source_nearest[table.long()])
-            self.in_pixels = in_pixels
         self.table = table.t().contiguous().to(torch.int32)
         self.positions = positions.contiguous()
-        self.segments = PositionSet(self.positions, nearest, *out_size).segments
-        self.taps = self.table.shape[0]
-        self.count = len(positions)
-        self.addresses = tuple(t.data_ptr() for t in (self.table, self.positions, *self.segments))
+        self.segments = None if nearest is None else PositionSet(self.positions, nearest, *out_size).segments
+        self.taps, self.count = self.table.shape
+        self.addresses = tuple(t.data_ptr() for t in (self.table, self.positions, *(self.segments or ())))
 
     def _run_table(self, geometry: Geometry, positions: Tensor, out_size: Pair) -> Tensor:
         """Taps are kernel rows of a padded copy of the input, so that no run ever leaves it."""
         (height, width), (top, bottom, left, right) = geometry.in_size, geometry.padding
         rows, cols = height + top + bottom, width + left + right
-        self.frame = tap_map((height, width), (1, 1), (1, 1), geometry.padding, (1, 1), geometry.padding_mode)
-        self.frame = self.frame.flatten().contiguous()
+        frame = tap_map((height, width), (1, 1), (1, 1), geometry.padding, (1, 1), geometry.padding_mode)
+        self.frame = frame.flatten().contiguous()
         self.in_pixels = rows * cols
         y, x = positions.long() // out_size[1], positions.long() % out_size[1]
         corner = y * geometry.stride[0] * cols + x * geometry.stride[1]
         return corner[:, None] + torch.arange(geometry.kernel[0]) * (geometry.dilation[0] * cols)
+
+
+_plans = IdentityCache()
+
+
+def static_plan(
+    geometry: Geometry,
+    positions: Tensor,
+    nearest: Tensor | None,
+    source_nearest: Tensor | None,
+    out_size: Pair,
+    in_pixels: int,
+    as_runs: bool,
+) -> Plan:
+    """The plan of a static set, made now or found; `in_pixels`: pixels (or compact rows) of one image of the input."""
+    sets = (positions, nearest, source_nearest)
+    return _plans.get(
+        sets,
+        (geometry, out_size, in_pixels, as_runs),
+        lambda: Plan(geometry, *sets, out_size, in_pixels, as_runs),
+    )

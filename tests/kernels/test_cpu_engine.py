@@ -29,7 +29,11 @@ def isa(request):
 def poisoned(monkeypatch):
     """Every buffer the engine allocates starts as NaN, so that an element that is never written shows."""
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
+
+
+def poison(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -105,10 +109,10 @@ CASES = {
     "1x1": partial(Case, n=2, c=32, k=48, size=(7, 7), kernel=(1, 1), keep=0.4),
     "1x1 stride 2": partial(Case, n=2, c=24, k=32, size=(7, 7), kernel=(1, 1), stride=(2, 2)),
     "first layer": partial(Case, n=2, c=3, k=16, size=(17, 13), kernel=(3, 3), padding=(1, 1, 1, 1)),
-    "alexnet's first": partial(Case, n=1, c=3, k=96, size=(31, 35), kernel=(11, 11), stride=(4, 4), padding=(2, 2, 2, 2)),
+    "alexnet's first": partial(Case, n=1, c=3, k=96, size=(31, 35), kernel=(11, 11), stride=(4, 4), padding=(2,) * 4),
     "grey, 7x7": partial(Case, n=2, c=1, k=8, size=(19, 23), kernel=(7, 7), stride=(2, 2), padding=(3, 3, 3, 3)),
-    "few channels, dilated": partial(Case, n=1, c=4, k=8, size=(12, 12), kernel=(3, 3), dilation=(2, 2), padding=(2, 2, 2, 2)),
-    "rows dilated only": partial(Case, n=1, c=4, k=8, size=(12, 12), kernel=(3, 3), dilation=(3, 1), padding=(2, 2, 1, 1)),
+    "few channels, dilated": partial(Case, n=1, c=4, k=8, size=(12, 12), kernel=(3, 3), dilation=(2, 2), padding=(2,) * 4),
+    "rows dilated only": partial(Case, n=1, c=4, k=8, size=(12, 9), kernel=(3, 3), dilation=(3, 1), padding=(2,) * 4),
     "dilated": partial(Case, n=2, c=16, k=32, size=(11, 11), kernel=(3, 3), dilation=(2, 2), padding=(2, 2, 2, 2)),
     "strided": partial(Case, n=2, c=16, k=24, size=(13, 11), kernel=(5, 3), stride=(3, 2), padding=(2, 2, 1, 1)),
     "lopsided padding": partial(Case, n=1, c=16, k=16, size=(8, 6), kernel=(3, 3), padding=(0, 2, 1, 0)),

@@ -1,0 +1,34 @@
+"""How tensors become the addresses that the engine takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from accel.kernels.cpu import _engine
+
+
+def require_float32(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and (tensor.dtype is not torch.float32 or tensor.device.type != "cpu"):
+            raise TypeError(
+                f"the C engine takes float32 CPU tensors, but {name} is {tensor.dtype} on {tensor.device}: "
+                "convert it, or leave use_backend('cpu')"
+            )
+
+
+def pixels_first(x: Tensor) -> Tensor:
+    """The same values with the channels of a pixel (or the columns of a row) contiguous."""
+    return x.contiguous() if x.dim() == 2 else x.contiguous(memory_format=torch.channels_last)
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def invert(positions: Tensor, size: int) -> Tensor:
+    """int32 [size]: the row that holds each flat position of a dynamic set, -1 where there is none."""
+    positions = positions.contiguous()
+    inverse = torch.empty(size, dtype=torch.int32)
+    _engine.invert(positions.data_ptr(), positions.numel(), inverse.data_ptr(), size)
+    return inverse

@@ -1,0 +1,142 @@
+/* Gradients of a convolution at a position set. Both are deterministic for any thread count: work is split by what is
+ * written (an image's channels for dX, a tap's channels for dW), and every element is summed in row order. */
+#include <stdlib.h>
+
+#include "engine.h"
+
+enum {
+    GRAD_ROWS = 128, /* rows of a block: their gradients for one panel (32 KiB) stay in the L1 cache */
+    OUTER_CHANNELS = 48 /* input channels of one item of dW: enough to pay for listing the rows */
+};
+
+static const int32_t one_target[1] = {0};
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* The float offset in x (or dx) that tap t of row r of this image touches; -1: none. */
+static int64_t touched(const GradJob *job, int64_t image, int64_t r, int64_t t)
+{
+    const int64_t column = job->dynamic ? job->positions[r] - image * job->out_pixels : r - image * job->table_rows;
+    int64_t at = job->table[t * job->table_rows + column];
+    if (at >= 0)
+        at += image * job->in_pixels;
+    if (at >= 0 && job->inverse)
+        at = job->inverse[at];
+    return at < 0 ? -1 : at * job->in_pitch;
+}
+
+/* dX of one image and one panel of input channels: per tap, rows times weights, added where the tap reads. */
+static void grad_input_item(const GradJob *job, int64_t image, int64_t panel)
+{
+    const int64_t c_group = job->in_pitch / job->groups, k_group = job->out_channels / job->groups;
+    const Panels cut = cut_panels(c_group, GRAD_VECTORS);
+    const int64_t group = panel / cut.panels, vector0 = panel % cut.panels * cut.vectors, lanes = accel_isa->lanes;
+    const int64_t vectors = smaller(cut.vectors, cut.all_vectors - vector0), width = vectors * lanes;
+    const float *weights = job->packed + (group * cut.all_vectors + vector0) * lanes * job->taps * k_group;
+    const int64_t tall = accel_isa->rows_for[cut.vectors];
+    const float *grads[GRAD_ROWS + 2 * MAX_ROWS];
+    RowOut out[GRAD_ROWS];
+    TileArgs g = {
+        .stride = tall, .taps = 1, .run = k_group, .shift = group * k_group,
+        .column = group * c_group + vector0 * lanes, .channels = smaller(width, c_group - vector0 * lanes),
+        .pitch = job->in_pitch, .first = 1, .last = 1, .activation = ACT_NONE,
+    };
+    for (int64_t i = 0; i < GRAD_ROWS + 2 * MAX_ROWS; i++)
+        grads[i] = job->grad; /* the kernel prefetches through the pointers after its own */
+    for (int64_t row = job->row_image[image]; row < job->row_image[image + 1]; row += GRAD_ROWS)
+        for (int64_t t = 0; t < job->taps; t++) {
+            const int64_t end = smaller(row + GRAD_ROWS, job->row_image[image + 1]);
+            int64_t found = 0;
+            for (int64_t r = row; r < end; r++) {
+                const int64_t at = touched(job, image, r, t);
+                if (at < 0)
+                    continue;
+                grads[found] = job->grad + r * job->out_channels;
+                out[found++] = (RowOut){job->dx + at, job->dx + at, one_target, 1};
+            }
+            g.weights = weights + t * k_group * width;
+            for (int64_t i = 0; i < found; i += tall) {
+                g.rows = grads + i;
+                g.out = out + i;
+                accel_isa->tile[vectors][smaller(tall, found - i)](&g);
+            }
+        }
+}
+
+void accel_grad_input(const GradJob *job)
+{
+    const int64_t panels = job->groups * cut_panels(job->in_pitch / job->groups, GRAD_VECTORS).panels;
+    const int threads = accel_threads(job->threads);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (int64_t item = 0; item < job->images * panels; item++)
+        grad_input_item(job, item / panels, item % panels);
+}
+
+/* One block of rows into the tiles [c0, c1) of input channels. */
+static void add_outer(OuterArgs *g, int64_t vectors, int64_t c0, int64_t c1, float *out, int64_t x_shift)
+{
+    const int64_t tiles = (c1 - c0 + accel_isa->rows_for[vectors] - 1) / accel_isa->rows_for[vectors];
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const int64_t from = c0 + tile * (c1 - c0) / tiles, to = c0 + (tile + 1) * (c1 - c0) / tiles;
+        g->x_shift = x_shift + from;
+        g->out = out + from * g->out_pitch;
+        accel_isa->outer[vectors][to - from](g);
+    }
+}
+
+/* dW of one group, tap, panel of output channels and run of input channels. */
+static void grad_weight_item(const GradJob *job, int64_t group, int64_t t, int64_t vector0, const Panels *cut,
+                             int64_t c0, int64_t c1)
+{
+    const int64_t c_group = job->in_pitch / job->groups, k_group = job->out_channels / job->groups;
+    const int64_t k0 = vector0 * accel_isa->lanes, vectors = smaller(cut->vectors, cut->all_vectors - vector0);
+    const float *grads[GRAD_ROWS], *xs[GRAD_ROWS];
+    float *out = job->dw + (group * job->taps + t) * c_group * k_group + k0;
+    OuterArgs g = {
+        .x = xs, .grad = grads, .count = 0, .grad_shift = group * k_group + k0, .out_pitch = k_group,
+        .channels = smaller(vectors * accel_isa->lanes, k_group - k0),
+    };
+    for (int64_t image = 0; image < job->images; image++)
+        for (int64_t r = job->row_image[image]; r < job->row_image[image + 1]; r++) {
+            const int64_t at = touched(job, image, r, t);
+            if (at < 0)
+                continue;
+            grads[g.count] = job->grad + r * job->out_channels;
+            xs[g.count++] = job->x + at;
+            if (g.count == GRAD_ROWS) {
+                add_outer(&g, vectors, c0, c1, out, group * c_group);
+                g.count = 0;
+            }
+        }
+    add_outer(&g, vectors, c0, c1, out, group * c_group);
+}
+
+void accel_grad_weight(const GradJob *job)
+{
+    const int64_t c_group = job->in_pitch / job->groups;
+    const Panels cut = cut_panels(job->out_channels / job->groups, MAX_VECTORS);
+    const int64_t runs = (c_group + OUTER_CHANNELS - 1) / OUTER_CHANNELS;
+    const int threads = accel_threads(job->threads);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (int64_t item = 0; item < job->groups * job->taps * cut.panels * runs; item++) {
+        const int64_t run = item % runs, panel = item / runs % cut.panels, tap = item / runs / cut.panels;
+        grad_weight_item(job, tap / job->taps, tap % job->taps, panel * cut.vectors, &cut, run * c_group / runs,
+                         (run + 1) * c_group / runs);
+    }
+}
+
+/* In double, 32 columns at a time: a bias gradient sums as many rows as a batch has positions. */
+void accel_column_sums(const float *rows, int64_t count, int64_t columns, float *sums, int64_t threads)
+{
+    const int team = accel_threads(threads);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && count * columns > 1 << 14)
+    for (int64_t c0 = 0; c0 < columns; c0 += 32) {
+        const int64_t width = smaller(32, columns - c0);
+        double total[32] = {0};
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t c = 0; c < width; c++)
+                total[c] += rows[r * columns + c0 + c];
+        for (int64_t c = 0; c < width; c++)
+            sums[c0 + c] = (float)total[c];
+    }
+}

@@ -1,0 +1,125 @@
+"""Forward convolutions on the engine: at static and at dynamic position sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from accel.kernels.cpu import _engine
+from accel.kernels.cpu.arguments import address, invert, pixels_first, require_float32
+from accel.kernels.cpu.packing import packed_weight
+from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, Plan, full_table, static_plan
+
+ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3}
+
+
+def perforated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    nearest: Tensor,
+    source_nearest: Tensor | None,
+    residual: Tensor | None,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+    activation: str,
+    compact: bool,
+) -> Tensor:
+    """Convolution at a static position set; arguments and result as in `accel.kernels.reference.perforated_conv2d`."""
+    require_float32(x=x, weight=weight, bias=bias, residual=residual)
+    batch, height, width = in_size
+    out_channels, c_group, kh, kw = weight.shape
+    channels = c_group * groups
+    as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and dilation[1] == 1 and source_nearest is None
+    in_pixels = height * width if source_nearest is None else x.shape[0] // max(batch, 1)
+    geometry = Geometry((height, width), (kh, kw), tuple(stride), tuple(padding), tuple(dilation), padding_mode)
+    plan = static_plan(geometry, positions, nearest, source_nearest, tuple(out_size), in_pixels, as_runs)
+    x = _framed(x, plan) if as_runs else pixels_first(x)
+    residual = None if residual is None else pixels_first(residual)
+    bias = None if bias is None else bias.contiguous()
+    depthwise = is_depthwise(weight, groups)
+    packed = packed_weight(weight, groups, "depthwise" if depthwise else "conv")
+    rows = batch * plan.count
+    if compact:
+        out = torch.empty((rows, out_channels))
+    else:
+        out = torch.empty((batch, out_channels, *out_size), memory_format=torch.channels_last)
+    table, where, starts, targets = plan.addresses
+    _engine.convolve(
+        x.data_ptr(), packed.address, packed.zero, address(bias), address(residual), out.data_ptr(), table, where,
+        starts, targets, 0, 0, not compact, rows, plan.count, plan.in_pixels, channels, plan.taps,
+        kw * channels if as_runs else c_group, out_size[0] * out_size[1], out_channels, groups, depthwise,
+        ACTIVATIONS[activation], torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    counts: Tensor,
+    source_positions: Tensor | None,
+    residual: Tensor | None,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    """Convolution at a dynamic position set; arguments and result as in `accel.kernels.reference.masked_conv2d`."""
+    require_float32(x=x, weight=weight, bias=bias, residual=residual)
+    batch, height, width = in_size
+    out_channels, c_group, kh, kw = weight.shape
+    channels, in_pixels, out_pixels = c_group * groups, height * width, out_size[0] * out_size[1]
+    geometry = Geometry((height, width), (kh, kw), tuple(stride), tuple(padding), tuple(dilation), "zeros")
+    table = full_table(geometry)
+    inverse = None if source_positions is None else invert(source_positions, batch * in_pixels)
+    x, positions = pixels_first(x), positions.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    depthwise = is_depthwise(weight, groups)
+    packed = packed_weight(weight, groups, "depthwise" if depthwise else "conv")
+    rows = int(counts.sum())
+    if residual is None:
+        out = torch.empty((positions.numel(), out_channels))
+        out[rows:] = 0
+    else:
+        out = torch.empty((batch, out_channels, *out_size), memory_format=torch.channels_last)
+        _engine.use_huge_pages(out.data_ptr(), out.nbytes)
+        out.copy_(residual)
+    scattered = 0 if residual is None else out.data_ptr()  # the copy already holds the residual
+    _engine.convolve(
+        x.data_ptr(), packed.address, packed.zero, address(bias), scattered, out.data_ptr(), table.data_ptr(),
+        positions.data_ptr(), 0, 0, address(inverse), 1, residual is not None, rows, out_pixels, in_pixels, channels,
+        kh * kw, c_group, out_pixels, out_channels, groups, depthwise, ACTIVATIONS[activation], torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def is_depthwise(weight: Tensor, groups: int) -> bool:
+    """One input and one output channel a group: the engine then works on the channels as lanes."""
+    return groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1
+
+
+def _framed(x: Tensor, plan: Plan) -> Tensor:
+    """A padded NHWC copy of a map with few channels; the map may have any strides with evenly spaced pixels."""
+    if x.stride(2) != x.shape[3] * x.stride(3):
+        x = x.contiguous()
+    batch, channels = x.shape[:2]
+    out = torch.empty(batch * plan.in_pixels * channels)
+    _engine.frame(
+        x.data_ptr(), out.data_ptr(), plan.frame.data_ptr(), batch, channels, plan.in_pixels, x.stride(0), x.stride(1),
+        x.stride(3), torch.get_num_threads(),
+    )  # fmt: skip
+    return out

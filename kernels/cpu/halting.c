@@ -1,0 +1,44 @@
+/* One unit of adaptive computation time, and the sums of its cost: see kernels/reference/halting_step.py. */
+#include "engine.h"
+
+/* One pass: each position decides, then adds its share of x to the output. In place, positions of weight 0 are skipped. */
+void accel_halting_step(const HaltingJob *j)
+{
+    const int threads = accel_threads(j->threads);
+    const int in_place = j->output == j->new_output;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && j->positions * j->channels > 1 << 14)
+    for (int64_t i = 0; i < j->positions; i++) {
+        const float left = j->remainder[i];
+        const int running = left > 0, going = running && !j->last && left - j->h[i] > j->eps;
+        const float halting = running && !going ? left : 0, weight = going ? j->h[i] : halting;
+        j->new_remainder[i] = going ? left - j->h[i] : 0;
+        j->new_ponder[i] = j->ponder[i] + (float)going + halting;
+        j->new_units[i] = j->units[i] + running;
+        if (j->weight)
+            j->weight[i] = weight;
+        if (j->still_running)
+            j->still_running[i] = going && j->new_remainder[i] > 0;
+        if (in_place && !running)
+            continue;
+        const float *x = j->x + i * j->channels, *old = j->output + i * j->channels;
+        float *out = j->new_output + i * j->channels;
+        for (int64_t c = 0; c < j->channels; c++)
+            out[c] = old[c] + weight * x[c];
+    }
+}
+
+/* Per image, in double: float terms of a few units add up exactly, so no order of additions can show. */
+void accel_ponder_cost(const float *ponder, const int32_t *units, int64_t images, int64_t pixels, float *rho,
+                       int64_t *executed)
+{
+    for (int64_t n = 0; n < images; n++) {
+        double sum = 0;
+        int64_t count = 0;
+        for (int64_t i = n * pixels; i < (n + 1) * pixels; i++) {
+            sum += ponder[i];
+            count += units[i];
+        }
+        rho[n] = (float)sum;
+        executed[n] = count;
+    }
+}

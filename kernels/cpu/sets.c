@@ -1,0 +1,113 @@
+/* Dynamic position sets: mask -> positions, scores -> positions, and the map from a position back to its row. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+/* to[i] = 1 where any of from[i - reach * step .. i + reach * step] is, within the line of `length` elements. */
+static void spread_line(const uint8_t *from, uint8_t *to, int64_t length, int64_t step, int64_t reach)
+{
+    int64_t last_seen = -reach - 1; /* the closest set element at or before i + reach */
+    for (int64_t i = -reach; i < length; i++) {
+        if (i + reach < length && from[(i + reach) * step])
+            last_seen = i + reach;
+        if (i >= 0)
+            to[i * step] = last_seen >= i - reach;
+    }
+}
+
+/* The (2 dilate + 1)-square maximum of one image's mask, one axis after the other. */
+static void dilate_image(const ActiveJob *job, int64_t image, uint8_t *rows, uint8_t *out)
+{
+    const int64_t h = job->height, w = job->width;
+    const uint8_t *mask = job->mask + image * h * w;
+    for (int64_t y = 0; y < h; y++)
+        spread_line(mask + y * w, rows + y * w, w, 1, job->dilate);
+    for (int64_t x = 0; x < w; x++)
+        spread_line(rows + x, out + x, h, w, job->dilate);
+}
+
+/* Returns 0, or -1 when memory ran out. */
+int accel_active(const ActiveJob *job)
+{
+    const int64_t pixels = job->height * job->width, all = job->images * pixels;
+    const int threads = accel_threads(job->threads);
+    const uint8_t *mask = job->mask;
+    uint8_t *work = NULL;
+    if (job->dilate) {
+        work = malloc((size_t)(2 * all) + 1);
+        if (!work)
+            return -1;
+        mask = work;
+    }
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && all > 1 << 14)
+    for (int64_t n = 0; n < job->images; n++) {
+        int32_t count = 0;
+        if (job->dilate)
+            dilate_image(job, n, work + all + n * pixels, work + n * pixels);
+        for (int64_t i = 0; i < pixels; i++)
+            count += mask[n * pixels + i] != 0;
+        job->counts[n] = count;
+    }
+    int64_t total = 0;
+    for (int64_t i = 0; i < all; i++) { /* without a branch: masks are hard to predict */
+        job->positions[total] = (int32_t)i;
+        total += mask[i] != 0;
+    }
+    memset(job->positions + total, 0xff, (size_t)(all - total) * sizeof(int32_t)); /* -1 */
+    free(work);
+    return 0;
+}
+
+/* inverse[p] = the row that holds position p, -1 where none does; positions end at the first negative one. */
+void accel_invert(const int32_t *positions, int64_t rows, int32_t *inverse, int64_t size)
+{
+    memset(inverse, 0xff, (size_t)size * sizeof(int32_t));
+    for (int64_t r = 0; r < rows && positions[r] >= 0; r++)
+        inverse[positions[r]] = (int32_t)r;
+}
+
+/* Unsigned keys in the order of the floats; -0 and 0 are equal. */
+static uint32_t sort_key(float score)
+{
+    uint32_t bits;
+    score += 0.0f;
+    memcpy(&bits, &score, sizeof bits);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+/* The budget-th highest key of one image, byte by byte from the top; *ties: how many equal to it are to be taken. */
+static uint32_t find_threshold(const float *score, int64_t pixels, int64_t budget, int64_t *ties)
+{
+    uint32_t prefix = 0;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        int64_t histogram[256] = {0};
+        for (int64_t i = 0; i < pixels; i++) {
+            const uint32_t key = sort_key(score[i]);
+            histogram[key >> shift & 255] += shift == 24 || key >> (shift + 8) == prefix;
+        }
+        uint32_t digit = 255;
+        while (histogram[digit] < budget)
+            budget -= histogram[digit--];
+        prefix = prefix << 8 | digit;
+    }
+    *ties = budget;
+    return prefix;
+}
+
+void accel_select(const float *score, int64_t images, int64_t pixels, int64_t budget, int32_t *positions, int64_t threads)
+{
+    const int team = accel_threads(threads);
+    if (budget == 0)
+        return;
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && images * pixels > 1 << 13)
+    for (int64_t n = 0; n < images; n++) {
+        int64_t ties, found = 0;
+        const uint32_t threshold = find_threshold(score + n * pixels, pixels, budget, &ties);
+        for (int64_t i = 0; i < pixels; i++) {
+            const uint32_t key = sort_key(score[n * pixels + i]);
+            if (key > threshold || (key == threshold && ties-- > 0))
+                positions[n * budget + found++] = (int32_t)(n * pixels + i);
+        }
+    }
+}
