@@ -1,8 +1,9 @@
 """`accel bench`: runs the cases of a TOML file; correctness first, then the clock, then the bars the file sets.
 
-A case file names its kind (one module accel/cli/bench_<kind>.py, whose `rows(case, settings)` yields one dict a
-measurement), lists `[[case]]` tables, and may set `[[bar]]` tables: column, at_least or at_most, and either `count`
-(rows that must reach it; all by default) or `mean = "geometric"`; `where` picks the rows it speaks of.
+A case file names its kind: one module accel/cli/bench_<kind>.py, whose `rows(case, settings)` yields one dict a
+measurement, and which may name the columns of the printed table in SHOWN. The file lists `[[case]]` tables, and may
+set `[[bar]]` tables: column, at_least or at_most, and either `count` (rows that must reach it; all by default) or
+`mean = "geometric"`; `where` picks the rows it speaks of.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     file = read_cases(pathlib.Path(args.cases), args.only)
     rows = measure(file, args)
-    common.print_rows(rows, args)
+    shown = getattr(load_kind(file["kind"]), "SHOWN", None) if args.format == "table" else None
+    common.print_rows([{key: row[key] for key in shown or row if key in row} for row in rows], args)
     for bar in file.get("bar", []):
         common.note(args, judge(bar, rows))
     wrong = [row for row in rows if not row["correct"]]

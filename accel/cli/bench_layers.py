@@ -1,10 +1,10 @@
 """Cases of kind `layers`: single convolutions of a network, perforated against torch's dense forms.
 
-A case: `model` (torchvision:NAME), `size`, `batch` (list), `keep` (list), `mask`, `sides` (some of SIDES), and
-`distinct = true` to take layers of one geometry once. Every side computes convolution + bias + ReLU on the same drawn
-input. `speedup` columns divide the fastest dense torch side by ours; `share` columns divide that by the theoretical
-speed-up of the keep the mask really has; `speedup_own` divides the engine's own dense form (keep 1) by ours, so that
-what fusion gains is not counted as perforation.
+A case: `model` (torchvision:NAME), `size`, `batch` (list), `keep` (list), `mask`, `sides` (the torch forms to compare
+with, some of TORCH_SIDES), and `distinct = true` to take layers of one geometry once. Every side computes convolution,
+bias and ReLU on the same drawn input. `speedup` columns divide the fastest torch side by ours; `share` columns divide
+that by the theoretical speed-up of the keep the mask really has; `speedup_own` divides the engine's own dense form
+(keep 1) by ours, so that what fusion gains is not counted as perforation.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from accel.kernels.positions import PositionSet
+    from accel.profiling.latency import Timing
 
 TORCH_SIDES = ("nchw", "channels_last", "compiled")
-SIDES = (*TORCH_SIDES, "engine_dense", "dense_output", "compact_output")
+OUTPUTS = ("dense_output", "compact_output")
+SHOWN = (
+    *("case", "layer", "geometry", "batch", "kept", "fastest", "ms_engine_dense", "ms_dense_output"),
+    *("speedup_dense_output", "speedup_compact_output", "share_dense_output", "share_compact_output", "speedup_own"),
+)
 FEW = 40  # kept positions in all, below which a layer is bound by reading its weights
 TOLERANCE = 1e-5  # relative norm against torch's dense convolution at the kept positions
 
@@ -52,10 +57,8 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
         for batch in case["batch"]:
             generator = torch.Generator().manual_seed(settings.seed)
             x = torch.randn(batch, layer.conv.in_channels, layer.height, layer.width, generator=generator)
-            x = x.to(memory_format=torch.channels_last)
-            for keep in case["keep"]:
-                with torch.inference_mode():
-                    yield measure(layer, x, keep, case, settings)
+            with torch.inference_mode():
+                yield from measure(layer, x.to(memory_format=torch.channels_last), case, settings)
 
 
 def layers_of(model: str, size: list[int], distinct: bool) -> list[Layer]:
@@ -84,44 +87,48 @@ def layers_of(model: str, size: list[int], distinct: bool) -> list[Layer]:
     return list({layer.geometry: layer for layer in reversed(found)}.values())[::-1] if distinct else found
 
 
-def measure(layer: Layer, x: Tensor, keep: float, case: Mapping[str, Any], settings: Settings) -> Row:
-    """One row: correctness of every side, then their interleaved times in milliseconds."""
-    from accel.cli.sides import fastest, medians, quantiles
+def measure(layer: Layer, x: Tensor, case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
+    """A row for every keep: correctness of all sides, then their interleaved times in milliseconds."""
+    from accel.kernels.positions import PositionSet
     from accel.masks import build_mask, layer_generator
-    from accel.profiling.latency import compare, ratio
+    from accel.profiling.latency import compare
 
     expected = torch_side(layer.conv, x, "nchw")()
-    generator = layer_generator(settings.seed, layer.name, *expected.shape[2:])
-    kept = build_mask(case["mask"], keep, *expected.shape[2:], generator=generator)
-    row = {"layer": layer.name, "geometry": layer.geometry, "batch": len(x), "keep": keep, "kept": round(kept.keep, 4)}
-    row |= {"stem": layer.conv.in_channels == 3, "few": len(x) * len(kept) < FEW}
-    sides = {name: side(layer.conv, x, kept, name) for name in case["sides"]}
-    error = max(side_error(name, sides[name](), expected, kept) for name in sides)
-    if error > TOLERANCE:
-        return {**row, "error": error, "correct": False}
-    timing = compare(sides, repeats=settings.repeats)
-    dense = timing[fastest(timing, [name for name in TORCH_SIDES if name in sides])]
-    row |= {"error": error, "correct": True, **medians(timing)}
-    for name in ("engine_dense", "dense_output", "compact_output"):
-        if name in sides:
-            row[f"speedup_{name}"] = round(ratio(dense, timing[name]).median, 3)
-    for name in ("dense_output", "compact_output"):
-        if name in sides:
-            row[f"share_{name}"] = round(row[f"speedup_{name}"] * kept.keep, 3)
-    if {"dense_output", "engine_dense"} <= sides.keys():
-        row["speedup_own"] = round(ratio(timing["engine_dense"], timing["dense_output"]).median, 3)
-    row["quantiles"] = quantiles(timing)
-    return row
+    size = expected.shape[2:]
+    sides = {name: torch_side(layer.conv, x, name) for name in TORCH_SIDES if name in case["sides"]}
+    sides["engine_dense"] = engine_side(layer.conv, x, PositionSet.full(*size), compact=False)
+    errors = [relative_norm(side(), expected) for side in sides.values()]
+    masks = {}
+    for keep in case["keep"]:
+        generator = layer_generator(settings.seed, layer.name, *size)
+        kept = masks[keep] = build_mask(case["mask"], keep, *size, generator=generator)
+        for output in OUTPUTS:
+            side = sides[f"{output} {keep}"] = engine_side(layer.conv, x, kept, compact=output == "compact_output")
+            errors.append(side_error(output, side(), expected, kept))
+    error = max(errors)
+    timings = compare(sides, repeats=settings.repeats) if error <= TOLERANCE else None
+    for keep, kept in masks.items():
+        row = {"layer": layer.name, "geometry": layer.geometry, "batch": len(x), "keep": keep}
+        row |= {"kept": round(kept.keep, 4), "stem": layer.conv.in_channels == 3, "few": len(x) * len(kept) < FEW}
+        row |= {"error": error, "correct": timings is not None}
+        yield row | _times(timings, keep, kept.keep) if timings else row
 
 
-def side(conv: nn.Conv2d, x: Tensor, kept: PositionSet, name: str) -> Callable[[], Tensor]:
-    from accel.kernels.positions import PositionSet
+def _times(timings: Mapping[str, Timing], keep: float, kept: float) -> Row:
+    """The columns of one keep, from the timings of all sides of a layer."""
+    from accel.cli.sides import fastest, medians, quantiles
+    from accel.profiling.latency import ratio
 
-    if name in TORCH_SIDES:
-        return torch_side(conv, x, name)
-    if name == "engine_dense":
-        return engine_side(conv, x, PositionSet.full(kept.height, kept.width), compact=False)
-    return engine_side(conv, x, kept, compact=name == "compact_output")
+    shared = {name: timings[name] for name in (*TORCH_SIDES, "engine_dense") if name in timings}
+    own = {output: timings[f"{output} {keep}"] for output in OUTPUTS}
+    best = fastest(shared, [name for name in TORCH_SIDES if name in shared])
+    row = {**medians(shared | own), "fastest": best}
+    row["speedup_engine_dense"] = round(ratio(timings[best], timings["engine_dense"]).median, 3)
+    for output, timing in own.items():
+        speedup = ratio(timings[best], timing).median
+        row |= {f"speedup_{output}": round(speedup, 3), f"share_{output}": round(speedup * kept, 3)}
+    row["speedup_own"] = round(ratio(timings["engine_dense"], own["dense_output"]).median, 3)
+    return row | {"quantiles": quantiles(shared | own)}
 
 
 def engine_side(conv: nn.Conv2d, x: Tensor, kept: PositionSet, compact: bool) -> Callable[[], Tensor]:
@@ -161,18 +168,16 @@ def torch_side(conv: nn.Conv2d, x: Tensor, form: str) -> Callable[[], Tensor]:
         return lambda: net(given)
     import torch._inductor.config as inductor
 
+    torch.compiler.reset()  # otherwise the layers before count towards the limit of recompilations
     with inductor.patch(freezing=True), torch.no_grad():
-        compiled = torch.compile(net)
+        compiled = torch.compile(net, dynamic=False)
         compiled(given)
     return lambda: compiled(given)
 
 
-def side_error(name: str, got: Tensor, dense: Tensor, kept: PositionSet) -> float:
-    """Relative norm against torch's dense result, read where the side has its values from."""
-    if name not in ("dense_output", "compact_output"):
-        return relative_norm(got, dense)
-    flat = dense.flatten(2)
-    expected = flat[:, :, kept.positions.long()]
-    if name == "compact_output":
+def side_error(output: str, got: Tensor, dense: Tensor, kept: PositionSet) -> float:
+    """Relative norm of a perforated output against torch's dense result at the kept positions."""
+    expected = dense.flatten(2)[:, :, kept.positions.long()]
+    if output == "compact_output":
         return relative_norm(got.reshape(len(dense), len(kept), -1).transpose(1, 2), expected)
     return relative_norm(got.flatten(2), expected[:, :, kept.nearest.long()])
