@@ -8,12 +8,12 @@ from torch import Tensor
 from accel.kernels.cpu import _engine
 
 
-def require_float32(**tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and (tensor.dtype is not torch.float32 or tensor.device.type != "cpu"):
+def require_float32(*tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None and (tensor.dtype is not torch.float32 or not tensor.is_cpu):
             raise TypeError(
-                f"the C engine takes float32 CPU tensors, but {name} is {tensor.dtype} on {tensor.device}: "
-                "convert it, or leave use_backend('cpu')"
+                f"the C engine takes float32 CPU tensors, got {tensor.dtype} of shape {tuple(tensor.shape)} on "
+                f"{tensor.device}: convert it, or leave use_backend('cpu')"
             )
 
 

@@ -77,7 +77,7 @@ def _gradients(
     out_size: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`first_rows` int64 [N + 1]: the first row of each image; `positions`: of a dynamic set, None for a static one."""
-    require_float32(grad=grad, x=x, weight=weight)
+    require_float32(grad, x, weight)
     grad, x = grad.contiguous(), pixels_first(x)
     out_channels, c_group, kh, kw = weight.shape
     threads = torch.get_num_threads()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import address, invert, pixels_first, require_float32
 from accel.kernels.cpu.packing import packed_weight
-from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, Plan, full_table, static_plan
+from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, IdentityCache, Plan, full_table, static_plan
 
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3}
 
@@ -34,32 +35,62 @@ def perforated_conv2d(
     compact: bool,
 ) -> Tensor:
     """Convolution at a static position set; arguments and result as in `accel.kernels.reference.perforated_conv2d`."""
-    require_float32(x=x, weight=weight, bias=bias, residual=residual)
-    batch, height, width = in_size
-    out_channels, c_group, kh, kw = weight.shape
-    channels = c_group * groups
-    as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and dilation[1] == 1 and source_nearest is None
-    in_pixels = height * width if source_nearest is None else x.shape[0] // max(batch, 1)
-    geometry = Geometry((height, width), (kh, kw), tuple(stride), tuple(padding), tuple(dilation), padding_mode)
-    plan = static_plan(geometry, positions, nearest, source_nearest, tuple(out_size), in_pixels, as_runs)
-    x = _framed(x, plan) if as_runs else pixels_first(x)
-    residual = None if residual is None else pixels_first(residual)
-    bias = None if bias is None else bias.contiguous()
-    depthwise = is_depthwise(weight, groups)
-    packed = packed_weight(weight, groups, "depthwise" if depthwise else "conv")
-    rows = batch * plan.count
+    require_float32(x, weight, bias, residual)
+    sizes = (tuple(in_size), tuple(out_size), weight.shape, tuple(stride), tuple(padding), tuple(dilation))
+    call = _calls.get(
+        (positions, nearest, source_nearest),
+        (*sizes, groups, padding_mode, activation, compact),
+        lambda sets: _prepare(x, sets, *sizes, groups, padding_mode, activation, compact),
+    )
+    x = _framed(x, call.plan) if call.as_runs else pixels_first(x)
+    if residual is not None:
+        residual = pixels_first(residual)
+    if bias is not None:
+        bias = bias.contiguous()
+    packed = packed_weight(weight, groups, call.kind)
     if compact:
-        out = torch.empty((rows, out_channels))
+        out = torch.empty(call.out_shape)
     else:
-        out = torch.empty((batch, out_channels, *out_size), memory_format=torch.channels_last)
-    table, where, starts, targets = plan.addresses
+        out = torch.empty(call.out_shape, memory_format=torch.channels_last)
     _engine.convolve(
-        x.data_ptr(), packed.address, packed.zero, address(bias), address(residual), out.data_ptr(), table, where,
-        starts, targets, 0, 0, not compact, rows, plan.count, plan.in_pixels, channels, plan.taps,
-        kw * channels if as_runs else c_group, out_size[0] * out_size[1], out_channels, groups, depthwise,
-        ACTIVATIONS[activation], torch.get_num_threads(),
+        x.data_ptr(), packed.address, packed.zero, 0 if bias is None else bias.data_ptr(),
+        0 if residual is None else residual.data_ptr(), out.data_ptr(), *call.constants, torch.get_num_threads(),
     )  # fmt: skip
     return out
+
+
+class _Call(NamedTuple):
+    """What one kind of call needs besides its tensors; looked up in half a microsecond."""
+
+    plan: Plan
+    as_runs: bool
+    kind: str
+    out_shape: tuple[int, ...]
+    constants: tuple[int, ...]
+
+
+_calls = IdentityCache()
+
+
+def _prepare(
+    x, sets, in_size, out_size, kernel, stride, padding, dilation, groups, padding_mode, activation, compact
+) -> _Call:
+    batch, height, width = in_size
+    out_channels, c_group, kh, kw = kernel
+    channels = c_group * groups
+    as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and dilation[1] == 1 and sets[2] is None
+    in_pixels = height * width if sets[2] is None else x.shape[0] // max(batch, 1)
+    geometry = Geometry((height, width), (kh, kw), stride, padding, dilation, padding_mode)
+    plan = static_plan(geometry, *sets, out_size, in_pixels, as_runs)
+    kind = forward_kind(kernel, groups)
+    rows = batch * plan.count
+    constants = (
+        *plan.addresses, 0, False, not compact, rows, plan.count, plan.in_pixels, channels, plan.taps,
+        kw * channels if as_runs else c_group, out_size[0] * out_size[1], out_channels, groups, kind == "depthwise",
+        ACTIVATIONS[activation],
+    )  # fmt: skip
+    out_shape = (rows, out_channels) if compact else (batch, out_channels, *out_size)
+    return _Call(plan, as_runs, kind, out_shape, constants)
 
 
 def masked_conv2d(
@@ -79,7 +110,7 @@ def masked_conv2d(
     activation: str,
 ) -> Tensor:
     """Convolution at a dynamic position set; arguments and result as in `accel.kernels.reference.masked_conv2d`."""
-    require_float32(x=x, weight=weight, bias=bias, residual=residual)
+    require_float32(x, weight, bias, residual)
     batch, height, width = in_size
     out_channels, c_group, kh, kw = weight.shape
     channels, in_pixels, out_pixels = c_group * groups, height * width, out_size[0] * out_size[1]
@@ -88,8 +119,8 @@ def masked_conv2d(
     inverse = None if source_positions is None else invert(source_positions, batch * in_pixels)
     x, positions = pixels_first(x), positions.contiguous()
     bias = None if bias is None else bias.contiguous()
-    depthwise = is_depthwise(weight, groups)
-    packed = packed_weight(weight, groups, "depthwise" if depthwise else "conv")
+    kind = forward_kind(weight.shape, groups)
+    packed = packed_weight(weight, groups, kind)
     rows = int(counts.sum())
     if residual is None:
         out = torch.empty((positions.numel(), out_channels))
@@ -102,14 +133,15 @@ def masked_conv2d(
     _engine.convolve(
         x.data_ptr(), packed.address, packed.zero, address(bias), scattered, out.data_ptr(), table.data_ptr(),
         positions.data_ptr(), 0, 0, address(inverse), 1, residual is not None, rows, out_pixels, in_pixels, channels,
-        kh * kw, c_group, out_pixels, out_channels, groups, depthwise, ACTIVATIONS[activation], torch.get_num_threads(),
+        kh * kw, c_group, out_pixels, out_channels, groups, kind == "depthwise", ACTIVATIONS[activation],
+        torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
-def is_depthwise(weight: Tensor, groups: int) -> bool:
-    """One input and one output channel a group: the engine then works on the channels as lanes."""
-    return groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1
+def forward_kind(weight_shape: Sequence[int], groups: int) -> str:
+    """ "depthwise" for one input and one output channel a group: the engine then works on the channels as lanes."""
+    return "depthwise" if groups > 1 and groups == weight_shape[0] and weight_shape[1] == 1 else "conv"
 
 
 def _framed(x: Tensor, plan: Plan) -> Tensor:

@@ -22,9 +22,10 @@ class Packed:
     storage: Tensor
     address: int
     zero: int
+    count: int  # elements of the weight
 
 
-_cache: dict[tuple[int, str], tuple[weakref.ref, tuple, Packed]] = {}
+_cache: dict[tuple[int, str, int], tuple[Packed, tuple, tuple, weakref.ref]] = {}
 
 
 def packed_weight(weight: Tensor, groups: int, kind: str) -> Packed:
@@ -32,18 +33,19 @@ def packed_weight(weight: Tensor, groups: int, kind: str) -> Packed:
 
     `kind`: "conv", "depthwise" (groups = C = K: lanes are channels) or "input gradient" (input and output exchanged).
     """
-    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
-        return _pack(weight, groups, kind)  # a view with gaps: too rare to fingerprint
-    version = 0 if weight.is_inference() else weight._version
     address = weight.data_ptr()
-    fingerprint = _engine.fingerprint(address, weight.numel())
-    state = (address, version, fingerprint, weight.shape, weight.stride(), groups, _engine.isa())
-    slot = (id(weight), kind)
+    version = 0 if weight.is_inference() else weight._version
+    slot = (id(weight), kind, groups)
     found = _cache.get(slot)
-    if found is not None and found[0]() is weight and found[1] == state:
-        return found[2]
+    layout = (weight.shape, weight.stride(), _engine.isa())
+    if found is not None:
+        packed, seen, seen_layout, _ = found
+        if layout == seen_layout and seen == (address, version, _engine.fingerprint(address, packed.count)):
+            return packed
     packed = _pack(weight, groups, kind)
-    _cache[slot] = (weakref.ref(weight, lambda _: _cache.pop(slot, None)), state, packed)
+    if weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last):  # no gaps to fingerprint
+        seen = (address, version, _engine.fingerprint(address, packed.count))
+        _cache[slot] = (packed, seen, layout, weakref.ref(weight, lambda _: _cache.pop(slot, None)))
     return packed
 
 
@@ -64,4 +66,4 @@ def _pack(weight: Tensor, groups: int, kind: str) -> Packed:
         weight.data_ptr(), storage.data_ptr(), stride_g, stride_k, stride_c, weight.stride(2), weight.stride(3), groups,
         outer, inner, kh, kw, most_vectors, torch.get_num_threads(),
     )  # fmt: skip
-    return Packed(storage, storage.data_ptr(), storage.data_ptr() + storage.element_size() * size)
+    return Packed(storage, storage.data_ptr(), storage.data_ptr() + storage.element_size() * size, weight.numel())

@@ -24,20 +24,21 @@ class IdentityCache:
     """Values computed from tensors, kept while these tensors live."""
 
     def __init__(self) -> None:
-        self._values: dict[Hashable, tuple[tuple[weakref.ref | None, ...], object]] = {}
+        self._values: dict[Hashable, tuple] = {}
 
-    def get(self, tensors: tuple[Tensor | None, ...], key: Hashable, build: Callable[[], object]) -> object:
+    def get(self, tensors: tuple[Tensor | None, ...], key: Hashable, build: Callable[[tuple], object]) -> object:
+        """The value built from `tensors` and `key`. An id is not reused before its entry is gone: see `forget`."""
         full = (*map(id, tensors), key)
         found = self._values.get(full)
-        if found is not None and all(ref is None or ref() is tensor for ref, tensor in zip(found[0], tensors)):
-            return found[1]
+        if found is not None:
+            return found[0]
         with torch.inference_mode(False):  # a cached inference tensor could not be used by a later training step
-            value = build()
+            value = build(tensors)
 
         def forget(_: object, full: Hashable = full, values: dict = self._values) -> None:
             values.pop(full, None)
 
-        self._values[full] = (tuple(None if t is None else weakref.ref(t, forget) for t in tensors), value)
+        self._values[full] = (value, *(weakref.ref(t, forget) for t in tensors if t is not None))
         return value
 
 
@@ -125,5 +126,5 @@ def static_plan(
     return _plans.get(
         sets,
         (geometry, out_size, in_pixels, as_runs),
-        lambda: Plan(geometry, *sets, out_size, in_pixels, as_runs),
+        lambda sets: Plan(geometry, *sets, out_size, in_pixels, as_runs),
     )

@@ -18,7 +18,7 @@ _segments = IdentityCache()
 
 def interpolate(rows: Tensor, nearest: Tensor, batch: int, size: Sequence[int]) -> Tensor:
     """Rows to a dense map; arguments and result as in `accel.kernels.reference.interpolate`."""
-    require_float32(rows=rows)
+    require_float32(rows)
     rows, nearest = rows.contiguous(), nearest.contiguous()
     out = torch.empty((batch, rows.shape[1], *size), memory_format=torch.channels_last)
     _engine.use_huge_pages(out.data_ptr(), out.nbytes)
@@ -31,11 +31,11 @@ def interpolate(rows: Tensor, nearest: Tensor, batch: int, size: Sequence[int]) 
 
 def interpolate_backward(grad: Tensor, nearest: Tensor, count: int) -> Tensor:
     """The adjoint; arguments and result as in `accel.kernels.reference.interpolate_backward`."""
-    require_float32(grad=grad)
+    require_float32(grad)
     grad = pixels_first(grad)
     batch, channels, height, width = grad.shape
 
-    def build() -> tuple[Tensor, Tensor]:
+    def build(_: tuple) -> tuple[Tensor, Tensor]:
         return PositionSet(torch.arange(count, dtype=torch.int32), nearest, height, width).segments
 
     starts, targets = _segments.get((nearest,), (count, height, width), build)
@@ -61,7 +61,7 @@ def active_positions(mask: Tensor, dilate: int) -> tuple[Tensor, Tensor]:
 
 def select_positions(score: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     """The highest scores; arguments and result as in `accel.kernels.reference.select_positions`."""
-    require_float32(score=score)
+    require_float32(score)
     score = score.contiguous()
     batch = score.shape[0]
     positions = torch.empty(batch * budget, dtype=torch.int32)
@@ -112,7 +112,7 @@ def halting_step_(
 
 def ponder_cost(ponder: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of each image; arguments and result as in `accel.kernels.reference.ponder_cost`."""
-    require_float32(ponder=ponder)
+    require_float32(ponder)
     ponder, units = ponder.contiguous(), units.contiguous()
     batch = ponder.shape[0]
     rho, executed = torch.empty(batch), torch.empty(batch, dtype=torch.int64)
