@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.running import Call, as_arguments, evaluation
 from accel.profiling.flops import layer_macs
@@ -25,7 +26,7 @@ from accel.profiling.latency import compare
 if TYPE_CHECKING:
     from rich.table import Table
 
-_WIDTH = 150  # characters of a printed table
+_WIDTH = 160  # characters of a printed table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +222,7 @@ def _timed_run(model: nn.Module, names: Sequence[str], arguments: tuple) -> dict
             spent[name] = spent.get(name, 0.0) + _now_ms() - start
             return out
 
+        run.observes_only = True
         return run
 
     layers = {name: layer for name, layer in model.named_modules() if name in names and name}
@@ -250,10 +252,12 @@ def _macs_rows(model: nn.Module, x: Tensor | tuple) -> dict[str, dict]:
     """A row for every layer that multiplies when the model runs on x, by name."""
     modules = dict(model.named_modules())
     rows = {}
+    with one_by_one():  # a dense 1x1 convolution that runs on rows no longer tells how many positions its map has
+        dense = {layer.name: layer.dense for layer in layer_macs(model, x)}
     for layer in layer_macs(model, x):
         module = modules[layer.name]
-        keep = layer.executed / layer.dense if isinstance(module, PerforatedConv2d) and layer.dense else None
-        counts = {"dense_macs": layer.dense, "executed_macs": layer.executed, "keep": keep}
+        keep = layer.executed / dense[layer.name] if isinstance(module, PerforatedConv2d) else None
+        counts = {"dense_macs": dense[layer.name], "executed_macs": layer.executed, "keep": keep}
         rows[layer.name] = {"layer": layer.name or "(functional)", **_description(module), **counts}
     return rows
 

@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
 
 from accel.nn.graph import PLAIN, trace, traced_parts
-from accel.nn.perforated import PerforatedConv2d
 from accel.nn.pipeline import Chains, build
 
 _one_by_one = contextvars.ContextVar("accel_one_by_one", default=False)
@@ -55,15 +54,19 @@ def installed(model: nn.Module) -> list[tuple[str, InferencePath]]:
 
 
 def describe_paths(model: nn.Module) -> dict[str, str]:
-    """What the inference path does with each perforated convolution, in a few words, by its full name."""
-    notes = {}
-    for name, path in installed(model):
-        for node, layer in path.root.named_modules():
-            fused, readers = path.chains.fused.get(node, []), path.chains.compact.get(node, [])
-            parts = [f"fused with {', '.join(fused)}"] * bool(fused) + [f"rows to {', '.join(readers)}"] * bool(readers)
-            if parts and isinstance(layer, PerforatedConv2d):
-                notes[f"{name}.{node}" if name else node] = "; ".join(parts)
-    return notes
+    """What the inference path does with each convolution that it concerns, in a few words, by its full name."""
+    notes: dict[str, list[str]] = {}
+    for prefix, path in installed(model):
+        start = f"{prefix}." if prefix else ""
+        modules = dict(path.root.named_modules())
+        for name, fused in path.chains.fused.items():
+            notes.setdefault(start + name, []).append(f"{'+'.join(fused)} fused")
+        for name, readers in path.chains.compact.items():
+            notes.setdefault(start + name, []).append(f"rows to {', '.join(dict.fromkeys(readers))}")
+            for reader in readers:
+                if type(modules.get(reader)) is nn.Conv2d:
+                    notes.setdefault(start + reader, []).append(f"on the rows of {name}")
+    return {name: "; ".join(said) for name, said in notes.items()}
 
 
 class InferencePath:

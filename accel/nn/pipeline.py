@@ -25,7 +25,10 @@ Modules = dict[str, nn.Module]
 
 @dataclasses.dataclass
 class Chains:
-    """What the rewriting did, by the names of the convolutions: what was fused into each, and who reads its rows."""
+    """What the rewriting did, by the names of the convolutions: what was fused into each, and who reads its rows.
+
+    Attributes: fused, such as ["norm", "relu"]; compact, names of modules, or of graph nodes where a function reads.
+    """
 
     fused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     compact: dict[str, list[str]] = dataclasses.field(default_factory=dict)
@@ -70,7 +73,7 @@ def _fuse(conv: fx.Node, modules: Modules, chains: Chains) -> None:
         end = activation
     if not moved:
         return
-    chains.fused[conv.target] = [node.target if node.op == "call_module" else kind for node in moved]
+    chains.fused[conv.target] = [*(["norm"] if "norm" in options else []), *([kind] if kind else [])]
     end.replace_all_uses_with(conv)
     conv.kwargs = options
     for node in reversed(moved):

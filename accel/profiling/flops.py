@@ -131,6 +131,7 @@ class _Counter(TorchDispatchMode):
                     self._add(_Work(len(macs), macs, dense=None))
                 self._stack.pop()
 
+            enter.observes_only = leave.observes_only = True  # fused inference may go on: see accel.nn.inference
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
         return handles
 
