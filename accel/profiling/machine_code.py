@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import re
 import subprocess
+from collections.abc import Iterable
 
 import triton
 
@@ -20,6 +21,7 @@ _AMD = re.compile(r"^\s+([a-z]\w+)\b", re.MULTILINE)
 _WIDTHS = {"128": 16, "64": 8, "U16": 2, "U8": 1, "S8": 1, "S16": 2}
 _AMD_WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "byte": 1}
 _AMD_WIDTHS |= {sign + name: _AMD_WIDTHS[name] for name in ("short", "byte") for sign in "us"}
+_LOADS = ("LDG", "LDGSTS", "LD")
 # Per multiprocessor: 32-bit registers, shared bytes, warps, blocks (CUDA programming guide, table of capabilities).
 _LIMITS = {"sm80": (65536, 167_936, 64, 32), "sm90": (65536, 233_472, 64, 32), "sm100": (65536, 233_472, 64, 32)}
 # gfx942: registers of one SIMD lane (vector and accumulation together) and waves per SIMD; 4 SIMDs in a compute unit.
@@ -38,7 +40,8 @@ class Code:
         loads, stores: bytes per thread -> instructions that read or write global memory at that width (copies straight
             to shared memory are loads).
         blocks: blocks that fit one multiprocessor together.
-        loop: opcodes of the innermost loop that holds tensor-core instructions; empty where it was unrolled.
+        loop: opcodes of the innermost loop with tensor-core instructions; empty where it was unrolled, and on AMD.
+        loop_loads: `loads` of that loop alone.
     """
 
     registers: int
@@ -50,6 +53,7 @@ class Code:
     stores: dict[int, int]
     blocks: int
     loop: tuple[str, ...]
+    loop_loads: dict[int, int]
 
     @property
     def tensor_flop(self) -> int:
@@ -63,9 +67,10 @@ def read(kernel: Compiled) -> Code:
 
 
 def _read_nvidia(kernel: Compiled) -> Code:
-    usage = _cuobjdump("--dump-resource-usage", kernel)
-    numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    instructions = [(int(a, 16), op, rest) for a, op, rest in _SASS.findall(_cuobjdump("-sass", kernel))]
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "-sass", str(kernel.files["cubin"])]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    instructions = [(int(a, 16), op, rest) for a, op, rest in _SASS.findall(text)]
     opcodes = [op for _, op, _ in instructions]
     spilling = sum(op.startswith(("LDL", "STL")) for op in opcodes)
     warps, shared = kernel.metadata["num_warps"], kernel.metadata["shared"]
@@ -76,10 +81,11 @@ def _read_nvidia(kernel: Compiled) -> Code:
         shared=shared,
         warps=warps,
         tensor_ops=dict(collections.Counter(op for op in opcodes if _is_tensor(op))),
-        loads=_widths(opcodes, ("LDG", "LDGSTS", "LD")),
+        loads=_widths(opcodes, _LOADS),
         stores=_widths(opcodes, ("STG", "ST")),
         blocks=_nvidia_blocks(kernel.target, numbers["REG"], warps, shared),
         loop=loop,
+        loop_loads=_widths(loop, _LOADS),
     )
 
 
@@ -101,19 +107,15 @@ def _read_amd(kernel: Compiled) -> Code:
         stores=_amd_widths(opcodes, ("buffer_store", "global_store")),
         blocks=min(waves * 4 // warps, by_shared),
         loop=(),
+        loop_loads={},
     )
-
-
-def _cuobjdump(option: str, kernel: Compiled) -> str:
-    command = [triton.knobs.nvidia.cuobjdump.path, option, str(kernel.files["cubin"])]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _is_tensor(op: str) -> bool:
     return op.split(".")[0].endswith("MMA") and not op.startswith(("FFMA", "DFMA", "HFMA"))
 
 
-def _widths(opcodes: list[str], names: tuple[str, ...]) -> dict[int, int]:
+def _widths(opcodes: Iterable[str], names: tuple[str, ...]) -> dict[int, int]:
     found: collections.Counter[int] = collections.Counter()
     for op in opcodes:
         name, *parts = op.split(".")

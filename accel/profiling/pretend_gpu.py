@@ -42,6 +42,7 @@ class Compiled:
     name: str
     target: str
     metadata: dict[str, Any]
+    constants: dict[str, Any]  # name of each constexpr argument -> its value
     files: dict[str, pathlib.Path]  # "ttgir", "ptx" or "amdgcn", "cubin" or "hsaco" -> file in triton's cache
 
 
@@ -150,9 +151,10 @@ def pretend_gpu(target: str, execute: Callable | None = None) -> Iterator[Record
     """
     record = Record()
 
-    def listen(*, metadata, metadata_group, **_):
+    def listen(*, src, metadata, metadata_group, **_):
         files = {pathlib.Path(path).suffix[1:]: pathlib.Path(path) for path in metadata_group.values()}
-        record.kernels.append(Compiled(metadata["name"], target, metadata, files))
+        constants = {src.fn.arg_names[index]: value for (index,), value in src.constants.items()}
+        record.kernels.append(Compiled(metadata["name"], target, metadata, constants, files))
 
     def bench_now(self, key, configs, bench):
         """In place of the tuner's disk cache: a real card must never find what this one wrote."""

@@ -32,9 +32,10 @@ def _decide(h, remainder, row, inside, eps, LAST: tl.constexpr):
         after = left * 0.0
     else:
         score = tl.load(h + row, mask=inside, other=0.0).to(tl.float32)
-        # rounded to the state's dtype, as the reference subtracts
+        # both sides rounded to the state's dtype, as the reference subtracts and compares
         after = (left - score).to(remainder.dtype.element_ty).to(tl.float32)
-        goes_on = runs & (after > eps)
+        bound = (tl.zeros_like(left) + eps).to(remainder.dtype.element_ty).to(tl.float32)
+        goes_on = runs & (after > bound)
         weight = tl.where(goes_on, score, left)
         after = tl.where(goes_on, after, 0.0)
     return tl.where(runs, weight, 0.0), after, runs, goes_on
@@ -221,7 +222,7 @@ def halting_step_backward(
     d_x = torch.empty_like(values)
     spans = cdiv(channels, SPAN)
     partial = torch.empty(spans, rows, dtype=torch.float32, device=x.device)
-    eps, last = _round(eps, left), last or h is None
+    last = last or h is None
     step_backward[(cdiv(rows, BLOCK_ROWS), spans)](
         score, values, left, grads, d_x, partial, rows, channels, SPAN, eps, LAST=last,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_CHANNELS=BLOCK_CHANNELS,
@@ -254,7 +255,7 @@ def _step(
         grid = (cdiv(rows, BLOCK_ROWS), cdiv(channels, SPAN))
         step[grid](
             None if h is None else h.contiguous(), _rows(x, rows), *state, total, *new, new_total, weight, active,
-            rows, channels, SPAN, _round(eps, state[0]), LAST=last or h is None, IN_PLACE=in_place,
+            rows, channels, SPAN, eps, LAST=last or h is None, IN_PLACE=in_place,
             BLOCK_ROWS=BLOCK_ROWS, BLOCK_CHANNELS=BLOCK_CHANNELS,
         )  # fmt: skip
     return new_total
@@ -282,8 +283,3 @@ def _like(rows: Tensor, like: Tensor) -> Tensor:
     """The inverse of `_rows`, with the strides of `like`."""
     maps = _maps(rows, like)
     return maps if maps.stride() == like.stride() else torch.empty_like(like).copy_(maps)
-
-
-def _round(eps: float, state: Tensor) -> float:
-    """`eps` as torch compares it with the state: in the state's dtype."""
-    return torch.tensor(eps, dtype=state.dtype).item()

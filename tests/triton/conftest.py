@@ -9,6 +9,14 @@ from accel.kernels.positions import PositionSet
 from accel.tests.triton_tools.interp_switch import interpret
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compiler_cache(tmp_path_factory):
+    """What one test compiles, the others find; nothing from before, nothing left behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
 @pytest.fixture
 def poisoned():
     """Every tensor that is allocated without being filled holds NaN, or the largest integer."""

@@ -1,0 +1,82 @@
+"""One small launch of every Triton kernel, as a layer with 128 channels makes it: what is compiled to be looked at.
+
+Sizes of batch and map do not reach the compiler, so tiny ones do; channels do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BATCH, CHANNELS, SIDE = 2, 128, 8
+GEOMETRY = ((1, 1), (1, 1, 1, 1), (1, 1), 1)  # stride, padding, dilation, groups of a 3x3 convolution
+
+
+def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """Name of the op -> a call of its Triton launcher on CPU tensors, to be made on a pretend card."""
+    from accel.kernels.triton import (
+        active_positions,
+        halting_step,
+        interpolate,
+        masked_conv2d,
+        perforated_conv2d,
+        ponder_cost,
+        select_positions,
+    )
+
+    count = SIDE * SIDE
+    size, in_size = (SIDE, SIDE), (BATCH, SIDE, SIDE)
+    everywhere = torch.arange(count, dtype=torch.int32)
+    active = torch.arange(BATCH * count, dtype=torch.int32)
+    counts = torch.full((BATCH,), count, dtype=torch.int32)
+    rows = torch.zeros(BATCH * count, CHANNELS, dtype=dtype)
+    maps = image_maps(CHANNELS, SIDE, dtype)
+    weight, bias = torch.zeros(CHANNELS, CHANNELS, 3, 3, dtype=dtype), torch.zeros(CHANNELS, dtype=dtype)
+    state = torch.ones(BATCH, SIDE, SIDE)
+    units = torch.zeros(BATCH, SIDE, SIDE, dtype=torch.int32)
+    step = (state, maps, state, state, units, maps, 0.01, False)
+    back = (state, maps, state, state, state, maps, state, 0.01, False)
+    static, dynamic = (everywhere, everywhere, everywhere), (active, counts, active)
+    return {
+        "perforated_conv2d": lambda: perforated_conv2d.perforated_conv2d(
+            rows, weight, bias, *static, maps, in_size, size, *GEOMETRY, "zeros", "relu", False
+        ),
+        "perforated_conv2d_backward": lambda: perforated_conv2d.perforated_conv2d_backward(
+            rows, maps, weight, everywhere, None, in_size, size, *GEOMETRY, "zeros"
+        ),
+        "masked_conv2d": lambda: masked_conv2d.masked_conv2d(
+            rows, weight, bias, *dynamic, maps, in_size, size, *GEOMETRY, "relu"
+        ),
+        "masked_conv2d_backward": lambda: masked_conv2d.masked_conv2d_backward(
+            rows, rows, weight, *dynamic, in_size, size, *GEOMETRY
+        ),
+        "interpolate": lambda: interpolate.interpolate(rows, everywhere, BATCH, size),
+        "interpolate_backward": lambda: interpolate.interpolate_backward(maps, everywhere, count),
+        "active_positions": lambda: active_positions.active_positions(units == 0, 1),
+        "select_positions": lambda: select_positions.select_positions(state, 5),
+        "halting_step": lambda: halting_step.halting_step(*step),
+        "halting_step_": lambda: halting_step.halting_step_(*step),
+        "halting_step_backward": lambda: halting_step.halting_step_backward(*back),
+        "ponder_cost": lambda: ponder_cost.ponder_cost(state, units),
+    }
+
+
+def convolution(out_channels: int, in_channels: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+    """Launch the forward of one layer's shape, dense output, float16."""
+    from accel.kernels.positions import PositionSet, output_size
+    from accel.kernels.triton.perforated_conv2d import perforated_conv2d
+
+    padding = (kernel[0] // 2,) * 2 + (kernel[1] // 2,) * 2
+    out_size = output_size((SIDE, SIDE), kernel, stride, padding, (1, 1))
+    everywhere = PositionSet.full(*out_size)
+    weight = torch.zeros(out_channels, in_channels, *kernel, dtype=torch.float16)
+    x, bias = image_maps(in_channels, SIDE, torch.float16), weight.new_zeros(out_channels)
+    geometry = ((BATCH, SIDE, SIDE), out_size, stride, padding, (1, 1), 1, "zeros", "relu", False)
+    perforated_conv2d(x, weight, bias, everywhere.positions, everywhere.nearest, None, None, *geometry)
+
+
+def image_maps(channels: int, side: int, dtype: torch.dtype) -> Tensor:
+    """Zeros [BATCH, channels, side, side], channels_last."""
+    return torch.zeros(BATCH, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last)
