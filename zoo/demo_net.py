@@ -79,3 +79,9 @@ def _mean_where(features: Tensor, mask: Tensor) -> Tensor:
     """
     weight = F.avg_pool2d(mask.detach().sigmoid(), 4) + 1e-3  # a blank mask leaves the plain mean
     return (features * weight).sum((2, 3)) / weight.sum((2, 3))
+
+
+def mask_iou(logits: Tensor, masks: Tensor) -> Tensor:
+    """Intersection over union of `logits` > 0 with the true masks (0 or 1), per picture: [N, 1, H, W] twice -> [N]."""
+    found, true = logits > 0, masks > 0.5
+    return (found & true).sum((1, 2, 3)) / (found | true).sum((1, 2, 3)).clamp(min=1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from accel.masks import build_mask
 from accel.train.classification import FitSettings, fit
-from accel.zoo.demo_net import DemoOutput, DemoResNet
+from accel.zoo.demo_net import DemoOutput, DemoResNet, mask_iou
 from accel.zoo.shapes import draw_shapes, normalise
 from accel.zoo.weights_io import save_half
 
@@ -92,12 +92,6 @@ def evaluate(model: nn.Module, recipe: dict, keep: float) -> tuple[float, float]
             overlap += float(mask_iou(out.mask, shapes.masks).sum())
             count += len(shapes.labels)
     return right / count, overlap / count
-
-
-def mask_iou(logits: Tensor, masks: Tensor) -> Tensor:
-    """Intersection over union of `logits` > 0 with the true masks, per picture [N]."""
-    found, true = logits > 0, masks > 0.5
-    return (found & true).sum((1, 2, 3)) / (found | true).sum((1, 2, 3)).clamp(min=1)
 
 
 def train(recipe: dict, checkpoint: pathlib.Path) -> nn.Module:

@@ -17,6 +17,7 @@ from accel.errors import AccelError
 
 # Each verb module defines add_parser(sub) and run(args) -> int and imports torch only inside run, so --help is quick.
 VERB_MODULES = (
+    "accel.cli.demo",
     "accel.cli.env",
     "accel.cli.listing",
     "accel.cli.plan",
