@@ -29,7 +29,7 @@ def register(name: str, arguments: str) -> Callable[..., Tensor]:
         arguments: the names of the tensors, separated by commas.
 
     Returns:
-        The op, to be called through `call`.
+        A function that runs the op, to be called through `call`.
     """
     names = arguments.split(", ")
     reference = getattr(importlib.import_module(f"accel.kernels.reference.{name}"), name)
@@ -45,7 +45,25 @@ def register(name: str, arguments: str) -> Callable[..., Tensor]:
         return torch.func.vjp(reference, *ctx.saved_tensors)[1](grad)
 
     op.register_autograd(backward, setup_context=setup)
-    return op
+
+    class Transformable(torch.autograd.Function):
+        """The op for torch.func transforms, which refuse the autograd of a custom op."""
+
+        generate_vmap_rule = True
+        setup_context = staticmethod(setup)
+
+        @staticmethod
+        def forward(*inputs):
+            return op(*inputs)
+
+    Transformable.backward = staticmethod(backward)
+
+    def run(*inputs: Tensor) -> Tensor:
+        compiling = torch.compiler.is_compiling()
+        transformed = not compiling and torch._C._functorch.peek_interpreter_stack() is not None
+        return Transformable.apply(*inputs) if transformed else op(*inputs)
+
+    return run
 
 
 def call(op: Callable[..., Tensor], name: str, **inputs: Tensor) -> Tensor:
