@@ -78,8 +78,12 @@ def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
 
     On a CPU that is float32: the C engine computes in it, and the reference in bfloat16 would only be slower.
     """
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(x.device.type):
         return x, *others
-    dtype = torch.float32 if device == "cpu" else torch.get_autocast_dtype(device)
+    dtype = torch.float32 if x.device.type == "cpu" else torch.get_autocast_dtype(x.device.type)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in (x, *others))
+
+
+def form(tensor: Tensor | None) -> tuple | None:
+    """All of a tensor that the checks look at."""
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)

@@ -2,7 +2,7 @@
 
 | tensor                     | default backend                                              |
 |----------------------------|--------------------------------------------------------------|
-| CPU, float32               | `cpu` (C engine); `reference` where it was not built, said once |
+| CPU, float32 or a mask     | `cpu` (C engine); `reference` where it was not built, said once |
 | CPU, any other dtype       | `reference`                                                  |
 | CUDA                       | `triton`                                                     |
 | any other device           | `reference`                                                  |
@@ -66,22 +66,16 @@ def forced_backend() -> str | None:
 
 def active_backend(tensor: Tensor) -> str:
     """The backend that an op called on `tensor` would use now: "reference", "cpu" or "triton"."""
-    forced = _forced.get()
-    if forced is not None:
-        return forced
-    if tensor.is_cuda:
-        return "triton"
-    if tensor.dtype is torch.float32 and tensor.device.type == "cpu":
-        return "cpu" if _engine() is not None else _fall_back()
-    return "reference"
+    return _forced.get() or _default_backend(tensor.device.type, tensor.dtype)
 
 
 def implementation(op: str, tensor: Tensor, module: str | None = None) -> Callable:
     """The function that computes `op` on `tensor`; `module` is the file it lives in, where the names differ."""
     module = module or op
-    backend = active_backend(tensor)
-    if _forced.get() == backend != "reference":
-        return _forced_implementation(op, tensor, module, backend)
+    forced = _forced.get()
+    if forced is not None:
+        return _forced_implementation(op, tensor, module, forced)
+    backend = _default_backend(tensor.device.type, tensor.dtype)
     return find(backend, op, module) or find("reference", op, module)
 
 
@@ -108,8 +102,11 @@ def is_direct(*tensors: Tensor | None) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return False
-    plain = all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
-    return plain and not needs_grad(*tensors)
+    grad = torch.is_grad_enabled()
+    for tensor in tensors:  # a loop: any() and all() would double the time of this function
+        if tensor is not None and (type(tensor) not in _PLAIN or (grad and tensor.requires_grad)):
+            return False
+    return True
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -118,11 +115,12 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_ENGINE_DTYPES = (torch.float32, torch.bool)  # bool: masks
 
 
 def _forced_implementation(op: str, tensor: Tensor, module: str, backend: str) -> Callable:
     where = f"{op} on a {tensor.dtype} tensor of device {tensor.device}"
-    if backend == "cpu" and (tensor.device.type != "cpu" or tensor.dtype is not torch.float32):
+    if backend == "cpu" and (tensor.device.type != "cpu" or tensor.dtype not in _ENGINE_DTYPES):
         raise RuntimeError(
             f"the C engine takes float32 CPU tensors, asked for {where}: convert it or leave use_backend"
         )
@@ -146,12 +144,19 @@ def _engine() -> ModuleType | None:
 
 
 @functools.cache
-def _fall_back() -> str:
+def _default_backend(device: str, dtype: torch.dtype) -> str:
+    """The table at the top; cached, so that a missing engine is said once."""
+    if device == "cuda":
+        return "triton"
+    if device != "cpu" or dtype not in _ENGINE_DTYPES:
+        return "reference"
+    if _engine() is not None:
+        return "cpu"
     warnings.warn(
         "the C engine of accel was not built: the slower PyTorch reference runs instead "
         "(install a C compiler and reinstall to have it)",
         RuntimeWarning,
-        stacklevel=5,
+        stacklevel=4,
     )
     return "reference"
 

@@ -121,7 +121,9 @@ def _conv(x, *arguments):
     "-> (Tensor, Tensor, Tensor)",
 )
 def _conv_backward(grad, *arguments):
-    return implementation("masked_conv2d_backward", grad, "masked_conv2d")(grad, *arguments)
+    run = implementation("masked_conv2d_backward", grad, "masked_conv2d")
+    d_x, d_weight, d_bias = run(grad, *arguments)
+    return d_x, d_weight.contiguous(), d_bias
 
 
 @_conv.register_fake

@@ -45,6 +45,21 @@ class PositionSet:
             raise ValueError(
                 f"nearest must have {total} entries for {self.height}x{self.width}, got {len(self.nearest)}"
             )
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """The engine follows these numbers without looking: none may lead outside. Read where reading is free."""
+        if torch.compiler.is_compiling() or any(
+            type(tensor) is not Tensor or tensor.device.type != "cpu" for tensor in (self.positions, self.nearest)
+        ):
+            return
+        for name, tensor, end in (
+            ("positions", self.positions, self.height * self.width),
+            ("nearest", self.nearest, len(self)),
+        ):
+            low, high = (int(bound) for bound in torch.aminmax(tensor))
+            if low < 0 or high >= end:
+                raise ValueError(f"{name} must hold 0 to {end - 1}, got {low} to {high}")
 
     def __len__(self) -> int:
         return self.positions.numel()

@@ -13,8 +13,8 @@ def random_mask(n: int, height: int, width: int, share: float) -> torch.Tensor:
     return torch.rand(n, height, width, generator=torch.Generator().manual_seed(0)) < share
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (2, 1, 63), (2, 37, 41)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (2, 1, 63), (2, 23, 29)])
 @pytest.mark.parametrize("dilate", [0, 1, 2])
 def test_positions_and_counts(backend, needs, device, shape, share, dilate):
     needs("active_positions", "active_positions")

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def test_default_backends():
     engine = "cpu" if "cpu" in available_backends() else "reference"
     assert active_backend(torch.zeros(1)) == engine
-    for dtype in (torch.float64, torch.bfloat16, torch.bool):
+    for dtype in (torch.float64, torch.bfloat16, torch.int32):
         assert active_backend(torch.zeros(1, dtype=dtype)) == "reference"
     assert active_backend(torch.zeros(1, device="meta")) == "reference"
     assert available_backends()[0] == "reference"
@@ -75,7 +75,7 @@ def test_a_forced_backend_refuses_what_it_cannot_take():
 
 def test_a_missing_engine_is_said_once_and_the_reference_runs(monkeypatch):
     monkeypatch.setattr(dispatch, "_engine", lambda: None)
-    dispatch._fall_back.cache_clear()
+    dispatch._default_backend.cache_clear()
     rows = torch.arange(8.0).view(4, 2)
     with pytest.warns(RuntimeWarning, match="the C engine of accel was not built") as caught:
         first = interpolate(rows, PositionSet.full(2, 2))
@@ -83,7 +83,7 @@ def test_a_missing_engine_is_said_once_and_the_reference_runs(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         second = interpolate(rows, PositionSet.full(2, 2))
-    dispatch._fall_back.cache_clear()
+    dispatch._default_backend.cache_clear()
     assert torch.equal(first, second)
     assert torch.equal(first, rows.view(1, 2, 2, 2).permute(0, 3, 1, 2))
 

@@ -67,10 +67,13 @@ def rows_at(values, mask):
     return values.permute(0, 2, 3, 1)[mask]
 
 
-@pytest.mark.parametrize("geometry", GEOMETRY.values(), ids=GEOMETRY.keys())
-@pytest.mark.parametrize("kind", MASKS)
-def test_updates_the_residual_where_active(backend, needs, device, assert_close, kind, geometry):
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*((kind, "plain") for kind in MASKS), *(("random", name) for name in GEOMETRY if name != "plain")],
+)
+def test_updates_the_residual_where_active(backend, needs, device, assert_close, kind, name):
     needs("masked_conv2d", "masked_conv2d")
+    geometry = GEOMETRY[name]
     x, weight, bias, residual = tensors(geometry, device=device)
     mask = mask_of(kind, size=residual.shape[2:]).to(device)
     got = masked_conv2d(
@@ -136,8 +139,10 @@ def test_reads_nothing_outside_of_the_windows(backend, needs, device):
     assert got.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("form", ["residual", "rows", "source"])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [*((kind, "residual") for kind in MASKS), ("random", "rows"), ("empty", "rows"), ("border", "source")],
+)
 def test_every_gradient(backend, needs, device, assert_close, kind, form):
     """dX, dW, db and d residual, through a ReLU, against autograd of the oracle in double precision."""
     needs("masked_conv2d_backward", "masked_conv2d")

@@ -31,6 +31,9 @@ def test_a_set_knows_its_keep(random_set):
         (ints(), ints(0, 0), "holds 1 to 2 positions, got 0"),
         (ints(0, 1, 0), ints(0, 0), "holds 1 to 2 positions, got 3"),
         (ints(0), ints(0), "nearest must have 2 entries for 1x2, got 1"),
+        (ints(0, 2), ints(0, 0), "positions must hold 0 to 1, got 0 to 2"),
+        (ints(0), ints(0, 1), "nearest must hold 0 to 0, got 0 to 1"),
+        (ints(0), ints(-1, 0), "nearest must hold 0 to 0, got -1 to 0"),
     ],
 )
 def test_bad_sets_are_named(positions, nearest, message):
