@@ -100,9 +100,11 @@ def output_folder(target: pathlib.Path, marker: str) -> Iterator[pathlib.Path]:
         raise DataError(f"cannot write the folder {target} ({error.strerror}): choose another with -o") from error
     try:
         yield partial
+        old = partial.with_suffix(".old")
         if target.is_dir():
-            shutil.rmtree(target)
+            target.rename(old)
         partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import sys
 from typing import TYPE_CHECKING
 
 from accel.errors import AccelError, ConversionError, WeightsError
@@ -92,8 +93,9 @@ def _from_file(path: pathlib.Path, function: str, weights: str | None) -> nn.Mod
 
     if not path.is_file():
         raise AccelError(f"no file {path}: give file.py:function with a function that returns an nn.Module")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"accel_user_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles look their module up there
     spec.loader.exec_module(module)
     build = getattr(module, function, None)
     if not callable(build):
