@@ -21,7 +21,7 @@ from accel.convert import (
 )
 from accel.nn.adaptive import make_adaptive
 from accel.nn.inference import describe_paths, install
-from accel.nn.running import Call, record_calls
+from accel.nn.running import record_calls
 from accel.report import Plan, plan_of
 
 
@@ -81,7 +81,7 @@ def _convert(
     calibration: Iterable | None,
     loss: Callable[[object, tuple], Tensor] | None,
     inplace: bool,
-) -> tuple[nn.Module, dict[str, list[Call]]]:
+) -> tuple[nn.Module, dict[str, list[tuple[int, ...]]]]:
     """The converted model, and the calls of its counted layers on the example; all is checked before a change."""
     assigned, stages = assign(model, rules), assign_stages(model, rules)
     check_calibration(assigned, calibration)

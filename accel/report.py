@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import Call, as_arguments, evaluation
+from accel.nn.running import as_arguments, evaluation
 from accel.profiling.flops import layer_macs
 from accel.profiling.latency import compare
 
@@ -137,12 +137,14 @@ class Profile(Report):
     )
 
 
-def plan_of(model: nn.Module, x: Tensor | tuple, calls: Mapping[str, list[Call]], notes: Mapping[str, str]) -> Plan:
+def plan_of(
+    model: nn.Module, x: Tensor | tuple, calls: Mapping[str, list[tuple[int, ...]]], notes: Mapping[str, str]
+) -> Plan:
     """The plan that a converted model amounts to.
 
     Args:
         x: what the model runs on: a tensor, or a tuple of arguments.
-        calls: the calls of its layers on x, from `record_calls`.
+        calls: the output shapes of its layers' calls on x, from `record_calls`.
         notes: what is special about some layers, by name.
     """
     found = _macs_rows(model, x)
@@ -153,7 +155,7 @@ def plan_of(model: nn.Module, x: Tensor | tuple, calls: Mapping[str, list[Call]]
         rows.append(
             {
                 **row,
-                "output": "x".join(map(str, seen[0].out_shape[1:])) if seen else None,
+                "output": "x".join(map(str, seen[0][1:])) if seen else None,
                 "note": "; ".join(filter(None, (notes.get(name), often))) or None,
             }
         )

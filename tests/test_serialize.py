@@ -137,7 +137,7 @@ def test_a_layer_that_is_no_convolution_any_more_is_named(fast, tmp_path):
     accel.save_converted(fast, tmp_path)
     other = Net()
     other.convs[1] = Own(8, 8, 3)
-    with pytest.raises(WeightsError, match="has no convolution 'convs.1'"):
+    with pytest.raises(WeightsError, match=r"has no convolution 'convs\.1'"):
         accel.load_converted(tmp_path, other)
 
 

@@ -94,8 +94,10 @@ def optional_arguments(root: nn.Module) -> dict[str, object] | None:
 def _without_defaults(graph: fx.Graph) -> fx.Graph:
     """Drop the placeholders of optional arguments, and fx's checks that they hold their defaults."""
     for node in reversed(graph.nodes):
+        default = node.op == "placeholder" and bool(node.args)
         check = node.op == "call_function" and "_assert" in getattr(node.target, "__name__", "")
-        if (check or (node.op == "placeholder" and node.args)) and not node.users:
+        comparison = node.target is operator.eq and not isinstance(node.args[1], fx.Node)
+        if (default or check or comparison) and not node.users:
             graph.erase_node(node)
     return graph
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -52,27 +51,19 @@ def batches(calibration: object) -> Iterator[tuple]:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call of a layer: shapes of its input and output."""
-
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-
-
 def record_calls(
     model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Tensor | tuple
-) -> dict[str, list[Call]]:
-    """Run the model once, in evaluation and without gradients, and list the calls of each of `layers`.
+) -> dict[str, list[tuple[int, ...]]]:
+    """Run the model once, in evaluation and without gradients: the output shape of every call of each of `layers`.
 
     Raises:
         ConversionError: the model cannot run on the example.
     """
-    calls: dict[str, list[Call]] = {name: [] for name in layers}
+    calls: dict[str, list[tuple[int, ...]]] = {name: [] for name in layers}
 
     def watch(name: str):
-        def hook(_module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            calls[name].append(Call(tuple(inputs[0].shape), tuple(output.shape)))
+        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+            calls[name].append(tuple(output.shape))
 
         return hook
 

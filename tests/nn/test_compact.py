@@ -29,7 +29,9 @@ def norm(channels):
 
 
 @pytest.mark.parametrize(
-    "module", [nn.ReLU(), nn.Hardswish(), norm(5), nn.Dropout2d().eval(), nn.Conv2d(5, 7, 1).double(), nn.GELU()], ids=str
+    "module",
+    [nn.ReLU(), nn.Hardswish(), norm(5), nn.Dropout2d().eval(), nn.Conv2d(5, 7, 1).double(), nn.GELU()],
+    ids=str,
 )
 def test_position_wise_modules_commute_with_interpolation(module):
     given = value()

@@ -149,7 +149,7 @@ def test_autocast_and_low_precision_stay_near_single_precision():
 
 
 def test_an_input_smaller_than_the_kernel_is_named():
-    with pytest.raises(ValueError, match="3x3 kernel .* does not fit an input of 2x2"):
+    with pytest.raises(ValueError, match=r"3x3 kernel .* does not fit an input of 2x2"):
         layer(kernel_size=3)(image(1, 4, 2, 2))
 
 
