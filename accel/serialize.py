@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from accel.config import config_from_dict
+from accel.config import ACT, config_from_dict
 from accel.convert import Conversion, convert_layers, convolutions, left_dense, perforated_layers
 from accel.errors import ConversionError, WeightsError
 from accel.masks import Pooling
+from accel.nn.adaptive import adaptive_configs, make_adaptive
 from accel.nn.inference import install
 from accel.nn.perforated import PerforatedConv2d
 
@@ -28,17 +29,17 @@ _IMPACT = "impact:"  # prefix of impact maps among the tensors: no state_dict ke
 
 
 def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Write a converted model: how each layer is perforated to config.json, tensors to model.safetensors.
+    """Write a converted model: what was done to which layer or stage to config.json, tensors to model.safetensors.
 
     Each file is complete or absent; one that was there is replaced.
 
     Raises:
-        ConversionError: the model has no perforated layer, or state that is no tensor.
+        ConversionError: the model has no converted layer, or state that is no tensor.
         WeightsError: the folder cannot be written.
     """
-    layers = perforated_layers(model)
-    if not layers:
-        raise ConversionError(f"this {type(model).__name__} has no perforated layer: convert it before saving")
+    layers, stages = perforated_layers(model), adaptive_configs(model)
+    if not layers and not stages:
+        raise ConversionError(f"this {type(model).__name__} has no converted layer: convert it before saving")
     state, aliases = _own_storage(model)
     tensors = state | {_IMPACT + name: layer.impact for name, layer in layers.items() if layer.impact is not None}
     folder = pathlib.Path(folder)
@@ -49,6 +50,7 @@ def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
             "format": FORMAT,
             "version": VERSION,
             "layers": {name: _describe(layer) for name, layer in layers.items()},
+            "stages": {name: config.to_dict() for name, config in stages.items()},
             "aliases": aliases,
             "sha256": _sha256(folder / WEIGHTS),
         }
@@ -73,18 +75,30 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     tensors = _read_tensors(folder / WEIGHTS, config["sha256"])
     impacts = {key.removeprefix(_IMPACT): tensors.pop(key) for key in list(tensors) if key.startswith(_IMPACT)}
     state = tensors | {alias: tensors[name] for alias, name in config["aliases"].items() if name in tensors}
-    _check_same_architecture(folder, state, model)
+    fast = _with_stages(folder, copy.deepcopy(model), config["stages"])
+    _check_same_architecture(folder, state, fast)
     known, layers = convolutions(model), config["layers"]
     for name in layers:
         if name not in known or left_dense(known[name]) is not None:
             raise WeightsError(
                 f"{folder} was made from another model: {type(model).__name__} has no convolution {name!r}"
             )
-    fast = copy.deepcopy(model)
     convert_layers(fast, {name: dataclasses.replace(layer, impact=impacts.get(name)) for name, layer in layers.items()})
     fast.load_state_dict(state)
     install(fast)
     return fast
+
+
+def _with_stages(folder: pathlib.Path, model: nn.Module, stages: Mapping[str, ACT]) -> nn.Module:
+    """`model` with its stages made adaptive, in place."""
+    known = dict(model.named_modules())
+    for name in stages:
+        if name not in known:
+            raise WeightsError(f"{folder} was made from another model: {type(model).__name__} has no stage {name!r}")
+    try:
+        return make_adaptive(model, stages) if stages else model
+    except ConversionError as error:
+        raise WeightsError(f"{folder} was made from another model: {error}") from error
 
 
 def _describe(layer: PerforatedConv2d) -> dict:
@@ -155,6 +169,7 @@ def _read_config(path: pathlib.Path) -> dict:
         )
     try:
         config["layers"] = {name: _parse(entry) for name, entry in config["layers"].items()}
+        config["stages"] = {name: config_from_dict(entry) for name, entry in config["stages"].items()}
         if not isinstance(config["aliases"], dict) or not isinstance(config["sha256"], str):
             raise TypeError("aliases or sha256 of the wrong kind")
     except (KeyError, TypeError, AttributeError, ValueError) as error:

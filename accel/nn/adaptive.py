@@ -162,8 +162,11 @@ def make_adaptive(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
     """Turn the named sequences of residual units into ACT or SACT stages, in place; the model returns AdaptiveOutput.
 
     Raises:
-        ConversionError: a name that is no sequence of two or more residual units, or a unit that SACT cannot mask.
+        ConversionError: a name that is no sequence of two or more residual units, a unit that SACT cannot mask, or
+            values of tau that differ.
     """
+    if len({config.tau for config in assigned.values()}) > 1:
+        raise ConversionError("the stages of a network share one tau: give every ACT and SACT rule the same")
     for name, config in assigned.items():
         units = model.get_submodule(name)
         if not is_stage(units):
@@ -206,6 +209,11 @@ def _collect_results(model: nn.Module, _inputs: tuple, output: Tensor) -> Adapti
 def adaptive_stages(model: nn.Module) -> list[AdaptiveStage]:
     """The ACT and SACT stages of a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, AdaptiveStage)]
+
+
+def adaptive_configs(model: nn.Module) -> dict[str, ACT]:
+    """The configuration of every adaptive stage, by its full name."""
+    return {name: module.config for name, module in model.named_modules() if isinstance(module, AdaptiveStage)}
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from torch import nn
 
 import accel
 from accel.config import ACT, SACT
-from accel.errors import ConfigError, ConversionError
+from accel.errors import ConfigError, ConversionError, WeightsError
 from accel.nn.adaptive import adaptive_stages, dense_execution, make_adaptive, ponder_loss
 from accel.nn.residual_units import BranchStep, UnitDescription, register_unit
 from accel.zoo.registry import get_model
@@ -284,6 +284,8 @@ def test_rules_mix_adaptive_stages_and_perforated_layers():
     assert net.layer1[0].conv1.config == accel.Perforate(keep=0.5)
     with pytest.raises(ConfigError, match=r"layer2\.0\.conv1 lies in an adaptive stage"):
         accel.convert_model(model, {"layer2": SACT(), "*": accel.Perforate(keep=0.5)}, example_inputs=x)
+    with pytest.raises(ConversionError, match="share one tau"):
+        accel.convert_model(model, {"layer1": SACT(tau=0.1), "*": SACT()}, example_inputs=x)
     with pytest.raises(ConfigError, match=r"'layer9' matches no sequence of residual units"):
         accel.convert_model(model, {"layer9": SACT()}, example_inputs=x)
 
@@ -292,3 +294,17 @@ def test_rules_mix_adaptive_stages_and_perforated_layers():
 def test_dense_flops_of_the_cifar_networks_are_the_official_counters(depth, flops):
     """The constants of the authors' code (sact/cifar_model_test.py); FLOPs = 2 x MACs."""
     assert 2 * accel.count_macs(get_model(f"zoo:resnet{depth}_cifar"), torch.zeros(1, 3, 32, 32)) == flops
+
+
+def test_adaptive_models_are_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    model, x = randomise(get_model("zoo:resnet20_cifar")), torch.randn(2, 3, 32, 32)
+    net = accel.convert_model(model, {"layer3": ACT(tau=0.01), "*": SACT(tau=0.01, eps=0.1)}, example_inputs=x)
+    randomise(net, 1)
+    accel.save_converted(net, tmp_path / "saved")
+    loaded = accel.load_converted(tmp_path / "saved", get_model("zoo:resnet20_cifar"))
+    assert [stage.config for stage in adaptive_stages(loaded)] == [stage.config for stage in adaptive_stages(net)]
+    with torch.no_grad():
+        assert torch.equal(loaded(x).logits, net(x).logits)
+    with pytest.raises(WeightsError, match="another model"):
+        accel.load_converted(tmp_path / "saved", torchvision.models.alexnet())
