@@ -190,7 +190,7 @@ def test_second_and_third_derivatives(name):
 
 @by_op
 def test_opcheck_vmap_and_compile(name):
-    """Traced without gradients: the backward is the unrolled reference, thousands of nodes that take minutes to trace."""
+    """Traced without gradients: the backward is the unrolled reference, thousands of nodes, minutes of tracing."""
     derivative, point = ALL[name]
     inputs = [torch.full((4, 3), value, dtype=torch.float64) for value in point]
     op = getattr(torch.ops.accel, name).default
