@@ -23,7 +23,7 @@ from typing import Any
 from accel.cli import common
 from accel.errors import ConfigError
 
-KINDS = ("exactness", "layers", "networks", "masked", "backward", "nearest")
+KINDS = ("exactness", "layers", "networks", "masked", "backward", "nearest", "gpu")
 STUDIES = ("mc", "distributions")  # these write figures and tables of their own
 ROW_SCHEMA = 1
 
@@ -50,7 +50,15 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "run benchmark cases: correctness first, sides interleaved",
         "accel bench profiles/cases/vgg16_layers.toml --output rows.jsonl\n  accel bench mc --output figures/",
     )
-    parser.add_argument("cases", metavar="CASES", help=f"a TOML file of cases, or a study: {', '.join(STUDIES)}")
+    cases = parser.add_mutually_exclusive_group(required=True)
+    cases.add_argument(
+        "cases", nargs="?", metavar="CASES", help=f"a TOML file of cases, or a study: {', '.join(STUDIES)}"
+    )
+    cases.add_argument(
+        "--static",
+        action="store_true",
+        help="the study of what compilers make of the Triton kernels for four GPUs; needs none",
+    )
     parser.add_argument("--only", metavar="NAME", help="run the case of this name only")
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
     parser.add_argument(
@@ -60,9 +68,10 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.cases in STUDIES:
-        out_dir = args.output or pathlib.Path(f"bench-{args.cases}")
-        rows = load_kind(args.cases).run(out_dir, args.seed, args.quick)
+    study = "static" if args.static else args.cases
+    if args.static or study in STUDIES:
+        out_dir = args.output or pathlib.Path(f"bench-{study}")
+        rows = load_kind(study).run(out_dir, args.seed, args.quick)
         print(f"{len(rows)} rows with their tables and figures are in {out_dir}/")
         return 0
     file = read_cases(pathlib.Path(args.cases), args.only)

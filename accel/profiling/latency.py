@@ -40,7 +40,12 @@ class Ratio:
     high: float
 
 
-def compare(sides: Mapping[str, Callable[[], object]], repeats: int = 10, warmup: int = 3) -> dict[str, Timing]:
+def compare(
+    sides: Mapping[str, Callable[[], object]],
+    repeats: int = 10,
+    warmup: int = 3,
+    sample: Callable[[Callable[[], object], int], float] | None = None,
+) -> dict[str, Timing]:
     """Time every side `repeats` times, taking turns, so that a disturbance of the machine hits all of them alike.
 
     Every round starts with another side. On a CUDA machine each sample waits for the device.
@@ -48,19 +53,21 @@ def compare(sides: Mapping[str, Callable[[], object]], repeats: int = 10, warmup
     Args:
         sides: name -> the call to time.
         warmup: calls of each side before, untimed (at least one).
+        sample: (call, number of calls) -> milliseconds per call; None takes the wall clock, and waits for the device.
 
     Raises:
         ConfigError: nothing to time, or no repeats.
     """
     if not sides or repeats < 1:
         raise ConfigError(f"timing needs at least one side and one repeat, got {len(sides)} and {repeats}")
-    calls = {name: _calls_per_sample(call, max(1, warmup)) for name, call in sides.items()}
+    sample = sample or _sample_ms
+    calls = {name: _calls_per_sample(sample, call, max(1, warmup)) for name, call in sides.items()}
     samples: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for turn in range(repeats):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            samples[name].append(_sample_ms(sides[name], calls[name]))
+            samples[name].append(sample(sides[name], calls[name]))
     return {name: Timing(tuple(samples[name]), calls[name]) for name in names}
 
 
@@ -70,8 +77,8 @@ def ratio(slow: Timing, fast: Timing) -> Ratio:
     return Ratio(statistics.median(ratios), _quantile(ratios, 0.1), _quantile(ratios, 0.9))
 
 
-def _calls_per_sample(call: Callable[[], object], warmup: int) -> int:
-    shortest = min(_sample_ms(call, 1) for _ in range(warmup))
+def _calls_per_sample(sample: Callable, call: Callable[[], object], warmup: int) -> int:
+    shortest = min(sample(call, 1) for _ in range(warmup))
     return max(1, round(_SHORTEST_MS / max(shortest, 1e-3)))
 
 

@@ -6,8 +6,11 @@ rows and channels than one tile holds, none of them a multiple of it.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from triton.runtime.errors import InterpreterError
 
 from accel.kernels.positions import output_size
 from accel.kernels.reference import active_positions as reference_active
@@ -142,6 +145,23 @@ def test_idle_programs_touch_nothing(interpreter, generator):
 def test_invert(interpreter):
     positions = torch.tensor([3, 0, -1, 7], dtype=torch.int32)
     assert invert(positions, 9).tolist() == [1, -1, -1, 0, -1, -1, -1, 3, -1]
+
+
+@pytest.mark.parametrize("op", ["perforated", "masked"])
+def test_addresses_have_64_bits(interpreter, op):
+    """A position 2**33 elements into a map that is not there: the guard sees the address unwrapped."""
+    side = 2**15
+    last, nearest = torch.tensor([side * side - 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    x, weight, one = torch.zeros(1, 8, 1, 1).half(), torch.zeros(8, 8, 1, 1).half(), torch.ones(1, dtype=torch.int32)
+    geometry = ((side, side), (1, 1), (0, 0, 0, 0), (1, 1), 1)
+    with pytest.raises(InterpreterError, match="OutOfBounds") as caught:
+        if op == "perforated":
+            sets = (last, nearest, None, None)
+            perforated.perforated_conv2d(x, weight, None, *sets, (1, side, side), *geometry, "zeros", "none", True)
+        else:  # the input is one pixel, the residual as large as the map
+            masked.masked_conv2d(x, weight, None, last, one, None, x, (1, 1, 1), *geometry, "none")
+    distance = int(re.search(r"byte (-?\d+) of", str(caught.value))[1])
+    assert 2**33 < distance < 2**35
 
 
 def test_an_empty_batch_launches_nothing(interpreter, random_set):

@@ -9,6 +9,8 @@ objects compile for a GPU as ever.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import pkgutil
 import types
 from collections.abc import Iterator
 
@@ -17,7 +19,13 @@ from triton import knobs
 from triton.runtime.interpreter import InterpretedFunction, _patch_lang
 from triton.runtime.jit import JITFunction
 
+import accel.kernels.triton
+
 from . import interp_bf16, interp_guard
+
+for _module in pkgutil.iter_modules(accel.kernels.triton.__path__):
+    # inside the switch @triton.jit would make kernels that can only ever be interpreted
+    importlib.import_module(f"accel.kernels.triton.{_module.name}")
 
 _TWINS: dict[int, tuple[JITFunction, InterpretedFunction]] = {}  # by id: hashing a JITFunction hashes its source
 
