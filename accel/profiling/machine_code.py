@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import re
 import subprocess
 from collections.abc import Iterable
@@ -21,7 +22,8 @@ _AMD = re.compile(r"^\s+([a-z]\w+)\b", re.MULTILINE)
 _WIDTHS = {"128": 16, "64": 8, "U16": 2, "U8": 1, "S8": 1, "S16": 2}
 _AMD_WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "byte": 1}
 _AMD_WIDTHS |= {sign + name: _AMD_WIDTHS[name] for name in ("short", "byte") for sign in "us"}
-_LOADS = ("LDG", "LDGSTS", "LD")
+_LOADS = ("LDG", "LDGSTS", "LD", "load")
+_STORES = ("STG", "ST", "store")
 # Per multiprocessor: 32-bit registers, shared bytes, warps, blocks (CUDA programming guide, table of capabilities).
 _LIMITS = {"sm80": (65536, 167_936, 64, 32), "sm90": (65536, 233_472, 64, 32), "sm100": (65536, 233_472, 64, 32)}
 # gfx942: registers of one SIMD lane (vector and accumulation together) and waves per SIMD; 4 SIMDs in a compute unit.
@@ -34,101 +36,89 @@ class Code:
 
     Attributes:
         registers: per thread (on gfx942 vector plus accumulation registers).
-        spills: spilled bytes on NVIDIA stacks or registers on gfx942; 0 is the only good number.
+        spills: bytes of stack on NVIDIA, registers and bytes of scratch on gfx942; 0 is the only good number.
         shared: bytes of shared memory per block.
-        tensor_ops: tensor-core opcode -> count, in the whole kernel.
-        loads, stores: bytes per thread -> instructions that read or write global memory at that width (copies straight
-            to shared memory are loads).
         blocks: blocks that fit one multiprocessor together.
-        loop: opcodes of the innermost loop with tensor-core instructions; empty where it was unrolled, and on AMD.
-        loop_loads: `loads` of that loop alone.
     """
 
+    kernel: Compiled
     registers: int
     spills: int
     shared: int
     warps: int
-    tensor_ops: dict[str, int]
-    loads: dict[int, int]
-    stores: dict[int, int]
     blocks: int
-    loop: tuple[str, ...]
-    loop_loads: dict[int, int]
+
+    @functools.cached_property
+    def instructions(self) -> list[tuple[int, str, str]]:
+        """(address, opcode, operands) of the whole kernel, disassembled when first asked for; AMD: no addresses."""
+        if self.kernel.target.startswith("gfx"):
+            return [(0, op, "") for op in _AMD.findall(self.kernel.files["amdgcn"].read_text())]
+        return [(int(address, 16), op, rest) for address, op, rest in _SASS.findall(_cuobjdump("-sass", self.kernel))]
+
+    @functools.cached_property
+    def loop(self) -> tuple[str, ...]:
+        """Opcodes of the innermost loop with tensor-core instructions; empty where it was unrolled, and on AMD."""
+        return _matrix_loop(self.instructions)
+
+    @property
+    def tensor_ops(self) -> dict[str, int]:
+        """Tensor-core opcode -> count, in the whole kernel."""
+        return dict(collections.Counter(op for _, op, _ in self.instructions if _is_tensor(op)))
+
+    @property
+    def loads(self) -> dict[int, int]:
+        """Bytes per thread -> instructions that read global memory at that width, copies to shared memory included."""
+        return _widths((op for _, op, _ in self.instructions), _LOADS)
+
+    @property
+    def loop_loads(self) -> dict[int, int]:
+        """`loads` of the loop alone."""
+        return _widths(self.loop, _LOADS)
+
+    @property
+    def stores(self) -> dict[int, int]:
+        return _widths((op for _, op, _ in self.instructions), _STORES)
 
     @property
     def tensor_flop(self) -> int:
-        """Floating-point operations of the loop's tensor-core instructions, for one block and iteration."""
+        """Operations of the loop's tensor-core instructions, one block and iteration; 0 where opcodes hide the size."""
         return sum(_operations(op, self.warps) for op in self.loop)
 
 
 def read(kernel: Compiled) -> Code:
     """The facts of one kernel from `pretend_gpu`."""
-    return _read_amd(kernel) if kernel.target.startswith("gfx") else _read_nvidia(kernel)
-
-
-def _read_nvidia(kernel: Compiled) -> Code:
-    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "-sass", str(kernel.files["cubin"])]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    instructions = [(int(a, 16), op, rest) for a, op, rest in _SASS.findall(text)]
-    opcodes = [op for _, op, _ in instructions]
-    spilling = sum(op.startswith(("LDL", "STL")) for op in opcodes)
     warps, shared = kernel.metadata["num_warps"], kernel.metadata["shared"]
-    loop = _matrix_loop(instructions)
-    return Code(
-        registers=numbers["REG"],
-        spills=numbers["STACK"] + numbers["LOCAL"] + spilling,
-        shared=shared,
-        warps=warps,
-        tensor_ops=dict(collections.Counter(op for op in opcodes if _is_tensor(op))),
-        loads=_widths(opcodes, _LOADS),
-        stores=_widths(opcodes, ("STG", "ST")),
-        blocks=_nvidia_blocks(kernel.target, numbers["REG"], warps, shared),
-        loop=loop,
-        loop_loads=_widths(loop, _LOADS),
-    )
+    if kernel.target.startswith("gfx"):
+        text = kernel.files["amdgcn"].read_text()
+        found = {name: int(value) for name, value in re.findall(r"\.(\w+_(?:count|size)):\s+(\d+)", text)}
+        registers = found["vgpr_count"]  # from gfx90a on this counts the accumulation registers too
+        spills = found["vgpr_spill_count"] + found["sgpr_spill_count"] + found["private_segment_fixed_size"]
+        return Code(kernel, registers, spills, shared, warps, _amd_blocks(kernel.target, registers, warps, shared))
+    usage = _cuobjdump("--dump-resource-usage", kernel)
+    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    registers, spills = found["REG"], found["STACK"] + found["LOCAL"]
+    return Code(kernel, registers, spills, shared, warps, _nvidia_blocks(kernel.target, registers, warps, shared))
 
 
-def _read_amd(kernel: Compiled) -> Code:
-    text = kernel.files["amdgcn"].read_text()
-    found = {name: int(value) for name, value in re.findall(r"\.(\w+_(?:count|size)):\s+(\d+)", text)}
-    opcodes = _AMD.findall(text)
-    warps, shared = kernel.metadata["num_warps"], kernel.metadata["shared"]
-    registers = found["vgpr_count"]  # on gfx90a and later this counts the accumulation registers too
-    waves = min(_AMD_WAVES, _AMD_LANE_REGISTERS // max(registers, 1))
-    by_shared = SHARED_LIMIT[kernel.target] // shared if shared else waves * 4
-    return Code(
-        registers=registers,
-        spills=found["vgpr_spill_count"] + found["sgpr_spill_count"] + found["private_segment_fixed_size"],
-        shared=shared,
-        warps=warps,
-        tensor_ops=dict(collections.Counter(op for op in opcodes if op.startswith("v_mfma"))),
-        loads=_amd_widths(opcodes, ("buffer_load", "global_load")),
-        stores=_amd_widths(opcodes, ("buffer_store", "global_store")),
-        blocks=min(waves * 4 // warps, by_shared),
-        loop=(),
-        loop_loads={},
-    )
+def _cuobjdump(option: str, kernel: Compiled) -> str:
+    command = [triton.knobs.nvidia.cuobjdump.path, option, str(kernel.files["cubin"])]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _is_tensor(op: str) -> bool:
-    return op.split(".")[0].endswith("MMA") and not op.startswith(("FFMA", "DFMA", "HFMA"))
+    return op.startswith("v_mfma") or (op.split(".")[0].endswith("MMA") and op[0] in "HIQU")  # not FFMA
 
 
 def _widths(opcodes: Iterable[str], names: tuple[str, ...]) -> dict[int, int]:
+    """LDG.E.128, or global_load_dwordx4 -> 16: how many of each."""
     found: collections.Counter[int] = collections.Counter()
     for op in opcodes:
-        name, *parts = op.split(".")
-        if name in names:
+        if op.startswith(("global_", "buffer_")):
+            kind = op.split("_")
+            if kind[1] in names:
+                found[_AMD_WIDTHS[kind[2]]] += 1
+        elif (parts := op.split("."))[0] in names:
             found[next((_WIDTHS[part] for part in parts if part in _WIDTHS), 4)] += 1
-    return dict(found)
-
-
-def _amd_widths(opcodes: list[str], names: tuple[str, ...]) -> dict[int, int]:
-    found: collections.Counter[int] = collections.Counter()
-    for op in opcodes:
-        if op.startswith(names):
-            found[_AMD_WIDTHS[op.split("_")[2]]] += 1  # global_load_dwordx4, buffer_store_short_d16_hi
     return dict(found)
 
 
@@ -149,6 +139,11 @@ def _nvidia_blocks(target: str, registers: int, warps: int, shared: int) -> int:
     per_warp = -(-registers * 32 // 256) * 256  # handed out in units of 256
     reserved = 1024  # bytes of shared memory that the system keeps per block
     return min(all_registers // per_warp // warps, all_shared // (shared + reserved), all_warps // warps, all_blocks)
+
+
+def _amd_blocks(target: str, registers: int, warps: int, shared: int) -> int:
+    waves = 4 * min(_AMD_WAVES, _AMD_LANE_REGISTERS // max(registers, 1))
+    return min(waves // warps, SHARED_LIMIT[target] // shared if shared else waves)
 
 
 def _operations(op: str, warps: int) -> int:
