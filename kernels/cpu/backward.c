@@ -53,6 +53,8 @@ static void grad_input_item(const GradJob *job, int64_t image, int64_t panel)
                     continue;
                 grads[found] = job->grad + r * job->out_channels;
                 out[found++] = (RowOut){job->dx + at, job->dx + at, one_target, 1};
+                for (int64_t v = 0; v < vectors; v++) /* added to soon, and scattered */
+                    __builtin_prefetch(job->dx + at + g.column + v * lanes, 1);
             }
             g.weights = weights + t * k_group * width;
             for (int64_t i = 0; i < found; i += tall) {
@@ -103,6 +105,8 @@ static void grad_weight_item(const GradJob *job, int64_t group, int64_t t, int64
                 continue;
             grads[g.count] = job->grad + r * job->out_channels;
             xs[g.count++] = job->x + at;
+            for (int64_t c = c0; c < c1; c += 16) /* a line at a time: what the first tile is about to read */
+                __builtin_prefetch(job->x + at + group * c_group + c);
             if (g.count == GRAD_ROWS) {
                 add_outer(&g, vectors, c0, c1, out, group * c_group);
                 g.count = 0;

@@ -82,7 +82,9 @@ def _gradients(
     out_channels, c_group, kh, kw = weight.shape
     threads = torch.get_num_threads()
     packed = packed_weight(weight, groups, "input gradient")
-    d_x = torch.zeros_like(x)
+    d_x = torch.empty_like(x)
+    _engine.use_huge_pages(d_x.data_ptr(), d_x.nbytes)
+    d_x.zero_()
     d_weight = torch.zeros(groups, kh * kw, c_group, out_channels // groups)
     d_bias = torch.empty(out_channels)
     job = (

@@ -1,0 +1,206 @@
+"""The C engine under guard pages, several Python threads, changed thread counts and forked children."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import multiprocessing
+import sys
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+binding = pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
+
+from accel.kernels.cpu import _engine  # noqa: E402
+from accel.kernels.positions import PositionSet, output_size  # noqa: E402
+
+PAGE = mmap.PAGESIZE
+needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses mprotect and fork of Linux")
+
+
+class Guarded:
+    """Memory between two pages that may not be touched: a tensor put at its end or start faults when overrun."""
+
+    def __init__(self) -> None:
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.maps = []
+
+    def __call__(self, tensor: torch.Tensor, at_end: bool = True) -> torch.Tensor:
+        """A copy of a dense tensor (its own memory order) that touches the guard page behind or before it."""
+        body = -(-max(tensor.nbytes, 1) // PAGE) * PAGE
+        memory = mmap.mmap(-1, body + 2 * PAGE)
+        self.maps.append(memory)
+        first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        for page in (first, first + PAGE + body):
+            if self.libc.mprotect(ctypes.c_void_p(page), PAGE, 0):
+                raise OSError(ctypes.get_errno(), "mprotect failed")
+        offset = PAGE + (body - tensor.nbytes if at_end else 0)
+        flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+        out = flat.as_strided(tensor.shape, tensor.stride())
+        return out.copy_(tensor)
+
+
+@pytest.fixture(params=_engine.isas())
+def isa(request):
+    before = _engine.isa()
+    _engine.set_isa(request.param)
+    yield request.param
+    _engine.set_isa(before)
+
+
+def problem(c: int, k: int, groups: int, kernel: int, size: int = 7, seed: int = 0):
+    """(x, weight, bias, residual, positions, geometry): a checkerboard, each other position filled from its left."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, c, size, size, generator=g).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(k, c // groups, kernel, kernel, generator=g)
+    pad = kernel // 2
+    geometry = ((1, 1), (pad,) * 4, (1, 1), groups)
+    out_size = output_size((size, size), (kernel, kernel), (1, 1), (pad,) * 4, (1, 1))
+    flat = torch.arange(out_size[0] * out_size[1], dtype=torch.int32)
+    where = PositionSet(flat[::2].clone(), flat // 2, *out_size)
+    residual = torch.randn(2, k, *out_size, generator=g).contiguous(memory_format=torch.channels_last)
+    return x, weight, torch.randn(k, generator=g), residual, where, geometry
+
+
+def run(x, weight, bias, residual, where: PositionSet, geometry, compact: bool = False):
+    size = (x.shape[0], *x.shape[2:])
+    sets = (where.positions, where.nearest, None)
+    out_size = (where.height, where.width)
+    return binding.perforated_conv2d(
+        x, weight, bias, *sets, residual, size, out_size, *geometry, "zeros", "relu", compact
+    )
+
+
+SHAPES = [(16, 64, 1, 3), (5, 19, 1, 3), (3, 8, 1, 3), (21, 21, 21, 3), (12, 20, 4, 3), (70, 33, 1, 1)]
+
+
+@needs_linux
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
+def test_forward_stays_inside_its_inputs(isa, shape, at_end):
+    guard = Guarded()
+    x, weight, bias, residual, where, geometry = problem(*shape)
+    expected = run(x, weight, bias, residual, where, geometry)
+    fenced = PositionSet(guard(where.positions, at_end), guard(where.nearest, at_end), where.height, where.width)
+    tensors = [guard(tensor, at_end) for tensor in (x, weight, bias, residual)]
+    assert torch.equal(run(*tensors, fenced, geometry), expected)
+
+
+@needs_linux
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_backward_stays_inside_its_inputs(isa, shape):
+    guard = Guarded()
+    x, weight, _, _, where, geometry = problem(*shape)
+    grad = torch.randn(2 * len(where), weight.shape[0], generator=torch.Generator().manual_seed(1))
+
+    def gradients(grad, x, weight, positions):
+        size = (2, *x.shape[2:])
+        out_size = (where.height, where.width)
+        return binding.perforated_conv2d_backward(grad, x, weight, positions, None, size, out_size, *geometry, "zeros")
+
+    expected = gradients(grad, x, weight, where.positions)
+    got = gradients(*(guard(tensor) for tensor in (grad, x, weight, where.positions)))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+
+
+@needs_linux
+def test_dynamic_sets_stay_inside_their_inputs(isa):
+    guard = Guarded()
+    x, weight, bias, residual, _, geometry = problem(16, 24, 1, 3)
+    mask = torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(2)) < 0.4
+    wide, wide_counts = binding.active_positions(guard(mask), 1)
+    positions, counts = binding.active_positions(guard(mask), 0)
+    first = (guard(wide), wide_counts, None)
+    second = (guard(positions), counts, guard(wide))
+    geometry = ((2, 7, 7), (7, 7), *geometry, "relu")
+    rows = binding.masked_conv2d(guard(x), guard(weight), guard(bias), *first, None, *geometry)
+    again = torch.randn(24, 24, 3, 3, generator=torch.Generator().manual_seed(3))
+    got = binding.masked_conv2d(guard(rows), guard(again), None, *second, guard(residual), *geometry)
+    hidden = F.relu(F.conv2d(x, weight, bias, padding=1))
+    expected = torch.where(mask[:, None], F.relu(F.conv2d(hidden, again, padding=1) + residual), residual)
+    assert (got - expected).norm() < 1e-5 * expected.norm()
+
+
+@needs_linux
+def test_few_channels_in_any_layout_stay_inside(isa):
+    guard = Guarded()
+    x, weight, bias, residual, where, geometry = problem(3, 8, 1, 3)
+    expected = run(x, weight, bias, residual, where, geometry)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        fenced = guard(x.contiguous(memory_format=layout))
+        assert torch.equal(run(fenced, weight, bias, residual, where, geometry), expected)
+
+
+def test_several_python_threads_at_once():
+    problems = [problem(16 + i, 32 + i, 1, 3, size=20, seed=i) for i in range(4)]
+    expected = [run(*p) for p in problems]
+    wrong = []
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            if not torch.equal(run(*problems[i]), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def in_bytes(out: torch.Tensor) -> bytes:
+    """The values, without an op of torch: in a forked child its own parallel loops hang."""
+    return out.permute(0, 2, 3, 1).numpy().tobytes()
+
+
+def _work_in_child(queue, arguments) -> None:
+    queue.put(in_bytes(run(*arguments)))
+
+
+@needs_linux
+def test_a_forked_child_computes_alone():
+    """libgomp's threads do not survive a fork: a child that asked for them would hang."""
+    arguments = problem(32, 64, 1, 3, size=28)
+    expected = in_bytes(run(*arguments))  # the parent's pool is running when it forks
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_work_in_child, args=(queue, arguments))
+    child.start()
+    try:
+        assert queue.get(timeout=30) == expected
+    finally:
+        child.join(timeout=10)
+        child.kill()
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("shape", [(24, 40, 1, 3), (9, 70, 1, 1), (12, 12, 12, 3)], ids=str)
+def test_gradients_do_not_depend_on_the_thread_count(isa, shape):
+    x, weight, _, _, where, geometry = problem(*shape, size=13)
+    grad = torch.randn(2 * len(where), weight.shape[0], generator=torch.Generator().manual_seed(1))
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            out_size = (where.height, where.width)
+            results.append(
+                binding.perforated_conv2d_backward(
+                    grad, x, weight, where.positions, None, (2, 13, 13), out_size, *geometry, "zeros"
+                )
+            )
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_the_right_number_of_ints():
+    with pytest.raises(TypeError, match="convolve expects 25 ints, got 1"):
+        _engine.convolve(0)
+    with pytest.raises(TypeError):
+        _engine.fingerprint("address", 1)
