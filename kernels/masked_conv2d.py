@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.checks import autocast, check_conv, check_device, check_shape, sizes
+from accel.kernels.conv_backward import register_conv_backward
 from accel.kernels.counting import conv_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
 from accel.kernels.positions import ActiveSet, output_size
@@ -113,19 +114,6 @@ def _conv(x, *arguments):
     return implementation("masked_conv2d", x)(x, *arguments)
 
 
-@torch.library.custom_op(
-    "accel::masked_conv2d_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor weight, Tensor positions, Tensor counts, Tensor? source_positions, "
-    "SymInt[] in_size, SymInt[] out_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def _conv_backward(grad, *arguments):
-    run = implementation("masked_conv2d_backward", grad, "masked_conv2d")
-    d_x, d_weight, d_bias = run(grad, *arguments)
-    return d_x, d_weight.contiguous(), d_bias
-
-
 @_conv.register_fake
 def _(x, weight, bias, positions, counts, source_positions, residual, *rest):
     if residual is None:
@@ -133,11 +121,11 @@ def _(x, weight, bias, positions, counts, source_positions, residual, *rest):
     return torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@_conv_backward.register_fake
-def _(grad, x, weight, *rest):
-    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    return d_x, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+_CONV_BACKWARD = register_conv_backward(
+    "masked_conv2d",
+    "Tensor positions, Tensor counts, Tensor? source_positions, SymInt[] in_size, SymInt[] out_size, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation, SymInt groups",
+)
 
 
 def _setup(ctx, inputs, output):
@@ -173,6 +161,4 @@ def _active_map(positions: Tensor, like: Tensor) -> Tensor:
 
 _conv.register_autograd(_grad, setup_context=_setup)
 register_macs("masked_conv2d", lambda args, out: conv_macs(args[3][0], args[1]))
-register_macs("masked_conv2d_backward", lambda args, out: 2 * conv_macs(args[0][0], args[2]))
 _CONV = torch.ops.accel.masked_conv2d.default
-_CONV_BACKWARD = torch.ops.accel.masked_conv2d_backward.default

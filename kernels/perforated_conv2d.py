@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.checks import PADDING_MODES, autocast, check_conv, check_device, check_shape, form, sizes
+from accel.kernels.conv_backward import register_conv_backward
 from accel.kernels.counting import conv_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
 from accel.kernels.interpolate import interpolate
@@ -151,19 +152,6 @@ def _conv(x, *arguments):
     return implementation("perforated_conv2d", x)(x, *arguments)
 
 
-@torch.library.custom_op(
-    "accel::perforated_conv2d_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor weight, Tensor positions, Tensor? source_nearest, SymInt[] in_size, "
-    "SymInt[] out_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str padding_mode) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def _conv_backward(grad, *arguments):
-    run = implementation("perforated_conv2d_backward", grad, "perforated_conv2d")
-    d_x, d_weight, d_bias = run(grad, *arguments)
-    return d_x, d_weight.contiguous(), d_bias
-
-
 @_conv.register_fake
 def _(x, weight, bias, positions, nearest, source_nearest, residual, in_size, out_size, *rest):
     *_, compact = rest
@@ -173,11 +161,11 @@ def _(x, weight, bias, positions, nearest, source_nearest, residual, in_size, ou
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@_conv_backward.register_fake
-def _(grad, x, weight, *rest):
-    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    return d_x, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+_CONV_BACKWARD = register_conv_backward(
+    "perforated_conv2d",
+    "Tensor positions, Tensor? source_nearest, SymInt[] in_size, SymInt[] out_size, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, SymInt groups, str padding_mode",
+)
 
 
 def _setup(ctx, inputs, output):
@@ -211,9 +199,7 @@ def _put(rows: Tensor, positions: Tensor, batch: int, size: Sequence[int]) -> Te
 
 _conv.register_autograd(_grad, setup_context=_setup)
 register_macs("perforated_conv2d", lambda args, out: conv_macs(_rows(args, out), args[1]))
-register_macs("perforated_conv2d_backward", lambda args, out: 2 * conv_macs(args[0][0], args[2]))
 _CONV = torch.ops.accel.perforated_conv2d.default
-_CONV_BACKWARD = torch.ops.accel.perforated_conv2d_backward.default
 
 
 def _rows(shapes: Sequence[Sequence[int]], output: Sequence[int]) -> int:

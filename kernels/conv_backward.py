@@ -1,0 +1,36 @@
+"""The backward op that each convolution op has: (dX, dW, db) from the gradients of the rows it computed."""
+
+from __future__ import annotations
+
+import torch
+from torch._ops import OpOverload
+
+from accel.kernels.counting import conv_macs, register_macs
+from accel.kernels.dispatch import implementation
+
+
+def register_conv_backward(op: str, arguments: str) -> OpOverload:
+    """Register `accel::<op>_backward(grad, x, weight, ...) -> (dX, dW, db)`; `arguments` is the rest of its schema.
+
+    `grad` is [rows, K]. dX has the shape of x (channels_last if a map), dW that of the weight. An op of its own, so
+    that every backend may have it and the counters see it: dX and dW cost the forward's MACs each.
+    """
+    name = f"{op}_backward"
+
+    @torch.library.custom_op(
+        f"accel::{name}",
+        mutates_args=(),
+        schema=f"(Tensor grad, Tensor x, Tensor weight, {arguments}) -> (Tensor, Tensor, Tensor)",
+    )
+    def backward(grad, *rest):
+        d_x, d_weight, d_bias = implementation(name, grad, op)(grad, *rest)
+        return d_x, d_weight.contiguous(), d_bias
+
+    @backward.register_fake
+    def _(grad, x, weight, *rest):
+        layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+        d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
+        return d_x, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+    register_macs(name, lambda shapes, _: 2 * conv_macs(shapes[0][0], shapes[2]))
+    return getattr(torch.ops.accel, name).default
