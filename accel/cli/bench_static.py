@@ -111,6 +111,7 @@ def layer_rows(target: str, network: str, model: str, keeps: tuple[float, ...]) 
                 "geometry": layer.geometry,
                 "keep": keep,
                 "tile": f"{tile.rows}x{tile.out}x{tile.inner}",
+                "spills": max(code.spills for code in configs.values()),
                 "tiles": best.tiles,
                 "tiles_per_processor": best.tiles_per_processor,
                 "bound_us": round(best.total * 1e6, 2),
