@@ -22,6 +22,7 @@ from accel.nn.perforated import PerforatedConv2d
 from accel.nn.running import as_arguments, evaluation
 from accel.profiling.flops import layer_macs
 from accel.profiling.latency import compare
+from accel.profiling.memory import peak_activation_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -160,8 +161,7 @@ def plan_of(
             }
         )
     rows += [{**row, "output": None, "note": None} for row in found.values()]
-    shapes = ", ".join("x".join(map(str, each.shape)) for each in as_arguments(x) if isinstance(each, Tensor))
-    return Plan(f"{type(model).__name__} on an input of {shapes}", rows, _total(rows))
+    return Plan(f"{type(model).__name__} on an input of {_shapes(as_arguments(x))}", rows, _total(rows))
 
 
 def profile(model: nn.Module, x: Tensor | tuple, baseline: nn.Module | None = None, repeats: int = 7) -> Profile:
@@ -174,8 +174,9 @@ def profile(model: nn.Module, x: Tensor | tuple, baseline: nn.Module | None = No
         repeats: timed runs of each; medians are reported.
 
     Returns:
-        One row per layer that multiplies, one for everything else, and the whole network as the total. The times of the
-        whole network are taken without the timers of the layers.
+        One row per layer that multiplies, one for everything else, and the whole network as the total, its time taken
+        without the timers of the layers. `.total` also has `peak_bytes` and `baseline_peak_bytes`, the most memory that
+        the activations take (`accel.profiling.memory`).
     """
     arguments = as_arguments(x)
     rows = list(_macs_rows(model, arguments).values())
@@ -187,6 +188,7 @@ def profile(model: nn.Module, x: Tensor | tuple, baseline: nn.Module | None = No
             stack.enter_context(evaluation(side))
         whole = compare({key: functools.partial(side, *arguments) for key, side in sides.items()}, repeats)
         layers = _layer_times(sides, names, arguments, repeats)
+        peaks = {key: peak_activation_bytes(functools.partial(side, *arguments)) for key, side in sides.items()}
     total = _total(rows)
     rest = {"layer": "everything else"}
     for key in sides:
@@ -197,8 +199,10 @@ def profile(model: nn.Module, x: Tensor | tuple, baseline: nn.Module | None = No
     rows.append({**dict.fromkeys(column.key for column in Profile.columns), **rest})
     for row in (*rows, total):
         row["speedup"] = row["baseline_ms"] / row["ms"] if row.get("baseline_ms") and row.get("ms") else None
-    shapes = ", ".join("x".join(map(str, each.shape)) for each in arguments if isinstance(each, Tensor))
-    return Profile(f"{type(model).__name__} on {shapes}, {torch.get_num_threads()} threads", rows, total)
+    total |= {"peak_bytes": peaks["ms"], "baseline_peak_bytes": peaks.get("baseline_ms")}
+    megabytes = " instead of ".join(f"{peaks[key] / 1e6:.1f} MB" for key in ("ms", "baseline_ms") if key in peaks)
+    title = f"{type(model).__name__} on {_shapes(arguments)}, {torch.get_num_threads()} threads"
+    return Profile(f"{title}; activations take at most {megabytes}", rows, total)
 
 
 def _layer_times(
@@ -279,6 +283,10 @@ def _description(module: nn.Module) -> dict:
         "mask": module.config.mask if perforated else None,
         "interpolate": module.config.interpolate if perforated else None,
     }
+
+
+def _shapes(arguments: tuple) -> str:
+    return ", ".join("x".join(map(str, each.shape)) for each in arguments if isinstance(each, Tensor))
 
 
 def _total(rows: Sequence[Mapping]) -> dict:

@@ -34,6 +34,9 @@ def test_profile_of_both_sides(nets):
         assert sum(row[key] for row in profile.rows) == pytest.approx(profile.total[key])
     assert rows["2"]["speedup"] == rows["2"]["baseline_ms"] / rows["2"]["ms"]
     assert profile.total["executed_macs"] == accel.count_macs(fast, x)
+    assert profile.total["baseline_peak_bytes"] == 2 * 2 * 8 * 10 * 10 * 4  # the first map, and its activation
+    assert 0 < profile.total["peak_bytes"] <= profile.total["baseline_peak_bytes"]
+    assert "activations take at most" in profile.title
     assert fast[2].__dict__ == forward and "forward" not in dense[0].__dict__
 
 

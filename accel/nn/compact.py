@@ -90,9 +90,9 @@ def max_pool(
     """nn.MaxPool2d of the interpolated map, which is never made; [N, C, H', W'] channels_last."""
     taps, _, size = _pool_taps(value.positions, kernel, stride, padding, dilation, ceil_mode)
     rows = value.rows.view(value.batch, len(value.positions), -1)
-    out = rows[:, taps[0]]
+    out = rows.index_select(1, taps[0])
     for tap in taps[1:]:
-        out = torch.maximum(out, rows[:, tap])
+        torch.maximum(out, rows.index_select(1, tap), out=out)
     return out.view(value.batch, *size, -1).permute(0, 3, 1, 2)
 
 
@@ -109,9 +109,9 @@ def avg_pool(
     rows = value.rows.view(value.batch, len(value.positions), -1)
     count = inside.sum(0) if not count_include_pad else torch.full_like(taps[0], kernel[0] * kernel[1])
     weights = inside / (count if divisor is None else divisor)
-    out = 0
+    out = rows.new_zeros(value.batch, taps.shape[1], rows.shape[2])
     for tap, weight in zip(taps, weights.to(rows.dtype)):
-        out = out + rows[:, tap] * weight[:, None]
+        out.addcmul_(rows.index_select(1, tap), weight[:, None])
     return out.view(value.batch, *size, -1).permute(0, 3, 1, 2)
 
 
