@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from accel.kernels.triton.launch import cdiv
+from accel.kernels.triton.launch import cdiv, on_its_device
 
 BLOCK = 1024  # positions a program scans: one warp-level scan of 8 elements a thread with 4 warps
 COUNTS_BLOCK = 1024  # counts added per step of the second pass: 2**20 positions
@@ -81,6 +81,7 @@ def place_active(
     tl.store(positions + slot, tl.where(active > 0, flat, -1), mask=position < height * width)
 
 
+@on_its_device
 def active_positions(mask: Tensor, dilate: int) -> tuple[Tensor, Tensor]:
     """See `accel.kernels.reference.active_positions`."""
     batch, height, width = mask.shape

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from accel.kernels.triton.launch import cdiv, check_dtype
+from accel.kernels.triton.launch import cdiv, check_dtype, on_its_device
 
 BLOCK_ROWS, BLOCK_CHANNELS = 32, 128  # 4096 elements: 16 bytes of a half-precision row per thread with 4 warps
 # A row this long or shorter belongs to one program. ACT's rows are whole images: they are cut, or a batch of N images
@@ -156,6 +156,7 @@ def step_backward_state(
     tl.store(d_old + row, grad.to(d_old.dtype.element_ty), mask=inside)
 
 
+@on_its_device
 def halting_step(
     h: Tensor | None,
     x: Tensor,
@@ -174,6 +175,7 @@ def halting_step(
     return *new, _like(new_output, output), weight
 
 
+@on_its_device
 def halting_step_(
     h: Tensor | None,
     x: Tensor,
@@ -198,6 +200,7 @@ def halting_step_(
     return active.view(torch.bool)
 
 
+@on_its_device
 def halting_step_backward(
     h: Tensor | None,
     x: Tensor,

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from accel.kernels.triton.launch import cdiv, channels_last, check_dtype, copy_block, new_channels_last
+from accel.kernels.triton.launch import cdiv, channels_last, check_dtype, copy_block, new_channels_last, on_its_device
 
 _SEGMENTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -70,6 +70,7 @@ def sum_segments(
     tl.store(out + where, total.to(out.dtype.element_ty), mask=inside[:, None] & (channel < C)[None, :])
 
 
+@on_its_device
 def interpolate(rows: Tensor, nearest: Tensor, batch: int, size: Sequence[int]) -> Tensor:
     """See `accel.kernels.reference.interpolate`."""
     check_dtype("interpolate", rows)
@@ -86,6 +87,7 @@ def interpolate(rows: Tensor, nearest: Tensor, batch: int, size: Sequence[int]) 
     return out
 
 
+@on_its_device
 def interpolate_backward(grad: Tensor, nearest: Tensor, count: int) -> Tensor:
     """See `accel.kernels.reference.interpolate`."""
     check_dtype("interpolate_backward", grad)

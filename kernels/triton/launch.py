@@ -7,7 +7,7 @@ A target is a family of cards that likes the same tiles: sm80 (compute capabilit
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -127,6 +127,20 @@ def check_dtype(op: str, *tensors: Tensor | None) -> None:
             f"{op} on the triton backend takes tensors of one dtype out of float16, bfloat16, float32, got "
             f"{sorted(map(str, found))}: cast them, or use_backend('reference')"
         )
+
+
+def on_its_device(launcher: Callable) -> Callable:
+    """`launcher` with the device of its first tensor made current: triton launches there, wherever the tensors are."""
+
+    @functools.wraps(launcher)
+    def launch(*args):
+        first = next(argument for argument in args if isinstance(argument, Tensor))
+        if not first.is_cuda:
+            return launcher(*args)
+        with torch.cuda.device(first.device):
+            return launcher(*args)
+
+    return launch
 
 
 def cdiv(a: int, b: int) -> int:

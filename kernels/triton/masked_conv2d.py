@@ -22,9 +22,10 @@ from accel.kernels.triton.gather_conv import (
     taps,
     weight_gradient,
 )
-from accel.kernels.triton.launch import channels_last, check_dtype, new_channels_last
+from accel.kernels.triton.launch import channels_last, check_dtype, new_channels_last, on_its_device
 
 
+@on_its_device
 def masked_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -62,6 +63,7 @@ def masked_conv2d(
     )
 
 
+@on_its_device
 def masked_conv2d_backward(
     grad: Tensor,
     x: Tensor,

@@ -26,9 +26,10 @@ from accel.kernels.triton.gather_conv import (
     weight_gradient,
 )
 from accel.kernels.triton.interpolate import interpolate_backward, segments
-from accel.kernels.triton.launch import channels_last, check_dtype, new_channels_last
+from accel.kernels.triton.launch import channels_last, check_dtype, new_channels_last, on_its_device
 
 
+@on_its_device
 def perforated_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -72,6 +73,7 @@ def perforated_conv2d(
     )
 
 
+@on_its_device
 def perforated_conv2d_backward(
     grad: Tensor,
     x: Tensor,

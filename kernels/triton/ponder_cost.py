@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from accel.kernels.triton.launch import on_its_device
+
 BLOCK = 1024  # positions per step: 8 a thread; 4096 float64 and int64 sums would take 230 registers
 
 
@@ -30,6 +32,7 @@ def sum_ponder(ponder, units, rho, executed, positions, BLOCK: tl.constexpr):
     tl.store(executed + image, tl.sum(number, 0))
 
 
+@on_its_device
 def ponder_cost(ponder: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
     """See `accel.kernels.reference.ponder_cost`."""
     batch = len(ponder)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from accel.kernels.triton.launch import check_dtype
+from accel.kernels.triton.launch import check_dtype, on_its_device
 
 BLOCK = 1024  # scores per step; from 2048 on, gfx942 spills its masks
 DIGITS = 256
@@ -62,6 +62,7 @@ def select_highest(score, positions, size, budget, DIGITS: tl.constexpr, BLOCK: 
         equal_before += tl.sum(equal, 0)
 
 
+@on_its_device
 def select_positions(score: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     """See `accel.kernels.reference.select_positions`."""
     check_dtype("select_positions", score)

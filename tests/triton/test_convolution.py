@@ -6,10 +6,12 @@ rows and channels than one tile holds, none of them a multiple of it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.errors import InterpreterError
 
 from accel.kernels.positions import output_size
@@ -19,7 +21,7 @@ from accel.kernels.reference import perforated_conv2d as reference
 from accel.kernels.triton import masked_conv2d as masked
 from accel.kernels.triton import perforated_conv2d as perforated
 from accel.kernels.triton.gather_conv import invert, weight_tiles
-from accel.kernels.triton.launch import arithmetic, clip, conv_precision, matrix_tiles
+from accel.kernels.triton.launch import arithmetic, clip, conv_precision, matrix_tiles, on_its_device
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 N, C, K, H, W = 2, 72, 72, 13, 11  # tiles of the interpreter: 128 rows, 64 output and 64 input channels
@@ -185,6 +187,22 @@ def test_other_dtypes_are_refused(interpreter, random_set, dtypes):
     geometry = ((1, 4, 4), (4, 4), (1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros", "none", False)
     with pytest.raises(TypeError, match=r"perforated_conv2d on the triton backend takes .* got .*cast them"):
         perforated.perforated_conv2d(x, weight, None, here.positions, here.nearest, None, None, *geometry)
+
+
+def test_launches_happen_on_the_device_of_the_tensors(monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def device(which):
+        entered.append(which)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    launcher = on_its_device(lambda h, x: (entered.append("launched"), x)[1])
+    with FakeTensorMode():
+        launcher(None, torch.empty(1, device="cuda:1"))
+        launcher(torch.empty(1), None)
+    assert entered == [torch.device("cuda:1"), "launched", "launched"]
 
 
 def test_float32_follows_torchs_convolution_setting():
