@@ -18,18 +18,15 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 
-def _speedup(row: Row) -> str:
-    return f"{row['speedup']:.2f}x  ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
-
-
 COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("network", lambda row: row["network"]),
-    ("GMACs / picture", lambda row: f"{row['macs'] / 1e9:.2f}"),
+    ("GMACs", lambda row: f"{row['macs'] / 1e9:.2f}"),
     ("of dense", lambda row: f"{100 * row['share_of_macs']:.0f} %"),
     ("ms / picture", lambda row: f"{row['ms_per_picture']:.2f}"),
-    ("measured speed-up", _speedup),
+    ("speed-up", lambda row: f"{row['speedup']:.2f}x"),
+    ("10-90 %", lambda row: f"{row['speedup_low']:.2f}-{row['speedup_high']:.2f}x"),
     ("by MACs", lambda row: f"{row['speedup_by_macs']:.2f}x"),
-    ("class accuracy", lambda row: f"{100 * row['accuracy']:.1f} %"),
+    ("accuracy", lambda row: f"{100 * row['accuracy']:.1f} %"),
     ("mask IoU", lambda row: f"{row['mask_iou']:.3f}"),
 )
 
@@ -90,8 +87,8 @@ def page(found: Findings) -> str:
 <h2>What it costs and what it saves</h2>
 {_summary(found)}
 <p class="small">Speed-ups are against the fastest dense form of the same network, round by round of an interleaved run
-(median, 10 % to 90 % quantile). MACs count convolutions and linear layers. &ldquo;Folded&rdquo; has its batch norms
-folded into the convolutions, as conversion does.</p>
+(median, and 10 % to 90 % quantile). MACs are those of convolutions and linear layers, per picture. &ldquo;Folded&rdquo;
+has its batch norms folded into the convolutions, as conversion does.</p>
 {_bars(found)}
 <h2>The object each network finds</h2>
 <p>A network names the shape and outlines it. The last rows computed a half, a third and a quarter of the positions of
