@@ -73,8 +73,8 @@ def _drop(near: Tensor, far: Tensor, u: Tensor, v: Tensor) -> Tensor:
 def _tail_length(near: Tensor, far: Tensor, u: Tensor) -> Tensor:
     """The distance below u at which the drop is TAIL_DROP; a few per cent more or less do no harm.
 
-    Newton steps on the square root of the drop, which is convex in the distance: from the root of its asymptote, which
-    lies beyond.
+    Newton steps on the square root of the drop, nearly linear in the distance around the mode. They start at the root
+    of the drop's asymptote, which lies beyond, and are kept from falling to nothing.
     """
     longest = length = (TAIL_DROP + (near + far) * (u.clamp(min=0) + _excess(u))) / near
     for _ in range(NEWTON_STEPS):
