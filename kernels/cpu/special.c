@@ -280,7 +280,8 @@ INLINE void student_quadrature(const double *df, const double *start, const doub
 
 EVERY_PROCESSOR static void student_block(double *const in[3], const double *table, double *out) {
     const double *df = in[0], *t = in[1];
-    double a[LANES], b[LANES], y[LANES], many[LANES], start[LANES], absolute[LANES], few_result[LANES], many_result[LANES];
+    double a[LANES], b[LANES], y[LANES], absolute[LANES], few_result[LANES];
+    double many[LANES], start[LANES], many_result[LANES];
     double any_few = 0.0;
     EACH_LANE {
         absolute[i] = smaller(larger(fabs(t[i]), 1e-300), 1e300);
