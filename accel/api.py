@@ -13,6 +13,7 @@ from accel.convert import (
     Conversion,
     assign,
     assign_stages,
+    build_sets,
     convert_layers,
     convolutions,
     counted_layers,
@@ -97,4 +98,5 @@ def _convert(
         make_adaptive(fast, stages)
     else:
         install(fast)
+    build_sets(fast, calls)
     return fast, calls

@@ -127,6 +127,13 @@ def convert_layers(model: nn.Module, conversions: Mapping[str, Conversion]) -> N
         PerforatedConv2d.adopt(layers[name], conversion.config, name, conversion.pooling, conversion.impact)
 
 
+def build_sets(model: nn.Module, calls: Mapping[str, list[tuple[int, ...]]]) -> None:
+    """Build the position sets for the recorded output shapes, so that the first run (or a compiler) finds them."""
+    for name, layer in perforated_layers(model).items():
+        for shape in calls.get(name, ()):  # a stage made adaptive renames its layers
+            layer.position_set(*shape[-2:], layer.weight.device)
+
+
 def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """The dense model again, with the converted model's current weights.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import types
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -96,6 +97,15 @@ class InferencePath:
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["root"])
+
+    @property
+    def __wrapped__(self) -> Callable:
+        """The own forward: its signature is this one's (`inspect` and torch.export look here)."""
+        return types.MethodType(type(self.root).forward, self.root)
+
+    @property
+    def __code__(self) -> types.CodeType:
+        return type(self.root).forward.__code__
 
     def build(self, graph: fx.Graph | None) -> None:
         """Rewrite the root's graph (None: it does not trace) and remember the state of the modules it relies on."""

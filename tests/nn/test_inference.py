@@ -332,8 +332,10 @@ def test_compilers_and_tracers_see_the_modules():
     with torch.no_grad():
         traced = torch.jit.trace(unit, image(), check_trace=False)
         torch.testing.assert_close(traced(image()), stepwise)
-        compiled = torch.compile(unit, fullgraph=True, backend="eager")
+        compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(image()), stepwise)
+        exported = torch.export.export(unit, (image(),)).module()
+        torch.testing.assert_close(exported(image()), stepwise)
 
 
 @pytest.mark.parametrize("name, fused", [("resnet18", 20), ("vgg11_bn", 8), ("mobilenet_v2", 52)])
