@@ -23,8 +23,9 @@ wait
 gcc -shared -fopenmp -fsanitize=address,undefined $(sed 's/\.c$/.o/' <<<"$sources") -o "kernels/cpu/_engine$suffix"
 
 # Leaks are not looked for: the interpreter and torch leave many of their own.
+# -s below: a sanitizer ends the process, and captured output with it.
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$work"
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 "$python" -c "import accel.kernels.cpu._engine as e; assert e.__file__.startswith('$work'), e.__file__"
-"$python" -m pytest -q -p no:cacheprovider tests/kernels/test_cpu_engine.py tests/kernels/test_cpu_reliability.py "$@"
-"$python" -m pytest -q -p no:cacheprovider tests/kernels -k "cpu and not engine and not reliability" "$@"
+"$python" -m pytest -q -s -p no:cacheprovider tests/kernels/test_cpu_engine.py tests/kernels/test_cpu_reliability.py "$@"
+"$python" -m pytest -q -s -p no:cacheprovider tests/kernels -k "cpu and not engine and not reliability" "$@"

@@ -54,7 +54,8 @@ int accel_active(const ActiveJob *job)
         job->positions[total] = (int32_t)i;
         total += mask[i] != 0;
     }
-    memset(job->positions + total, 0xff, (size_t)(all - total) * sizeof(int32_t)); /* -1 */
+    while (total < all)
+        job->positions[total++] = -1;
     free(work);
     return 0;
 }
@@ -62,7 +63,8 @@ int accel_active(const ActiveJob *job)
 /* inverse[p] = the row that holds position p, -1 where none does; positions end at the first negative one. */
 void accel_invert(const int32_t *positions, int64_t rows, int32_t *inverse, int64_t size)
 {
-    memset(inverse, 0xff, (size_t)size * sizeof(int32_t));
+    for (int64_t i = 0; i < size; i++)
+        inverse[i] = -1;
     for (int64_t r = 0; r < rows && positions[r] >= 0; r++)
         inverse[positions[r]] = (int32_t)r;
 }
