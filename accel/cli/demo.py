@@ -188,4 +188,4 @@ def show(args: argparse.Namespace, found: Findings) -> None:
         table.add_column(heading, justify="left" if index == 0 else "right")
     for row in found.rows:
         table.add_row(*(text(row) for _, text in COLUMNS), style="" if row["network"].startswith("dense") else "bold")
-    rich.console.Console(width=110).print(table)  # on a narrower terminal lines wrap, columns stay whole
+    rich.console.Console(width=116).print(table)  # on a narrower terminal lines wrap, columns stay whole
