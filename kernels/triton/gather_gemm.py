@@ -118,7 +118,7 @@ def _input_row(
 @triton.jit
 def _activate(value, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
-        value = tl.maximum(value, 0.0)
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)  # as torch's
     elif ACTIVATION == "leaky_relu":
         value = tl.where(value > 0.0, value, 0.01 * value)
     elif ACTIVATION == "hardswish":

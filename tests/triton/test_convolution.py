@@ -144,6 +144,16 @@ def test_idle_programs_touch_nothing(interpreter, generator):
     assert not rows[count:].any()
 
 
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "hardswish"])
+def test_a_nan_stays_one(interpreter, random_set, activation):
+    here = random_set(2, 2, 4)
+    x = torch.tensor([[1.0, float("nan"), -1.0, 4.0]]).view(1, 1, 2, 2)
+    geometry = ((1, 2, 2), (2, 2), (1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros", activation, False)
+    tensors = (x, torch.ones(1, 1, 1, 1), None, here.positions, here.nearest, None, None)
+    got = perforated.perforated_conv2d(*tensors, *geometry)
+    torch.testing.assert_close(got, reference.perforated_conv2d(*tensors, *geometry), equal_nan=True)
+
+
 def test_invert(interpreter):
     positions = torch.tensor([3, 0, -1, 7], dtype=torch.int32)
     assert invert(positions, 9).tolist() == [1, -1, -1, 0, -1, -1, -1, 3, -1]
