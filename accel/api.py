@@ -41,7 +41,7 @@ def plan_conversion(
     """
     fast, calls = _convert(model, rules, example_inputs, calibration, loss, inplace=False)
     notes = {name: reason for name, layer in convolutions(fast).items() if (reason := left_dense(layer))}
-    return plan_of(fast, example_inputs, calls, {**describe_paths(fast), **notes})
+    return plan_of(fast, example_inputs, calls, {**describe_paths(fast, example_inputs), **notes})
 
 
 def convert_model(

@@ -18,6 +18,7 @@ from torch.nn.modules import module as nn_module
 
 from accel.nn.graph import PLAIN, trace, traced_parts
 from accel.nn.pipeline import Chains, build
+from accel.nn.running import record_calls
 
 _one_by_one = contextvars.ContextVar("accel_one_by_one", default=False)
 
@@ -54,19 +55,27 @@ def installed(model: nn.Module) -> list[tuple[str, InferencePath]]:
     return [(name, forward) for name, forward in forwards if isinstance(forward, InferencePath)]
 
 
-def describe_paths(model: nn.Module) -> dict[str, str]:
-    """What the inference path does with each convolution that it concerns, in a few words, by its full name."""
+def describe_paths(model: nn.Module, example_inputs: Tensor | tuple) -> dict[str, str]:
+    """What the inference path does with each convolution that it concerns, in a few words, by its full name.
+
+    Parts of the model that it does not call as a whole, for the example, say nothing.
+    """
     notes: dict[str, list[str]] = {}
-    for prefix, path in installed(model):
+    paths = installed(model)
+    calls = record_calls(model, {name: path.root for name, path in paths}, example_inputs)
+    for prefix, path in paths:
+        if not calls[prefix]:
+            continue
         start = f"{prefix}." if prefix else ""
         modules = dict(path.root.named_modules())
         for name, fused in path.chains.fused.items():
             notes.setdefault(start + name, []).append(f"{'+'.join(fused)} fused")
         for name, readers in path.chains.compact.items():
-            notes.setdefault(start + name, []).append(f"rows to {', '.join(dict.fromkeys(readers))}")
+            names = dict.fromkeys(start + reader if reader in modules else reader for reader in readers)
+            notes.setdefault(start + name, []).append(f"rows to {', '.join(names)}")
             for reader in readers:
                 if type(modules.get(reader)) is nn.Conv2d:
-                    notes.setdefault(start + reader, []).append(f"on the rows of {name}")
+                    notes.setdefault(start + reader, []).append(f"on the rows of {start}{name}")
     return {name: "; ".join(said) for name, said in notes.items()}
 
 

@@ -56,14 +56,16 @@ def record_calls(
 ) -> dict[str, list[tuple[int, ...]]]:
     """Run the model once, in evaluation and without gradients: the output shape of every call of each of `layers`.
 
+    The shape of an output that is not a tensor is ().
+
     Raises:
         ConversionError: the model cannot run on the example.
     """
     calls: dict[str, list[tuple[int, ...]]] = {name: [] for name in layers}
 
     def watch(name: str):
-        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            calls[name].append(tuple(output.shape))
+        def hook(_module: nn.Module, _inputs: tuple, output: object) -> None:
+            calls[name].append(tuple(getattr(output, "shape", ())))
 
         return hook
 

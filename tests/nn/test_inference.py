@@ -86,7 +86,7 @@ def test_norm_and_activation_move_into_the_convolution():
     unit = converted(Unit())
     assert chains(unit).fused == {"conv1": ["norm", "relu"], "conv2": ["norm"]}
     assert chains(unit).compact == {"conv1": ["conv2"]}
-    assert describe_paths(unit) == {"conv1": "norm+relu fused; rows to conv2", "conv2": "norm fused"}
+    assert describe_paths(unit, image()) == {"conv1": "norm+relu fused; rows to conv2", "conv2": "norm fused"}
     torch.testing.assert_close(*both(unit))
     assert calls(unit) == ["conv1", "conv2", "relu"]
 
@@ -293,10 +293,28 @@ def test_parts_of_a_model_that_does_not_trace():
 
     whole = converted(Whole())
     assert [name for name, _ in installed(whole)] == ["body"]
-    assert describe_paths(whole)["body.conv1"] == "norm+relu fused; rows to conv2"
+    assert describe_paths(whole, image())["body.conv1"] == "norm+relu fused; rows to body.conv2"
     torch.testing.assert_close(*both(whole))
     row = accel.plan_conversion(whole, HALF, example_inputs=image()).rows[0]
     assert row["note"].startswith("norm+relu fused")
+
+
+def test_slices_of_a_sequential_and_parts_that_are_never_called():
+    class Slices(nn.Module):
+        def __init__(self, traces):
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+            self.traces = traces
+
+        def forward(self, x):
+            if not self.traces and x.sum() > 1e6:
+                return x
+            return self.features[2:](self.features[:2](x))
+
+    whole, slices = converted(Slices(True)), converted(Slices(False))
+    assert describe_paths(whole, image())["features.0"] == "relu fused; rows to features.2"
+    assert describe_paths(slices, image()) == {}
+    torch.testing.assert_close(*both(whole))
 
 
 def test_a_dense_pointwise_convolution_runs_on_the_rows_and_is_counted_so():
