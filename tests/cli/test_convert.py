@@ -64,6 +64,7 @@ def test_an_edge_detector(nets, photos, tmp_path, capsys):
     assert convert(f"{nets}:edges", photos, out, "--batch", "2", "--keep", "0.5", "--mask", "lattice") == 0
     captured = capsys.readouterr()
     assert "dense MACs" in captured.out and "executed MACs" in captured.out
+    assert "\nspeed-up:  " in captured.out and "on 3 pictures, IoU at 0.5 " in captured.out
     assert "loaded back: same outputs" in captured.err
     assert sorted(path.name for path in (out / "pictures").iterdir()) == [f"000{i}_photo{i}.png" for i in range(3)]
     assert PIL.Image.open(out / "pictures" / "0000_photo0.png").size == (4 * 32 + 3 * 4, 24)
@@ -246,6 +247,13 @@ def test_plan_shows_what_would_be_done(capsys):
     perforated = [row for row in rows if row["keep"]]
     assert len(perforated) == 18
     assert all(int(row["executed_macs"]) * 4 == int(row["dense_macs"]) for row in perforated)
+
+
+@pytest.mark.parametrize(("style", "mark"), [("table", "─"), ("md", "| --- |"), ("csv", "layer,shape,")])
+def test_plan_prints_every_format(style, mark, capsys):
+    assert main.main(["plan", "zoo:resnet20_cifar", "--format", style]) == 0
+    printed = capsys.readouterr().out
+    assert mark in printed and "layer3.2.conv2" in printed
 
 
 def check_refused(capsys, tmp_path: pathlib.Path, code: int, named: str) -> None:
