@@ -8,6 +8,7 @@ compiled code, a lower bound on the time; nothing in either was run.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import pathlib
@@ -33,6 +34,8 @@ def run(out_dir: pathlib.Path, seed: int = 0, quick: bool = False) -> list[Row]:
 
     The seed changes nothing: compilers draw no random numbers.
     """
+    import triton
+
     from accel.profiling.pretend_gpu import TARGETS
 
     out_dir = pathlib.Path(out_dir)
@@ -44,7 +47,8 @@ def run(out_dir: pathlib.Path, seed: int = 0, quick: bool = False) -> list[Row]:
     layers = [
         row for target in targets for name, model in networks.items() for row in layer_rows(target, name, model, keeps)
     ]
-    rows = kernels + layers
+    stamp = {"triton": triton.__version__, "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
+    rows = [{**row, **stamp} for row in (*kernels, *layers)]
     common.write_text(out_dir / "triton_static.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     common.write_text(
         out_dir / "triton_static.md",

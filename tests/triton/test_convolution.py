@@ -112,8 +112,9 @@ def test_masked(interpreter, generator, assert_close, dtype, fraction, with_resi
         assert torch.equal(got[still], residual[still])
 
 
-@pytest.mark.parametrize("compact", [False, True], ids=["map", "rows"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "compact"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)], ids=str
+)
 def test_masked_gradients(interpreter, generator, assert_close, dtype, compact):
     mask = active(generator, 0.5)
     positions, counts = reference_active.active_positions(mask, 0)
