@@ -35,7 +35,8 @@ WEIGHT_ROWS_BLOCK = {"sm80": 32, "sm90": 64, "sm100": 64, "gfx942": 32, "interpr
 WEIGHT_ROWS_BLOCK_32 = {"sm80": 16, "sm90": 16, "sm100": 16, "gfx942": 16, "interpreter": 128}  # float32: see TILES
 INVERT_BLOCK = 1024
 # What a tuned choice depends on, besides dtypes; constexprs all.
-TUNED_BY = ("C", "K", "GROUPS", "KH", "KW", "STRIDE_H", "STRIDE_W", "TRANSPOSED", "STORE", "PRECISION")
+WEIGHT_TUNED_BY = ("C", "K", "GROUPS", "KH", "KW", "STRIDE_H", "STRIDE_W", "PRECISION")
+TUNED_BY = (*WEIGHT_TUNED_BY, "TRANSPOSED", "STORE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +187,7 @@ def weight_gradient(
     partial = torch.empty(splits, weight.shape[0], count, c, dtype=torch.float32, device=x.device)
     where = target()
     tiles = weight_tiles(where, arithmetic(x.dtype), k, c)
-    kernel = tuner(gather_gemm_weight, TUNED_BY, where, tiles, ("BLOCK_OUT", "BLOCK_IN", "BLOCK_ROWS"))
+    kernel = tuner(gather_gemm_weight, WEIGHT_TUNED_BY, where, tiles, ("BLOCK_OUT", "BLOCK_IN", "BLOCK_ROWS"))
     kernel[lambda meta: (cdiv(k, meta["BLOCK_OUT"]) * cdiv(c, meta["BLOCK_IN"]) * groups * count, splits)](
         x=x,
         grad=grad,
