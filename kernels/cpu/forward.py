@@ -146,12 +146,14 @@ def forward_kind(weight_shape: Sequence[int], groups: int) -> str:
 
 def _framed(x: Tensor, plan: Plan) -> Tensor:
     """A padded NHWC copy of a map with few channels; the map may have any strides with evenly spaced pixels."""
-    if x.stride(2) != x.shape[3] * x.stride(3):
-        x = x.contiguous()
+    height, width = x.shape[2:]
+    pixel = x.stride(3) if width > 1 else x.stride(2)  # the stride of a dimension of size 1 means nothing
+    if height > 1 and x.stride(2) != width * pixel:
+        x, pixel = x.contiguous(), 1
     batch, channels = x.shape[:2]
     out = torch.empty(batch * plan.in_pixels * channels)
     _engine.frame(
         x.data_ptr(), out.data_ptr(), plan.frame.data_ptr(), batch, channels, plan.in_pixels, x.stride(0), x.stride(1),
-        x.stride(3), torch.get_num_threads(),
+        pixel, torch.get_num_threads(),
     )  # fmt: skip
     return out
