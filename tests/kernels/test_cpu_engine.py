@@ -111,7 +111,7 @@ CASES = {
     "first layer": partial(Case, n=2, c=3, k=16, size=(17, 13), kernel=(3, 3), padding=(1, 1, 1, 1)),
     "alexnet's first": partial(Case, n=1, c=3, k=96, size=(31, 35), kernel=(11, 11), stride=(4, 4), padding=(2,) * 4),
     "grey, 7x7": partial(Case, n=2, c=1, k=8, size=(19, 23), kernel=(7, 7), stride=(2, 2), padding=(3, 3, 3, 3)),
-    "few channels, dilated": partial(Case, n=1, c=4, k=8, size=(12, 12), kernel=(3, 3), dilation=(2, 2), padding=(2,) * 4),
+    "4 channels, dilated": partial(Case, n=1, c=4, k=8, size=(9, 9), kernel=(3, 3), dilation=(2, 2), padding=(2,) * 4),
     "rows dilated only": partial(Case, n=1, c=4, k=8, size=(12, 9), kernel=(3, 3), dilation=(3, 1), padding=(2,) * 4),
     "dilated": partial(Case, n=2, c=16, k=32, size=(11, 11), kernel=(3, 3), dilation=(2, 2), padding=(2, 2, 2, 2)),
     "strided": partial(Case, n=2, c=16, k=24, size=(13, 11), kernel=(5, 3), stride=(3, 2), padding=(2, 2, 1, 1)),
