@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from accel.calibrate import check_calibration, impact_maps
@@ -17,6 +18,7 @@ from accel.convert import (
     convert_layers,
     convolutions,
     counted_layers,
+    lay_out,
     left_dense,
     with_pooling,
 )
@@ -65,7 +67,7 @@ def convert_model(
         example_inputs: a tensor or a tuple of arguments that the model runs on.
         calibration: re-iterable of inputs, or of tuples that start with the input; mask 'impact' needs it.
         loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.calibrate.default_loss`.
-        inplace: convert `model` itself.
+        inplace: convert `model` itself, whose parameters stay where they are; bring it to channels_last for speed.
 
     Raises:
         ConfigError: a rule that matches nothing, or a mask that needs calibration data and got none.
@@ -94,6 +96,8 @@ def _convert(
     conversions = with_pooling(model, conversions)
     fast = model if inplace else copy.deepcopy(model)
     convert_layers(fast, conversions)
+    if not inplace:
+        lay_out(fast, torch.channels_last)
     if stages:
         make_adaptive(fast, stages)
     else:

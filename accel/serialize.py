@@ -11,12 +11,13 @@ import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from accel.config import ACT, config_from_dict
-from accel.convert import Conversion, convert_layers, convolutions, left_dense, perforated_layers
+from accel.convert import Conversion, convert_layers, convolutions, lay_out, left_dense, perforated_layers
 from accel.errors import ConversionError, WeightsError
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_configs, make_adaptive
@@ -85,6 +86,7 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
             )
     convert_layers(fast, {name: dataclasses.replace(layer, impact=impacts.get(name)) for name, layer in layers.items()})
     fast.load_state_dict(state)
+    lay_out(fast, torch.channels_last)
     install(fast)
     return fast
 

@@ -225,3 +225,12 @@ def test_revert_restores_the_dense_outputs_with_the_current_weights(net):
     assert torch.equal(dense(image()), net(image()))
     assert type(dense[0]) is nn.Conv2d and isinstance(fast[0], PerforatedConv2d)
     assert dense[0].weight.data_ptr() != fast[0].weight.data_ptr()
+
+
+def test_convolutions_left_dense_hand_over_channels_last(net):
+    fast = accel.convert_model(net, {"0": None, "*": accel.Perforate(keep=0.5)}, example_inputs=image())
+    seen = []
+    fast[0].register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    with torch.no_grad():
+        fast(image())
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)

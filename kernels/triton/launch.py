@@ -28,16 +28,16 @@ class Tile(NamedTuple):
     stages: int
 
 
-_SMALL_90 = (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3))
-# Each tile compiles without spills and with its operands copied 16 bytes at a time on its target (sm90, half: 48 to
-# 146 KB of shared memory; 128 x 256 spills where it interpolates, on sm100 256 x 128 too). The small ones serve the few
-# rows of deep layers; from sm90 on, gathers are bound by L2, which the large ones read least. gfx942 keeps a stage's
-# operands in 64 KiB; its second stage is in registers.
+_FROM_SM90 = (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3))
+# Each tile compiles without spills and with its operands copied 16 bytes at a time on its target (128 x 256 spills where
+# it interpolates, and so does 256 x 128 with triton 3.9). The small ones serve the few rows of deep layers; from sm90 on,
+# gathers are bound by L2, which the large one reads least. gfx942 keeps a stage's operands in 64 KiB; its second stage is
+# in registers.
 TILES = {
     "half": {
         "sm80": (Tile(64, 64, 32, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 32, 8, 4)),
-        "sm90": (*_SMALL_90, Tile(128, 128, 64, 8, 3), Tile(256, 128, 64, 8, 3)),
-        "sm100": (*_SMALL_90, Tile(128, 128, 64, 8, 3)),
+        "sm90": _FROM_SM90,
+        "sm100": _FROM_SM90,
         "gfx942": (Tile(64, 64, 32, 4, 2), Tile(128, 64, 32, 4, 2), Tile(128, 128, 32, 8, 2)),
     },
     "tf32": {

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import accel
 from accel import ops
 from accel.errors import AccelError
+from accel.nn.inference import one_by_one
 from accel.profiling.flops import count_macs, layer_macs, static_macs
 from accel.zoo.registry import default_rules, get_model
 
@@ -35,13 +36,16 @@ def test_three_counters_agree_on_dense_and_converted_networks(name):
     assert dense == static_macs(model, x) == flop_counter_macs(model, x)
 
     fast = accel.convert_model(model, default_rules(name), example_inputs=x)
-    executed = count_macs(fast, x)
-    assert executed == static_macs(fast, x) == flop_counter_macs(fast, x)
+    with one_by_one():  # dense 1x1 convolutions on compact rows execute less than the traced modules show
+        executed = count_macs(fast, x)
+        assert executed == static_macs(fast, x) == flop_counter_macs(fast, x)
+    assert count_macs(fast, x) <= executed
     assert 0.4 * dense < executed < 0.95 * dense
-    rows = layer_macs(fast, x)
-    assert sum(row.executed for row in rows) == executed
-    assert sum(row.dense for row in rows) == dense
-    assert count_macs(fast, x, per_image=True).tolist() == [executed // 2] * 2
+    with one_by_one():
+        rows = layer_macs(fast, x)
+        assert sum(row.executed for row in rows) == executed
+        assert sum(row.dense for row in rows) == dense
+        assert count_macs(fast, x, per_image=True).tolist() == [executed // 2] * 2
 
 
 def test_known_numbers():
