@@ -29,10 +29,10 @@ class Tile(NamedTuple):
 
 
 _FROM_SM90 = (Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3))
-# Each tile compiles without spills and with its operands copied 16 bytes at a time on its target (128 x 256 spills where
-# it interpolates, and so does 256 x 128 with triton 3.9). The small ones serve the few rows of deep layers; from sm90 on,
-# gathers are bound by L2, which the large one reads least. gfx942 keeps a stage's operands in 64 KiB; its second stage is
-# in registers.
+# Each tile compiles without spills and with its operands copied 16 bytes at a time on its target (128 x 256 spills
+# where it interpolates, and so does 256 x 128 with triton 3.9). The small ones serve the few rows of deep layers; from
+# sm90 on, gathers are bound by L2, which the large one reads least. gfx942 keeps a stage's operands in 64 KiB; its
+# second stage is in registers.
 TILES = {
     "half": {
         "sm80": (Tile(64, 64, 32, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 128, 32, 8, 4)),
