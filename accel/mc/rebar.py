@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from math import log
 
 import torch
@@ -15,7 +16,7 @@ from .rows import attach, sum_to, widen
 Family = type[BinaryRelaxation] | type[OneHotRelaxation]
 
 
-class _RelaxedControl(nn.Module):
+class _RelaxedControl(nn.Module, abc.ABC):
     """``(f(b) - c(z')) grad log q(b) + grad c(z) - grad c(z')``, z' drawn given b; unbiased for every control c.
 
     Subclasses define ``control``. After each call ``loss`` is the estimator's second moment, with a graph to this
@@ -26,8 +27,9 @@ class _RelaxedControl(nn.Module):
         super().__init__()
         self.loss: Tensor | None = None
 
+    @abc.abstractmethod
     def control(self, cost: Cost, family: Family, z: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The control c at the relaxed samples z: one value per cost."""
 
     def rows(self, cost: Cost, q: Distribution, generator: torch.Generator | None) -> Tensor:
         """Per-sample costs ``[N, *c]`` at discrete samples, whose gradient is the estimator."""
