@@ -7,23 +7,18 @@ import dataclasses
 import functools
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from accel.cli.common import read_toml
 from accel.errors import ConfigError
 from accel.train.batches import PictureBatches
 from accel.train.classification import FitSettings
 from accel.zoo.datasets import LabelledPictures, load_pictures
 from accel.zoo.registry import get_model, preprocess
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _SECTIONS = {"model", "data", "fit"}
 _BATCH = 250  # pictures at a time in evaluation: fits the caches no worse than 64 and divides 5000 and 10000
@@ -45,10 +40,7 @@ class Task:
 
 def read_recipe(path: pathlib.Path) -> dict:
     """The sections of a recipe. ConfigError: unreadable, or not those of a recipe."""
-    try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"the recipe {path} cannot be read ({error}): give a TOML file") from error
+    recipe = read_toml(path)
     if set(recipe) != _SECTIONS:
         raise ConfigError(f"the recipe {path} must have the sections {sorted(_SECTIONS)}, got {sorted(recipe)}")
     return recipe
