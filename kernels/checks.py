@@ -41,9 +41,13 @@ def check_conv(
         raise ValueError(f"{op}: stride and dilation must be pairs of positive ints, got {stride} and {dilation}")
     if len(padding) != 4 or min(padding) < 0:
         raise ValueError(f"{op}: padding must be (top, bottom, left, right), none negative, got {padding}")
+    check_activation(op, activation)
+    check_same(op, x, weight=weight, bias=bias, residual=residual)
+
+
+def check_activation(op: str, activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    check_same(op, x, weight=weight, bias=bias, residual=residual)
 
 
 def check_same(op: str, x: Tensor, **others: Tensor | None) -> None:

@@ -1,10 +1,12 @@
-"""interpolate: compact rows -> a dense map, every position holding the row of its stand-in.
+"""interpolate: compact rows -> a dense map; skipped positions get the row of their stand-in, or a fitted weighted sum.
 
-| backward         | dtypes   | layouts                          | granularity | limits                            |
-|------------------|----------|----------------------------------|-------------|-----------------------------------|
-| yes, and twice   | floating | rows in, channels_last map out   | position    | H * W below 2**31                 |
+| form    | backward                   | dtypes   | layouts                        | granularity | limits            |
+|---------|----------------------------|----------|--------------------------------|-------------|-------------------|
+| nearest | yes, and twice             | floating | rows in, channels_last map out | position    | H * W below 2**31 |
+| fitted  | rows, weights and constant | floating | rows in, channels_last map out | position    | H * W below 2**31 |
 
-Figurnov et al. 2016, arXiv 1504.08362 (the nearest computed position stands in for a perforated one).
+Figurnov et al. 2016, arXiv 1504.08362 (the nearest computed position stands in for a perforated one). The fitted form
+is ours: per channel, weights of the neighbours and a constant, by least squares (`accel.calibrate.fit_interpolation`).
 """
 
 from __future__ import annotations
@@ -12,31 +14,75 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accel.kernels.checks import check_device, sizes
-from accel.kernels.dispatch import implementation, is_direct
-from accel.kernels.positions import PositionSet
+from accel.kernels.checks import autocast, check_activation, check_device, check_same, check_shape, sizes
+from accel.kernels.dispatch import implementation, is_direct, needs_grad
+from accel.kernels.positions import Neighbors, PositionSet
+from accel.kernels.reference.activation import FUSED_BACKWARD, activate
 
 
-def interpolate(rows: Tensor, positions: PositionSet) -> Tensor:
-    """Fill every position of the map with the row of its stand-in (`positions.nearest`).
+def interpolate(
+    rows: Tensor,
+    positions: PositionSet,
+    neighbors: Neighbors | None = None,
+    weights: Tensor | None = None,
+    constant: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """Fill every position of the map: from its stand-in (`positions.nearest`), or as a weighted sum of neighbours.
 
     Args:
         rows: [N * P, C], floating, the values at the P computed positions of each of N images, image-major.
         positions: the static set, on the device of `rows`.
+        neighbors: for every skipped position of the set, T rows and a class out of K; None: the stand-in's row.
+        weights, constant: [K, T, C] and [K, C], dtype of `rows`; skipped position f of class k gets
+            constant[k] + sum over t of weights[k, t] * rows[neighbors.rows[f, t]].
+        activation: applied last, to computed and skipped positions; see `accel.ops.perforated_conv2d`.
 
     Returns:
         [N, C, H, W], channels_last, dtype of `rows`.
 
     Raises:
-        ValueError: `rows` is not 2-D, its length is no multiple of P, or it lies on another device.
+        ValueError: `rows` is not 2-D, its length is no multiple of P, the weights are of another shape or given
+            without neighbors, or something lies on another device.
+        TypeError: dtypes that differ.
     """
     if rows.dim() != 2 or len(rows) % len(positions):
         raise ValueError(f"interpolate: rows must be [N * {len(positions)}, C], got shape {tuple(rows.shape)}")
     check_device("interpolate", rows, "positions", positions.nearest)
-    arguments = (rows, positions.nearest, sizes(rows)[0] // len(positions), (positions.height, positions.width))
-    if is_direct(rows):
-        return implementation("interpolate", rows)(*arguments)
-    return _INTERPOLATE(*arguments)
+    check_activation("interpolate", activation)
+    rows, weights, constant = autocast(rows, weights, constant)
+    batch, size = sizes(rows)[0] // len(positions), (positions.height, positions.width)
+    fused = activation if activation in FUSED_BACKWARD or not needs_grad(rows, weights, constant) else "none"
+    if neighbors is None:
+        if weights is not None or constant is not None:
+            raise ValueError("interpolate: weights and constant belong to neighbors: give all three or none")
+        arguments, fused = (rows, positions.nearest, batch, size), "none"
+        run = implementation("interpolate", rows) if is_direct(rows) else _INTERPOLATE
+    else:
+        _check_fitted(rows, positions, neighbors, weights, constant)
+        sets = (positions.positions, neighbors.skipped, neighbors.rows, neighbors.starts)
+        arguments = (rows, *sets, weights, constant, batch, size, fused)
+        direct = is_direct(rows, weights, constant)
+        run = implementation("interpolate_fitted", rows, "interpolate") if direct else _FITTED
+    out = run(*arguments)
+    return out if fused == activation else activate(out, activation)
+
+
+def _check_fitted(rows, positions, neighbors, weights, constant):
+    """ValueError where neighbours, weights and constant do not fit the rows and the set."""
+    if weights is None or constant is None:
+        raise ValueError("interpolate: neighbors come with weights and constant: give all three or none")
+    total = positions.height * positions.width
+    if len(neighbors.skipped) + len(positions) != total:
+        raise ValueError(
+            f"interpolate: {len(positions)} computed and {len(neighbors.skipped)} skipped positions do not make up "
+            f"a {positions.height}x{positions.width} map: build the neighbours from this very set"
+        )
+    shape = (neighbors.classes, neighbors.rows.shape[1], rows.shape[1])
+    check_shape("interpolate", "weights", weights, shape)
+    check_shape("interpolate", "constant", constant, (shape[0], shape[2]))
+    check_same("interpolate", rows, weights=weights, constant=constant)
+    check_device("interpolate", rows, "neighbors", neighbors.rows)
 
 
 @torch.library.custom_op(
@@ -53,6 +99,26 @@ def _interpolate_backward(grad, nearest, count):
     return implementation("interpolate_backward", grad, "interpolate")(grad, nearest, count)
 
 
+@torch.library.custom_op(
+    "accel::interpolate_fitted",
+    mutates_args=(),
+    schema="(Tensor rows, Tensor positions, Tensor skipped, Tensor neighbors, Tensor starts, Tensor weights, "
+    "Tensor constant, SymInt batch, SymInt[] size, str activation) -> Tensor",
+)
+def _fitted(rows, *arguments):
+    return implementation("interpolate_fitted", rows, "interpolate")(rows, *arguments)
+
+
+@torch.library.custom_op(
+    "accel::interpolate_fitted_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor rows, Tensor positions, Tensor skipped, Tensor neighbors, Tensor starts, "
+    "Tensor weights) -> (Tensor, Tensor, Tensor)",
+)
+def _fitted_backward(grad, *arguments):
+    return implementation("interpolate_fitted_backward", grad, "interpolate")(grad, *arguments)
+
+
 @_interpolate.register_fake
 def _(rows, nearest, batch, size):
     shape = (batch, rows.shape[1], *size)
@@ -62,6 +128,17 @@ def _(rows, nearest, batch, size):
 @_interpolate_backward.register_fake
 def _(grad, nearest, count):
     return grad.new_empty(grad.shape[0] * count, grad.shape[1])
+
+
+@_fitted.register_fake
+def _(rows, positions, skipped, neighbors, starts, weights, constant, batch, size, activation):
+    shape = (batch, rows.shape[1], *size)
+    return torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=torch.channels_last)
+
+
+@_fitted_backward.register_fake
+def _(grad, rows, positions, skipped, neighbors, starts, weights):
+    return torch.empty_like(rows), torch.empty_like(weights), weights.new_empty(weights.shape[0], weights.shape[2])
 
 
 def _setup_interpolate(ctx, inputs, output):
@@ -84,7 +161,24 @@ def _backward_grad(ctx, grad):
     return _INTERPOLATE(grad, *ctx.saved_tensors, ctx.batch, ctx.size), None, None
 
 
+def _setup_fitted(ctx, inputs, output):
+    rows, positions, skipped, neighbors, starts, weights, *_, activation = inputs
+    kept = output if activation == "relu" else None
+    ctx.save_for_backward(rows, positions, skipped, neighbors, starts, weights, kept)
+
+
+def _fitted_grad(ctx, grad):
+    *saved, output = ctx.saved_tensors
+    if output is not None:
+        grad = grad * (output > 0)
+    d_rows, d_weights, d_constant = _FITTED_BACKWARD(grad, *saved)
+    return d_rows, None, None, None, None, d_weights, d_constant, None, None, None
+
+
 _interpolate.register_autograd(_interpolate_grad, setup_context=_setup_interpolate)
 _interpolate_backward.register_autograd(_backward_grad, setup_context=_setup_backward)
+_fitted.register_autograd(_fitted_grad, setup_context=_setup_fitted)
 _INTERPOLATE = torch.ops.accel.interpolate.default
 _BACKWARD = torch.ops.accel.interpolate_backward.default
+_FITTED = torch.ops.accel.interpolate_fitted.default
+_FITTED_BACKWARD = torch.ops.accel.interpolate_fitted_backward.default

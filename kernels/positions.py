@@ -95,6 +95,47 @@ class PositionSet:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Neighbors:
+    """For every skipped position of a static set, the computed positions it is a weighted sum of.
+
+    Skipped positions of one geometry (their neighbours lie at the same offsets) form a class and share weights.
+
+    Attributes:
+        skipped: int32 [F], flat index of each position that is not computed, class by class.
+        rows: int32 [F, T], the rows of the set's `positions` that hold the T neighbours.
+        starts: int32 [K + 1], class k holds the skipped positions starts[k] : starts[k + 1]; it may be empty.
+    """
+
+    skipped: Tensor
+    rows: Tensor
+    starts: Tensor
+
+    def __post_init__(self) -> None:
+        for name, dims in (("skipped", 1), ("rows", 2), ("starts", 1)):
+            tensor = getattr(self, name)
+            if tensor.dtype != torch.int32 or tensor.dim() != dims:
+                raise ValueError(
+                    f"{name} must be a {dims}-D int32 tensor, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                )
+        if len(self.rows) != len(self.skipped):
+            raise ValueError(f"rows must list neighbours of {len(self.skipped)} positions, got {len(self.rows)}")
+        if torch.compiler.is_compiling() or type(self.starts) is not Tensor or self.starts.device.type != "cpu":
+            return
+        ends = self.starts.tolist()
+        if not ends or ends[0] != 0 or ends[-1] != len(self.skipped) or ends != sorted(ends):
+            raise ValueError(f"starts must rise from 0 to {len(self.skipped)}, got {ends}")
+
+    @property
+    def classes(self) -> int:
+        return len(self.starts) - 1
+
+    def to(self, device: torch.device | str) -> Neighbors:
+        if self.skipped.device == torch.device(device):
+            return self
+        return Neighbors(self.skipped.to(device), self.rows.to(device), self.starts.to(device))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class ActiveSet:
     """A dynamic position set: per image, the positions where something is computed.
 
