@@ -290,10 +290,17 @@ def test_rules_mix_adaptive_stages_and_perforated_layers():
         accel.convert_model(model, {"layer9": SACT()}, example_inputs=x)
 
 
-@pytest.mark.parametrize("depth, flops", [(32, 137_725_184), (110, 505_775_360)])
-def test_dense_flops_of_the_cifar_networks_are_the_official_counters(depth, flops):
-    """The constants of the authors' code (sact/cifar_model_test.py); FLOPs = 2 x MACs."""
-    assert 2 * accel.count_macs(get_model(f"zoo:resnet{depth}_cifar"), torch.zeros(1, 3, 32, 32)) == flops
+@pytest.mark.parametrize(
+    ("name", "options", "side", "flops"),
+    [
+        ("zoo:resnet32_cifar", {}, 32, 137_725_184),
+        ("zoo:resnet110_cifar", {}, 32, 505_775_360),
+        ("torchvision:resnet101", {"num_classes": 1001}, 224, 15_602_814_976),
+    ],
+)
+def test_dense_flops_are_those_of_the_official_counters(name, options, side, flops):
+    """The constants of the authors' tests (cifar_model_test.py, imagenet_model_test.py); FLOPs = 2 x MACs."""
+    assert 2 * accel.count_macs(get_model(name, **options), torch.zeros(1, 3, side, side)) == flops
 
 
 def test_adaptive_models_are_saved_and_loaded(tmp_path):
