@@ -57,6 +57,8 @@ class ACT:
     Attributes:
         tau: weight of the ponder cost in the loss, at least 0; the authors used 0.01 on CIFAR-10 and 0.005 on ImageNet.
         eps: halt when the scores reach 1 - eps, in [0, 1); so that one unit can suffice.
+        target: share of the stages' dense MACs to execute, in (0, 1]: training then moves tau, starting from the one
+            given, until it is met (`accel.nn.budget`). None: tau stays.
 
     Raises:
         ConfigError: a value out of range.
@@ -64,12 +66,15 @@ class ACT:
 
     tau: float = 0.005
     eps: float = 0.01
+    target: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.tau, (int, float)) or not 0 <= self.tau < float("inf"):
             raise ConfigError(f"tau is the weight of the ponder cost, at least 0 and finite, got {self.tau!r}")
         if not isinstance(self.eps, (int, float)) or not 0 <= self.eps < 1:
             raise ConfigError(f"eps must lie in [0, 1), got {self.eps!r}")
+        if self.target is not None and not (isinstance(self.target, (int, float)) and 0 < self.target <= 1):
+            raise ConfigError(f"target is the share of the MACs to execute and must lie in (0, 1], got {self.target!r}")
 
     def to_dict(self) -> dict:
         """A JSON-ready dict that `config_from_dict` reads back."""

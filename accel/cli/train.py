@@ -1,11 +1,11 @@
-"""`accel train`: train or fine-tune a classifier by a recipe."""
+"""`accel train`: train or fine-tune a classifier, plain or adaptive, by a recipe."""
 
 from __future__ import annotations
 
 import argparse
 import pathlib
 
-from accel.cli.common import add_verb, note
+from accel.cli.common import add_verb
 
 
 def add_parser(sub: argparse._SubParsersAction) -> None:
@@ -13,24 +13,44 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "train",
         run,
-        "train a classifier by a recipe; goes on where it was interrupted",
-        "accel train zoo/recipes/resnet32_cifar_dense.toml --weights net.safetensors --data cifar.zip -o runs/dense",
+        "train a classifier, plain or with ACT or SACT, by a recipe; goes on where it was interrupted",
+        "accel train zoo/recipes/resnet32_cifar_sact.toml --weights net.safetensors --data cifar.zip -o runs/sact\n"
+        "  torchrun --nproc-per-node 4 -m accel train RECIPE ...   (the recipe's batch is that of one process)",
     )
     parser.add_argument("recipe", type=pathlib.Path, help="a TOML file; those in zoo/recipes are examples")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder or zip with train/ and test/")
     parser.add_argument("--weights", help="weights to start from (default: drawn, or the package's own)")
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="folder of the run")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events to the folder as well")
 
 
 def run(args: argparse.Namespace) -> int:
-    from accel.cli.training import accuracy, read_recipe, save_state, task_of, training_log
+    from accel.cli.training import read_recipe, task_of
+    from accel.cli.training_log import training_log
     from accel.train.classification import fit
+    from accel.train.parallel import process_group
 
-    task = task_of(read_recipe(args.recipe), args.data, args.weights, args.seed)
-    args.output.mkdir(parents=True, exist_ok=True)
-    with training_log(args.output / "loss.csv", lambda line: note(args, line)) as log:
-        fit(task.model, task.loss_of_step, task.settings, checkpoint=args.output / "checkpoint.pt", log=log)
-    save_state(task.model, args.output / "model.safetensors")
+    with process_group() as place:
+        task = task_of(read_recipe(args.recipe), args.data, args.weights, args.seed, place)
+        args.output.mkdir(parents=True, exist_ok=True)
+        checkpoint = args.output / "checkpoint.pt"
+        if place.rank:
+            fit(task.model, task.loss_of_step, task.settings, checkpoint=checkpoint)
+            return 0
+        with training_log(args.output, task.settings.steps, task.measured, args) as log:
+            fit(task.model, task.loss_of_step, task.settings, checkpoint=checkpoint, log=log)
+    return _finish(task, args.output / "model.safetensors")
+
+
+def _finish(task, weights: pathlib.Path) -> int:
+    """Save the trained weights and say what they reach on the test pictures."""
+    from accel.cli.training import accuracy, macs_per_image, save_state
+    from accel.nn.adaptive import adaptive_stages
+
+    save_state(task.model, weights)
     right = accuracy(task.model, task.test, task.batches.preprocess)
-    print(f"test accuracy {right:.4f} on {len(task.test)} pictures; weights in {args.output / 'model.safetensors'}")
+    print(f"test accuracy {right:.4f} on {len(task.test)} pictures; weights in {weights}")
+    if adaptive_stages(task.model):
+        executed = macs_per_image(task.model, task.test, task.batches.preprocess).double()
+        print(f"executed MACs per picture: mean {executed.mean():.4g}, deviation {executed.std():.3g}")
     return 0

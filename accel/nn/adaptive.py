@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from accel.config import ACT, SACT
 from accel.errors import ConversionError
 from accel.halting import Halted, run_stage
+from accel.nn.budget import control_tau
 from accel.nn.residual_units import describe_unit, is_unit
 from accel.nn.sparse_unit import SparseUnit
 from accel.ops import halting_step_
@@ -33,21 +34,29 @@ class StageOutput:
         num_units: int32 [N, H, W], units that ran.
         halting_distribution: [N, L, H, W], weight of each unit's output; sums to 1 over L.
         executed_macs: int64 [N], convolutions of units and halting heads at the positions where they ran.
+        dense_macs: those of all units at all positions, without heads, per image.
     """
 
     ponder_cost: Tensor
     num_units: Tensor
     halting_distribution: Tensor
     executed_macs: Tensor
+    dense_macs: int
 
 
 @dataclasses.dataclass
 class AdaptiveOutput:
-    """Output of an adaptive network: what the network returned before, and what each stage did."""
+    """Output of an adaptive network: what the network returned before, what each stage did, and the weight of that."""
 
     logits: Tensor
     stages: list[StageOutput]
     tau: float
+
+    @property
+    def executed_share(self) -> float:
+        """MACs the stages executed over those of the plain units, in the whole batch; above 1 when nothing halts."""
+        executed = sum(int(stage.executed_macs.sum()) for stage in self.stages)
+        return executed / sum(stage.dense_macs * len(stage.executed_macs) for stage in self.stages)
 
 
 def ponder_loss(output: AdaptiveOutput) -> Tensor:
@@ -108,10 +117,11 @@ class AdaptiveStage(nn.Sequential):
         self.train(units.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        dense = self.dense or self.training or torch.is_grad_enabled()
-        halted = self._run_densely(x) if dense else self._run_sparsely(x)
+        densely = self.dense or self.training or torch.is_grad_enabled()
+        halted = self._run_densely(x) if densely else self._run_sparsely(x)
         macs = self._executed_macs(halted.units, x.shape, halted.output.shape)
-        self.result = StageOutput(halted.ponder, halted.units, halted.distribution.movedim(0, 1), macs)
+        dense = self._dense_macs(x.shape, halted.output.shape)
+        self.result = StageOutput(halted.ponder, halted.units, halted.distribution.movedim(0, 1), macs, dense)
         return halted.output
 
     def _run_densely(self, x: Tensor) -> Halted:
@@ -134,6 +144,10 @@ class AdaptiveStage(nn.Sequential):
             running = halting_step_(h, state, remainder, ponder, count, output, self.config.eps, last)
             weights.append(before - remainder)
         return Halted(output, ponder, count, torch.stack(weights))
+
+    def _dense_macs(self, in_shape: torch.Size, out_shape: torch.Size) -> int:
+        first, *others = self._sparse
+        return first.dense_macs(*in_shape[2:]) + sum(unit.dense_macs(*out_shape[2:]) for unit in others)
 
     def _executed_macs(self, units: Tensor, in_shape: torch.Size, out_shape: torch.Size) -> Tensor:
         """int64 [N]: unit k, and its halting head, ran where `units` > k; the first ran everywhere."""
@@ -163,10 +177,10 @@ def make_adaptive(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
 
     Raises:
         ConversionError: a name that is no sequence of two or more residual units, a unit that SACT cannot mask, or
-            values of tau that differ.
+            values of tau or target that differ.
     """
-    if len({config.tau for config in assigned.values()}) > 1:
-        raise ConversionError("the stages of a network share one tau: give every ACT and SACT rule the same")
+    if len({(config.tau, config.target) for config in assigned.values()}) > 1:
+        raise ConversionError("the stages of a network share tau and target: give every ACT and SACT rule the same")
     for name, config in assigned.items():
         units = model.get_submodule(name)
         if not is_stage(units):
@@ -176,6 +190,9 @@ def make_adaptive(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
                 raise ConversionError(f"unit {name}.{index} changes size or width: only the first of a stage may")
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, AdaptiveStage(units, config))
+    first = adaptive_stages(model)[0]
+    if first.config.target is not None:
+        first.register_buffer("tau", torch.tensor(float(first.config.tau)))
     model.register_forward_hook(_collect_results)
     return model
 
@@ -203,7 +220,13 @@ def _collect_results(model: nn.Module, _inputs: tuple, output: Tensor) -> Adapti
     results = [stage.result for stage in stages]
     for stage in stages:
         stage.result = None
-    return AdaptiveOutput(output, results, stages[0].config.tau)
+    collected = AdaptiveOutput(output, results, stages[0].config.tau)
+    target = stages[0].config.target
+    if target is not None and model.training and torch.is_grad_enabled():
+        collected.tau = control_tau(stages[0].tau, collected.executed_share, target)
+    elif target is not None:
+        collected.tau = float(stages[0].tau)
+    return collected
 
 
 def adaptive_stages(model: nn.Module) -> list[AdaptiveStage]:

@@ -1,35 +1,48 @@
-"""One training loop: AdamW or SGD, a one-cycle schedule, atomic checkpoints.
+"""One training loop: AdamW or SGD, a one-cycle schedule, atomic checkpoints, data-parallel under torchrun.
 
 An interrupted run goes on as if it had not been: batches are a function of the step number, and the learning rate too,
-so a checkpoint holds nothing but the step, the parameters and the optimiser's moments.
+so a checkpoint holds the step, the model's state, the optimiser's moments, and the state of torch's random generators.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from accel.errors import ConfigError, WeightsError
+from accel.train.parallel import is_first, mean_over_processes, synchronised
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitSettings:
     """Attributes: steps; lr, the peak learning rate, reached after `warmup` (fraction of the steps) and lowered to
-    zero along a half cosine; weight_decay, on tensors of two or more dimensions; optimizer, "adamw", or "sgd" with
-    Nesterov momentum 0.9 (what residual networks are published with); checkpoint_every, in steps."""
+    zero along a half cosine; lr_factors, what multiplies it, by pattern of parameter names (the first that matches);
+    weight_decay, on tensors of two or more dimensions; optimizer, "adamw", or "sgd" with Nesterov momentum 0.9 (what
+    residual networks are published with); freeze_norms, batch norms use and keep the statistics they came with;
+    precision, "float32", or "bfloat16": autocast on CUDA, of no effect elsewhere; checkpoint_every, in steps."""
 
     steps: int
     lr: float
+    lr_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     warmup: float = 0.1
     weight_decay: float = 0.01
     optimizer: str = "adamw"
+    freeze_norms: bool = False
+    precision: str = "float32"
     checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
 
 def learning_rate(settings: FitSettings, step: int) -> float:
@@ -50,34 +63,55 @@ def fit(
 ) -> nn.Module:
     """Train `model` in place; returns it in eval mode.
 
+    In a process group (see `accel.train.parallel.process_group`) every process calls it with its own share of each
+    batch; gradients are averaged, rank 0 writes the checkpoints, and all resume from them.
+
     Args:
         loss_of_step: draws the batch of a step (deterministically, from the step number) and returns its scalar loss.
         checkpoint: file to continue from where it exists, written every `checkpoint_every` steps and at the end.
-        log: called with (step, loss) after every step.
+        log: called with (step, loss) after every step; the loss is the mean over the processes.
 
     Raises:
+        ConfigError: an unknown optimizer, or a pattern in lr_factors that matches no parameter.
         WeightsError: the checkpoint cannot be read or belongs to another model.
         FloatingPointError: the loss is not finite.
     """
     optimizer = _optimizer(model, settings)
     path = pathlib.Path(checkpoint) if checkpoint is not None else None
     first = _resume(path, model, optimizer) if path is not None and path.exists() else 0
-    model.train()
+    _training_mode(model, settings)
+    parallel = synchronised(model)
     for step in range(first, settings.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step)
-        loss = loss_of_step(model, step)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss of step {step} is {loss.item()}: lower lr={settings.lr:g}")
+            group["lr"] = group["factor"] * learning_rate(settings, step)
+        with _autocast(model, settings):
+            loss = loss_of_step(parallel, step)
+        value = mean_over_processes(loss)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss of step {step} is {value}: lower lr={settings.lr:g}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         if log is not None:
-            log(step, loss.item())
+            log(step, value)
         done = step + 1
-        if path is not None and (done % settings.checkpoint_every == 0 or done == settings.steps):
+        if path is not None and is_first() and (done % settings.checkpoint_every == 0 or done == settings.steps):
             _save(path, done, model, optimizer)
     return model.eval()
+
+
+def _training_mode(model: nn.Module, settings: FitSettings) -> None:
+    model.train()
+    if settings.freeze_norms:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def _autocast(model: nn.Module, settings: FitSettings) -> torch.autocast:
+    device = next(model.parameters()).device.type
+    enabled = device == "cuda" and settings.precision != "float32"
+    return torch.autocast(device, PRECISIONS[settings.precision], enabled=enabled)
 
 
 def _optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
@@ -90,15 +124,26 @@ def _optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer
 
 
 def _parameter_groups(model: nn.Module, settings: FitSettings) -> list[dict]:
-    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    """One group for each pair of (factor of the learning rate, weight decay)."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    unused = set(settings.lr_factors)
+    for name, parameter in named:
+        pattern = next((p for p in settings.lr_factors if fnmatch.fnmatchcase(name, p)), None)
+        unused.discard(pattern)
+        factor = 1.0 if pattern is None else float(settings.lr_factors[pattern])
+        decay = settings.weight_decay if parameter.dim() >= 2 else 0.0
+        groups.setdefault((factor, decay), []).append(parameter)
+    if unused:
+        some = ", ".join(name for name, _ in named[:4])
+        raise ConfigError(f"lr_factors {sorted(unused)[0]!r} matches no parameter: the model's are {some}, ...")
+    return [{"params": found, "factor": key[0], "weight_decay": key[1]} for key, found in groups.items()]
 
 
 def _save(path: pathlib.Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": _random_state()}
     temporary = path.with_name(path.name + ".part")
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, temporary)
+    torch.save(state, temporary)
     os.replace(temporary, path)
 
 
@@ -107,7 +152,19 @@ def _resume(path: pathlib.Path, model: nn.Module, optimizer: torch.optim.Optimiz
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        _set_random_state(state["random"])
         return int(state["step"])
     except Exception as error:  # bytes that are no checkpoint can raise anything: struct.error, IndexError, ...
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path} is not a checkpoint of this model ({reason}): delete it to start anew") from error
+
+
+def _random_state() -> list[Tensor]:
+    """Of the CPU, then of the current CUDA device if there is one."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def _set_random_state(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1 and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[1])
