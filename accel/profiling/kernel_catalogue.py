@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 BATCH, CHANNELS, SIDE = 2, 128, 8
+NEIGHBORS = 12  # of a fitted position: `Perforate`'s default
 GEOMETRY = ((1, 1), (1, 1, 1, 1), (1, 1), 1)  # stride, padding, dilation, groups of a 3x3 convolution
 
 
@@ -39,6 +40,9 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     step = (state, maps, state, state, units, maps, 0.01, False)
     back = (state, maps, state, state, state, maps, state, 0.01, False)
     static, dynamic = (everywhere, everywhere, everywhere), (active, counts, active)
+    half, classes = count // 2, torch.tensor([0, 1, count // 2], dtype=torch.int32)
+    fitted = (everywhere[:half], everywhere[half:], torch.zeros(half, NEIGHBORS, dtype=torch.int32), classes)
+    factors, constant = weight.new_zeros(2, NEIGHBORS, CHANNELS), weight.new_zeros(2, CHANNELS)
     return {
         "perforated_conv2d": lambda: perforated_conv2d.perforated_conv2d(
             rows, weight, bias, *static, maps, in_size, size, *GEOMETRY, "zeros", "relu", False
@@ -54,6 +58,12 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         ),
         "interpolate": lambda: interpolate.interpolate(rows, everywhere, BATCH, size),
         "interpolate_backward": lambda: interpolate.interpolate_backward(maps, everywhere, count),
+        "interpolate_fitted": lambda: interpolate.interpolate_fitted(
+            rows[: BATCH * half], *fitted, factors, constant, BATCH, size, "relu"
+        ),
+        "interpolate_fitted_backward": lambda: interpolate.interpolate_fitted_backward(
+            maps, rows[: BATCH * half], *fitted, factors
+        ),
         "active_positions": lambda: active_positions.active_positions(units == 0, 1),
         "select_positions": lambda: select_positions.select_positions(state, 5),
         "halting_step": lambda: halting_step.halting_step(*step),

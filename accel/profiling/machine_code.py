@@ -18,7 +18,9 @@ from accel.profiling.pretend_gpu import SHARED_LIMIT, Compiled
 
 # "/*0150*/  @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;" -> address, opcode, operands
 _SASS = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)\s*([^;]*);", re.MULTILINE)
-_AMD = re.compile(r"^\s+([a-z]\w+)\b", re.MULTILINE)
+# "\ts_cbranch_scc1 .LBB0_1", or the label ".LBB0_1:" -> label, opcode, operands
+_AMD = re.compile(r"^(?:(\.L\w+):|\t([a-z]\w+)[ \t]*([^;\n]*))", re.MULTILINE)
+_BRANCHES = ("BRA", "s_branch", "s_cbranch")
 _WIDTHS = {"128": 16, "64": 8, "U16": 2, "U8": 1, "S8": 1, "S16": 2}
 _AMD_WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "byte": 1}
 _AMD_WIDTHS |= {sign + name: _AMD_WIDTHS[name] for name in ("short", "byte") for sign in "us"}
@@ -50,15 +52,31 @@ class Code:
 
     @functools.cached_property
     def instructions(self) -> list[tuple[int, str, str]]:
-        """(address, opcode, operands) of the whole kernel, disassembled when first asked for; AMD: no addresses."""
-        if self.kernel.target.startswith("gfx"):
-            return [(0, op, "") for op in _AMD.findall(self.kernel.files["amdgcn"].read_text())]
+        """(address, opcode, operands) of the whole kernel, disassembled when first asked for.
+
+        AMD: an address is a number in sequence, and the label a branch leads to is replaced by it.
+        """
+        if self._is_amd:
+            return _assembly(self.kernel.files["amdgcn"].read_text())
         return [(int(address, 16), op, rest) for address, op, rest in _SASS.findall(_cuobjdump("-sass", self.kernel))]
 
     @functools.cached_property
     def loop(self) -> tuple[str, ...]:
-        """Opcodes of the innermost loop with tensor-core instructions; empty where it was unrolled, and on AMD."""
+        """Opcodes of the innermost loop with tensor-core instructions; empty where it was unrolled."""
         return _matrix_loop(self.instructions)
+
+    @property
+    def issued(self) -> int:
+        """Instructions of the loop that queue for issue: on NVIDIA all, on AMD those of the vector units.
+
+        An AMD compute unit has separate pipelines for scalar, memory and matrix instructions (ROCm Compute Profiler's
+        manual, pipeline descriptions).
+        """
+        return sum(not self._is_amd or (op.startswith("v_") and not _is_tensor(op)) for op in self.loop)
+
+    @property
+    def _is_amd(self) -> bool:
+        return self.kernel.target.startswith("gfx")
 
     @property
     def tensor_ops(self) -> dict[str, int]:
@@ -122,12 +140,23 @@ def _widths(opcodes: Iterable[str], names: tuple[str, ...]) -> dict[int, int]:
     return dict(found)
 
 
+def _assembly(text: str) -> list[tuple[int, str, str]]:
+    """AMD assembly as (number in sequence, opcode, operands); a label among operands becomes the number it precedes."""
+    found, labels = [], {}
+    for label, op, operands in _AMD.findall(text):
+        if label:
+            labels[label] = len(found)
+        else:
+            found.append((op, operands.strip()))
+    return [(i, op, hex(labels[aim]) if aim in labels else aim) for i, (op, aim) in enumerate(found)]
+
+
 def _matrix_loop(instructions: list[tuple[int, str, str]]) -> tuple[str, ...]:
     """Opcodes between a backward branch and its aim: the shortest such stretch with a tensor-core instruction."""
     loops = []
     for address, op, operands in instructions:
         aim = re.search(r"0x([0-9a-f]+)", operands)
-        if op.startswith("BRA") and aim and int(aim[1], 16) < address:
+        if op.startswith(_BRANCHES) and aim and int(aim[1], 16) < address:
             body = tuple(o for a, o, _ in instructions if int(aim[1], 16) <= a <= address)
             if any(_is_tensor(o) for o in body):
                 loops.append(body)
@@ -151,6 +180,9 @@ def _operations(op: str, warps: int) -> int:
     if op.startswith("HGMMA"):  # HGMMA.64x128x16.F32: one per group of 4 warps
         m, n, k = map(int, re.search(r"(\d+)x(\d+)x(\d+)", op).groups())
         return 2 * m * n * k * warps // 4
+    if op.startswith("v_mfma"):  # v_mfma_f32_32x32x8_f16: one per wave
+        m, n, k = map(int, re.search(r"(\d+)x(\d+)x(\d+)", op).groups())
+        return 2 * m * n * k * warps
     if op.startswith("HMMA"):  # HMMA.16816.F32: m16 n8 k16, one per warp
         return 2 * 16 * 8 * {"16816": 16, "1688": 8, "1684": 4}[op.split(".")[1]] * warps
     return 0

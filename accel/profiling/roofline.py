@@ -20,7 +20,8 @@ class Card:
     """Data-sheet numbers (dense, half precision) of the card that a target stands for.
 
     `flop_per_clock` is of one multiprocessor; the clock follows from it. `l2_bytes_per_clock`, from L2 to one
-    multiprocessor, is assumed: vendors do not state it.
+    multiprocessor, is assumed: vendors do not state it. `issued_per_clock` counts instructions of a warp: one for each
+    of four schedulers; on AMD a vector instruction of a wave holds one of the four 16-lane units for four clocks.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Card:
     bandwidth: float
     flop_per_clock: int
     l2_bytes_per_clock: int
+    issued_per_clock: int
 
     @property
     def clock(self) -> float:
@@ -36,12 +38,11 @@ class Card:
 
 
 CARDS = {
-    "sm80": Card("A100 SXM 80 GB", 108, 312e12, 2.039e12, 2048, 48),
-    "sm90": Card("H100 SXM", 132, 989e12, 3.35e12, 4096, 48),
-    "sm100": Card("B200", 148, 2250e12, 8.0e12, 8192, 48),
-    "gfx942": Card("MI300X", 304, 1307e12, 5.3e12, 2048, 48),
+    "sm80": Card("A100 SXM 80 GB", 108, 312e12, 2.039e12, 2048, 48, 4),
+    "sm90": Card("H100 SXM", 132, 989e12, 3.35e12, 4096, 48, 4),
+    "sm100": Card("B200", 148, 2250e12, 8.0e12, 8192, 48, 4),
+    "gfx942": Card("MI300X", 304, 1307e12, 5.3e12, 2048, 48, 1),
 }
-ISSUED_PER_CLOCK = 4  # warp instructions per multiprocessor, one for each scheduler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def bound(target: str, code: Code, tile: Tile, problem: Problem) -> Bound:
     clocks = {
         "tensor cores": 2 * tile.rows * tile.out * tile.inner / card.flop_per_clock,
         "L2": operands / card.l2_bytes_per_clock,
-        "instructions": len(code.loop) * code.warps / ISSUED_PER_CLOCK,  # 0 where no loop was found
+        "instructions": code.issued * code.warps / card.issued_per_clock,  # 0 where no loop was found
     }
     seconds = {unit: steps * count / card.clock for unit, count in clocks.items()}
     seconds["memory"] = problem.memory_bytes / card.bandwidth

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from accel.kernels.triton.gather_gemm import gather_gemm, gather_gemm_weight
 from accel.kernels.triton.launch import (
+    INTERPRETED,
     Tile,
     arithmetic,
     cdiv,
@@ -31,8 +32,11 @@ ALIGNMENT = 16  # bytes of the widest load; every pixel and every weight tap mus
 # Enough dW programs for two waves of the largest card (B200: 148 multiprocessors), but at least 512 rows in each.
 WEIGHT_PROGRAMS, WEIGHT_ROWS = 296, 512
 # dW adds its rows in blocks of one size per target and family, so that the tuner's choice cannot change the sums.
-WEIGHT_ROWS_BLOCK = {"sm80": 32, "sm90": 64, "sm100": 64, "gfx942": 32, "interpreter": 128}
-WEIGHT_ROWS_BLOCK_32 = {"sm80": 16, "sm90": 16, "sm100": 16, "gfx942": 16, "interpreter": 128}  # float32: see TILES
+WEIGHT_ROWS_BLOCK = {
+    "half": {"sm80": 32, "sm90": 64, "sm100": 64, "gfx942": 32},
+    "tf32": {"sm80": 16, "sm90": 32, "sm100": 32, "gfx942": 16},
+    "ieee": {"sm80": 16, "sm90": 16, "sm100": 16, "gfx942": 16},  # see TILES
+}
 INVERT_BLOCK = 1024
 # What a tuned choice depends on, besides dtypes; constexprs all.
 WEIGHT_TUNED_BY = ("C", "K", "GROUPS", "KH", "KW", "STRIDE_H", "STRIDE_W", "PRECISION")
@@ -164,8 +168,12 @@ def multiply(
 
 def weight_tiles(where: str, family: str, out_channels: int, in_channels: int) -> tuple[Tile, ...]:
     """As `matrix_tiles`; a tile's sides are output channels, input channels and the rows summed per iteration."""
-    rows = (WEIGHT_ROWS_BLOCK if family == "half" else WEIGHT_ROWS_BLOCK_32)[where]
+    rows = INTERPRETED.rows if where == "interpreter" else WEIGHT_ROWS_BLOCK[family][where]
     stages = 2 if where == "gfx942" else 3
+    if family == "tf32" and where in ("sm90", "sm100"):
+        # wgmma and tcgen05 want float32 operands along the reduction, and dW's lie across it: copied asynchronously,
+        # they would turn round 4 bytes at a time (sm90: 526 instructions for 32 rows); through registers it is 16 (364)
+        stages = 1
     # a large tile halves the instructions per product: finding rows costs as much as multiplying 64 x 64 (sm90: 389 of
     # them a step against 128 clocks of wgmma)
     tiles = (Tile(64, 64, rows, 4, stages), Tile(128, 128, rows, 8, stages))[: 1 if where == "interpreter" else 2]

@@ -85,7 +85,7 @@ def test_the_static_study_is_a_flag(monkeypatch, tmp_path, capsys):
 class _Loop:
     """Stands for machine code: 100 instructions in the loop, 4 warps."""
 
-    loop, warps = ("NOP",) * 100, 4
+    issued, warps = 100, 4
 
 
 def test_the_bound_is_the_slowest_unit():

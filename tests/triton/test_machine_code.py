@@ -18,8 +18,14 @@ from accel.profiling.machine_code import Code, read
 from accel.profiling.pretend_gpu import SHARED_LIMIT, TARGETS, Compiled, pretend_gpu
 
 DOT = ("gather_gemm", "gather_gemm_weight")
-# The opcode that must carry the products of half-precision tiles: mma.sync, wgmma, tcgen05, MFMA.
-OPCODE = {"sm80": "HMMA.16816", "sm90": "HGMMA", "sm100": "UTCHMMA", "gfx942": "v_mfma"}
+# Kernels that move whole rows of activations, gradients and fitted weights.
+ROWS = {"interpolate_rows", "interpolate_fitted_rows", "sum_segments", "sum_readers", "sum_tiles", "step"}
+OTHERS = {"count_active", "place_active", "select_highest", "sum_ponder", "step_backward", "step_backward_state"}
+# The opcode that must carry the products, of half precision and of tf32: mma.sync, wgmma, tcgen05, MFMA.
+OPCODE = {
+    2: {"sm80": "HMMA.16816", "sm90": "HGMMA", "sm100": "UTCHMMA", "gfx942": "v_mfma"},
+    4: {"sm80": "HMMA.1688.F32.TF32", "sm90": "HGMMA", "sm100": "UTCHMMA", "gfx942": "v_mfma"},
+}
 # Copies of both operands of an iteration that are in shared memory at once, with the stages of the tile lists.
 BUFFERS = {"sm80": 2, "sm90": 3, "sm100": 3, "gfx942": 1}
 
@@ -37,24 +43,29 @@ def check(kernel: Compiled) -> Code:
     code = read(kernel)
     assert code.spills == 0, f"{kernel.name} spills"
     assert code.shared <= SHARED_LIMIT[kernel.target] and code.blocks >= 1
+    if kernel.name in ROWS:
+        assert 16 in code.loads and not code.loads.keys() & {1, 2}, f"{kernel.name} loads element by element"
     return code
 
 
-def check_matrix(kernel: Compiled) -> None:
-    """The bars of a half-precision matrix kernel."""
+def check_matrix(kernel: Compiled, size: int = 2) -> None:
+    """The bars of a matrix kernel whose operands have `size` bytes an element."""
     code, tile = check(kernel), kernel.constants
     assert code.tensor_ops, "no tensor-core instruction"
-    assert all(op.startswith(OPCODE[kernel.target]) for op in code.tensor_ops)
+    assert all(op.startswith(OPCODE[size][kernel.target]) for op in code.tensor_ops)
     assert not code.loads.keys() & {1, 2}, "operands are loaded element by element"
-    # elements of both operands of an iteration: two of the tile's three areas
+    # bytes of both operands of an iteration: two of the tile's three areas
     rows, out, inner = tile["BLOCK_ROWS"], tile["BLOCK_OUT"], tile["BLOCK_IN"]
-    elements = inner * (rows + out) if kernel.name == "gather_gemm" else rows * (out + inner)
+    operands = size * (inner * (rows + out) if kernel.name == "gather_gemm" else rows * (out + inner))
     lanes = code.warps * TARGETS[kernel.target].warp_size
     copied = (code.loop_loads or code.loads).get(16, 0) * 16 * lanes
-    assert copied >= 2 * elements, "operands are copied in narrow loads"
-    assert code.shared >= BUFFERS[kernel.target] * 2 * elements, "the pipeline has too few buffers"
+    assert copied >= operands, "operands are copied in narrow loads"
+    if size == 2:
+        assert code.shared >= BUFFERS[kernel.target] * operands, "the pipeline has too few buffers"
     if code.tensor_flop:
         assert code.tensor_flop == 2 * rows * out * inner, "part of the product is not on tensor cores"
+    if kernel.target == "gfx942":
+        assert code.tensor_flop and any(op.startswith("ds_read") for op in code.loop), "the main loop was not found"
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -69,16 +80,7 @@ def test_every_kernel_reaches_the_bars(target):
         tuple(k.constants[s] for s in ("BLOCK_ROWS", "BLOCK_OUT", "BLOCK_IN")) for k in kernels if k.name == DOT[0]
     }
     assert sides == {tile[:3] for tile in tiles}, "a config was not compiled"
-    others = {
-        "interpolate_rows",
-        "sum_segments",
-        "count_active",
-        "place_active",
-        "select_highest",
-        "sum_ponder",
-        "step",
-    }
-    assert {kernel.name for kernel in kernels} >= others | {"step_backward", "step_backward_state", "_invert"}
+    assert {kernel.name for kernel in kernels} == ROWS | OTHERS | set(DOT) | {"_invert"}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -108,9 +110,10 @@ def convolution_precision(setting: str):
 @pytest.mark.parametrize("target", TARGETS)
 def test_float32_does_not_spill(target, precision):
     for kernel in compiled(target, torch.float32, ["perforated_conv2d", "perforated_conv2d_backward"]):
-        code = check(kernel)
         if kernel.name in DOT and precision == "tf32":
-            assert code.tensor_ops
+            check_matrix(kernel, size=4)
+        else:
+            check(kernel)
 
 
 def one_layer(x, weight) -> None:

@@ -41,7 +41,7 @@ class _Launch:
 
     def record(self, kind: int, pointers: np.ndarray, mask: np.ndarray, size: int, values: np.ndarray | None = None):
         shape = np.broadcast_shapes(pointers.shape, mask.shape)
-        active = np.broadcast_to(mask, shape)
+        active = np.broadcast_to(mask, shape).astype(bool)  # the interpreter splats an int1 scalar as integers
         where = np.broadcast_to(pointers, shape)[active].astype(np.uint64)
         if where.size == 0:
             return
