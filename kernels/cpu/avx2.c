@@ -36,12 +36,14 @@
 UP_TO_6(TILE, 1) UP_TO_6(TILE, 2)
 UP_TO_6(DEPTHWISE, 1) UP_TO_6(DEPTHWISE, 2)
 UP_TO_6(OUTER, 1) UP_TO_6(OUTER, 2)
+PAIRS(1) PAIRS(2)
 
 const Isa accel_avx2 = {
     .name = "avx2", .lanes = LANES, .max_vectors = 2, .rows_for = {0, 6, 6},
     .tile = {UP_TO_6(TILE_ENTRY, 1) UP_TO_6(TILE_ENTRY, 2)},
     .depthwise = {UP_TO_6(DEPTHWISE_ENTRY, 1) UP_TO_6(DEPTHWISE_ENTRY, 2)},
     .outer = {UP_TO_6(OUTER_ENTRY, 1) UP_TO_6(OUTER_ENTRY, 2)},
+    .pairs = {NULL, pairs_1, pairs_2},
 };
 #if defined(__clang__)
 #pragma clang attribute pop

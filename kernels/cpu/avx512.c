@@ -37,6 +37,7 @@
 UP_TO_14(TILE, 1) UP_TO_14(TILE, 2) UP_TO_9(TILE, 3) UP_TO_6(TILE, 4)
 UP_TO_14(DEPTHWISE, 1) UP_TO_14(DEPTHWISE, 2) UP_TO_9(DEPTHWISE, 3) UP_TO_6(DEPTHWISE, 4)
 UP_TO_14(OUTER, 1) UP_TO_14(OUTER, 2) UP_TO_9(OUTER, 3) UP_TO_6(OUTER, 4)
+PAIRS(1) PAIRS(2) PAIRS(3) PAIRS(4)
 
 const Isa accel_avx512 = {
     .name = "avx512", .lanes = LANES, .max_vectors = 4, .rows_for = {0, 14, 14, 9, 6},
@@ -44,6 +45,7 @@ const Isa accel_avx512 = {
     .depthwise = {UP_TO_14(DEPTHWISE_ENTRY, 1) UP_TO_14(DEPTHWISE_ENTRY, 2) UP_TO_9(DEPTHWISE_ENTRY, 3)
                   UP_TO_6(DEPTHWISE_ENTRY, 4)},
     .outer = {UP_TO_14(OUTER_ENTRY, 1) UP_TO_14(OUTER_ENTRY, 2) UP_TO_9(OUTER_ENTRY, 3) UP_TO_6(OUTER_ENTRY, 4)},
+    .pairs = {NULL, pairs_1, pairs_2, pairs_3, pairs_4},
 };
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -10,6 +10,7 @@ import os
 
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.backward import masked_conv2d_backward, perforated_conv2d_backward
+from accel.kernels.cpu.fitted import interpolate_fitted, interpolate_fitted_backward
 from accel.kernels.cpu.forward import masked_conv2d, perforated_conv2d
 from accel.kernels.cpu.sets import (
     active_positions,
@@ -27,6 +28,8 @@ __all__ = [
     "halting_step_",
     "interpolate",
     "interpolate_backward",
+    "interpolate_fitted",
+    "interpolate_fitted_backward",
     "masked_conv2d",
     "masked_conv2d_backward",
     "perforated_conv2d",

@@ -151,6 +151,7 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
         TileArgs g = {
             .stride = stride, .column = column, .pitch = job->out_channels, .activation = (int)job->activation,
             .channels = smaller(width, s->k_group - vector0 * lanes), .bias = job->bias ? job->bias + column : NULL,
+            .weight_pitch = width,
         };
         const TileFn *kernel = job->depthwise ? accel_isa->depthwise[vectors] : accel_isa->tile[vectors];
         const float *weights = job->packed + (group * s->cut.all_vectors + vector0) * lanes * depth;

@@ -127,6 +127,39 @@ static PyObject *py_interpolate_backward(PyObject *self, PyObject *const *args, 
     return fill("interpolate_backward", accel_interpolate_backward, args, given);
 }
 
+static PyObject *py_interpolate_fitted(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("interpolate_fitted", 17)
+    const FittedJob job = {
+        .rows = POINTER(const float *, 0), .weights = POINTER(const float *, 1),
+        .constant = POINTER(const float *, 2), .out = POINTER(float *, 3), .positions = POINTER(const int32_t *, 4),
+        .skipped = POINTER(const int32_t *, 5), .neighbors = POINTER(const int32_t *, 6),
+        .starts = POINTER(const int32_t *, 7), .images = a[8], .count = a[9], .filled = a[10], .taps = a[11],
+        .classes = a[12], .pixels = a[13], .channels = a[14], .activation = a[15], .threads = a[16],
+    };
+    int failed;
+    WITHOUT_GIL(failed = accel_interpolate_fitted(&job))
+    if (failed)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_interpolate_fitted_backward(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("interpolate_fitted_backward", 20)
+    const FittedGradJob job = {
+        .grad = POINTER(const float *, 0), .rows = POINTER(const float *, 1), .weights = POINTER(const float *, 2),
+        .rows_grad = POINTER(float *, 3), .weights_grad = POINTER(float *, 4), .constant_grad = POINTER(float *, 5),
+        .positions = POINTER(const int32_t *, 6), .skipped = POINTER(const int32_t *, 7),
+        .neighbors = POINTER(const int32_t *, 8), .starts = POINTER(const int32_t *, 9),
+        .reader_starts = POINTER(const int32_t *, 10), .reader_pixel = POINTER(const int32_t *, 11),
+        .reader_weight = POINTER(const int32_t *, 12), .images = a[13], .count = a[14], .taps = a[15],
+        .classes = a[16], .pixels = a[17], .channels = a[18], .threads = a[19],
+    };
+    WITHOUT_GIL(accel_interpolate_fitted_backward(&job))
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_active(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     READ("active", 8)
@@ -278,6 +311,8 @@ static PyMethodDef methods[] = {
     FAST(use_huge_pages, "use_huge_pages(address, bytes): ask for pages of 2 MiB where a fresh buffer is large."),
     FAST(interpolate, "interpolate(10 ints): rows to maps, the fields of Fill in engine.h in order."),
     FAST(interpolate_backward, "interpolate_backward(10 ints): its adjoint, the fields of Fill in engine.h in order."),
+    FAST(interpolate_fitted, "interpolate_fitted(17 ints): rows to maps, the fields of FittedJob in engine.h in order."),
+    FAST(interpolate_fitted_backward, "interpolate_fitted_backward(20 ints): the fields of FittedGradJob in order."),
     FAST(active, "active(8 ints): mask to positions, the fields of ActiveJob in engine.h in order."),
     FAST(invert, "invert(positions, rows, inverse, size): the row of every position, -1 where there is none."),
     FAST(select, "select(score, images, pixels, budget, positions, threads): the highest scores of each image."),

@@ -28,6 +28,7 @@ typedef struct {
     int64_t stride, taps, run;
     int64_t shift;          /* floats added to every pointer: the first channel of a group */
     const float *weights;   /* packed panel, [taps][run][vectors * lanes] */
+    int64_t weight_pitch;   /* depthwise kernels: floats from the weights of one tap to those of the next */
     const float *bias;      /* of this panel's channels, or NULL */
     const RowOut *out;
     int64_t column;         /* first output channel of this panel */
@@ -47,8 +48,17 @@ typedef struct {
     int64_t out_pitch;
 } OuterArgs;
 
+/* out[c] = start[c] + sum over i of a[i][c] * b[i][c], for the channels of one panel; start may be NULL, or out. */
+typedef struct {
+    const float *const *a, *const *b;
+    int64_t count, channels;
+    const float *start;
+    float *out;
+} PairArgs;
+
 typedef void (*TileFn)(const TileArgs *);
 typedef void (*OuterFn)(const OuterArgs *);
+typedef void (*PairFn)(const PairArgs *);
 
 /* What one instruction set offers. rows_for[nv] is the tallest tile that keeps all its accumulators in registers. */
 typedef struct {
@@ -58,6 +68,7 @@ typedef struct {
     TileFn tile[MAX_VECTORS + 1][MAX_ROWS + 1];
     TileFn depthwise[MAX_VECTORS + 1][MAX_ROWS + 1];
     OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];
+    PairFn pairs[MAX_VECTORS + 1];
 } Isa;
 
 extern const Isa accel_portable;
@@ -135,6 +146,32 @@ typedef struct {
 
 void accel_interpolate(const Fill *f);
 void accel_interpolate_backward(const Fill *f);
+
+/* Compact rows [images * count][channels] to dense maps [images][pixels][channels], where a skipped position holds a
+ * weighted sum of `taps` rows: weights [classes][taps][channels] and constant [classes][channels] of its class. */
+typedef struct {
+    const float *rows, *weights, *constant;
+    float *out;
+    const int32_t *positions; /* [count] */
+    const int32_t *skipped;   /* [filled], sorted by class; class k holds those from starts[k] to starts[k + 1] */
+    const int32_t *neighbors; /* [filled][taps] rows within the image */
+    const int32_t *starts;    /* [classes + 1] */
+    int64_t images, count, filled, taps, classes, pixels, channels, activation, threads;
+} FittedJob;
+
+int accel_interpolate_fitted(const FittedJob *job);
+
+/* Its adjoint: gradients of the rows, the weights and the constants from those of the maps. The readers of a row are
+ * CSR lists: reader e adds weights[reader_weight[e]] * grad at pixel reader_pixel[e]. */
+typedef struct {
+    const float *grad, *rows, *weights;
+    float *rows_grad, *weights_grad, *constant_grad;
+    const int32_t *positions, *skipped, *neighbors, *starts;
+    const int32_t *reader_starts, *reader_pixel, *reader_weight;
+    int64_t images, count, taps, classes, pixels, channels, threads;
+} FittedGradJob;
+
+void accel_interpolate_fitted_backward(const FittedGradJob *job);
 
 typedef struct {
     const uint8_t *mask; /* [images][height][width] */

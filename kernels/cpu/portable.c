@@ -45,10 +45,12 @@ static inline void store_part(float *p, V4 v, int64_t lanes)
 UP_TO_4(TILE, 1) UP_TO_4(TILE, 2)
 UP_TO_4(DEPTHWISE, 1) UP_TO_4(DEPTHWISE, 2)
 UP_TO_4(OUTER, 1) UP_TO_4(OUTER, 2)
+PAIRS(1) PAIRS(2)
 
 const Isa accel_portable = {
     .name = "portable", .lanes = LANES, .max_vectors = 2, .rows_for = {0, 4, 4},
     .tile = {UP_TO_4(TILE_ENTRY, 1) UP_TO_4(TILE_ENTRY, 2)},
     .depthwise = {UP_TO_4(DEPTHWISE_ENTRY, 1) UP_TO_4(DEPTHWISE_ENTRY, 2)},
     .outer = {UP_TO_4(OUTER_ENTRY, 1) UP_TO_4(OUTER_ENTRY, 2)},
+    .pairs = {NULL, pairs_1, pairs_2},
 };

@@ -1,0 +1,98 @@
+"""Fitted interpolation and its adjoint on the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from accel.kernels.cpu import _engine
+from accel.kernels.cpu.arguments import pixels_first, require_float32
+from accel.kernels.cpu.forward import ACTIVATIONS
+from accel.kernels.cpu.plans import IdentityCache
+
+_lists = IdentityCache()
+_readers = IdentityCache()
+
+
+def interpolate_fitted(
+    rows: Tensor,
+    positions: Tensor,
+    skipped: Tensor,
+    neighbors: Tensor,
+    starts: Tensor,
+    weights: Tensor,
+    constant: Tensor,
+    batch: int,
+    size: Sequence[int],
+    activation: str,
+) -> Tensor:
+    """Rows to a dense map; arguments and result as in `accel.kernels.reference.interpolate`."""
+    require_float32(rows, weights, constant)
+    rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
+    lists = _checked_lists(positions, skipped, neighbors, starts, size[0] * size[1])
+    classes, taps, channels = weights.shape
+    out = torch.empty((batch, channels, *size), memory_format=torch.channels_last)
+    _engine.interpolate_fitted(
+        rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), out.data_ptr(),
+        *(tensor.data_ptr() for tensor in lists), batch, len(positions), len(skipped), taps, classes,
+        size[0] * size[1], channels, ACTIVATIONS[activation], torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def interpolate_fitted_backward(
+    grad: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    skipped: Tensor,
+    neighbors: Tensor,
+    starts: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to (rows, weights, constant); arguments as in `accel.kernels.reference.interpolate`."""
+    require_float32(grad, rows, weights)
+    grad, rows, weights = pixels_first(grad), rows.contiguous(), weights.contiguous()
+    lists = _checked_lists(positions, skipped, neighbors, starts, grad.shape[2] * grad.shape[3])
+    readers = _readers.get(
+        (skipped, neighbors, starts), len(positions), lambda sets: _list_readers(*sets, len(positions))
+    )
+    classes, taps, channels = weights.shape
+    rows_grad = torch.empty_like(rows)
+    weights_grad, constant_grad = torch.zeros_like(weights), torch.zeros(classes, channels)
+    _engine.interpolate_fitted_backward(
+        grad.data_ptr(), rows.data_ptr(), weights.data_ptr(), rows_grad.data_ptr(), weights_grad.data_ptr(),
+        constant_grad.data_ptr(), *(tensor.data_ptr() for tensor in (*lists, *readers)), len(grad), len(positions),
+        taps, classes, grad.shape[2] * grad.shape[3], channels, torch.get_num_threads(),
+    )  # fmt: skip
+    return rows_grad, weights_grad, constant_grad
+
+
+def _checked_lists(
+    positions: Tensor, skipped: Tensor, neighbors: Tensor, starts: Tensor, pixels: int
+) -> tuple[Tensor, ...]:
+    """The four lists, contiguous; looked at once, since the engine follows their numbers without looking."""
+
+    def build(lists: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        for name, tensor, end in zip(
+            ("positions", "skipped", "neighbors", "starts"), lists, (pixels, pixels, len(positions), len(skipped) + 1)
+        ):
+            if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < end:
+                raise ValueError(f"interpolate: {name} must hold 0 to {end - 1}, got {tensor.min()} to {tensor.max()}")
+        return tuple(tensor.contiguous() for tensor in lists)
+
+    return _lists.get((positions, skipped, neighbors, starts), pixels, build)
+
+
+def _list_readers(skipped: Tensor, neighbors: Tensor, starts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Who reads each row, as CSR lists: int32 (starts [count + 1], pixels, rows of weights [classes * taps, C])."""
+    taps = neighbors.shape[1]
+    kind = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff().long())
+    row = neighbors.flatten().long()
+    order = torch.argsort(row, stable=True)
+    first = torch.zeros(count + 1, dtype=torch.int32)
+    first[1:] = torch.bincount(row, minlength=count).cumsum(0)
+    pixel = skipped.repeat_interleave(taps)[order]
+    weight = (kind[:, None] * taps + torch.arange(taps)).flatten()[order]
+    return first, pixel.to(torch.int32), weight.to(torch.int32)
