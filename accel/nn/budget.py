@@ -2,9 +2,9 @@
 
 The weight of the ponder cost that a given saving needs is not known beforehand (the authors tried several and took what
 they got). Here it is the multiplier of the constraint `executed share = target`, in the manner of augmented Lagrangians
-(Hestenes 1969, Powell 1969), the ponder cost standing in for the share, which has no gradient: every training step moves
-tau by MULTIPLIER * error, and that step's loss uses tau + PENALTY * error, error = executed share - target. Both may
-fall below 0, and so reward units: else nothing but the task could lead a network back that has halted too early.
+(Hestenes 1969, Powell 1969), with the ponder cost standing in for the share, which has no gradient: every training step
+moves tau by MULTIPLIER * error, and that step's loss uses tau + PENALTY * error, error = executed share - target. Both
+may fall below 0 and so reward units: else nothing but the task could lead a network back that has halted too early.
 """
 
 from __future__ import annotations

@@ -1,27 +1,44 @@
 """`accel train` on a few drawn pictures: it ends, goes on where it stopped, and refuses what it cannot read."""
 
+import csv
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from accel.cli.main import main
-from accel.errors import DataError
+from accel.cli.training import build, save_state
+from accel.errors import DataError, WeightsError
 from accel.train.batches import PictureBatches
 from accel.zoo.datasets import load_pictures
+from accel.zoo.registry import get_model
 from accel.zoo.weights_io import read_tensors
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = """
 [model]
 name = "zoo:resnet20_cifar"
 [data]
-batch = 4
-pad = 2
+batch = {batch}
+pad = {pad}
 [fit]
 steps = {steps}
 lr = 0.01
 optimizer = "sgd"
 checkpoint_every = 2
+{fit}
+"""
+ADAPTIVE = """
+[adaptive]
+kind = "sact"
+target = 0.6
 """
 
 
@@ -33,14 +50,28 @@ def data(tmp_path):
             folder = tmp_path / "data" / split / name
             folder.mkdir(parents=True)
             for k in range(6):
-                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{k}.png")
     return tmp_path / "data"
 
 
-def train(tmp_path, data, output, steps=4):
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE.format(steps=steps))
-    return main(["train", str(recipe), "--data", str(data), "-o", str(tmp_path / output), "--quiet"])
+def arguments(tmp_path, data, output, *, adaptive="", batch=4, pad=2, steps=4, fit=""):
+    recipe = tmp_path / f"{output}.toml"
+    recipe.write_text(RECIPE.format(batch=batch, pad=pad, steps=steps, fit=fit) + adaptive)
+    return ["train", str(recipe), "--data", str(data), "-o", str(tmp_path / output), "--quiet"]
+
+
+def train(tmp_path, data, output, **options):
+    return main(arguments(tmp_path, data, output, **options))
+
+
+def rows(folder):
+    with (folder / "loss.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def environment():
+    """That of a child process that computes with as many threads as this one: sums come out in the same order."""
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
 
 
 def test_two_runs_of_one_seed_give_the_same_weights(tmp_path, data, capsys):
@@ -76,3 +107,84 @@ def test_batches_depend_on_the_step_alone_and_processes_share_an_epoch():
     whole = batches(batch=8, seed=3)(1)[1]
     halves = [batches(batch=4, seed=3, rank=rank, world=2)(1)[1] for rank in range(2)]
     assert torch.equal(torch.cat(halves), whole)
+
+
+def test_a_killed_run_ends_like_a_whole_one(tmp_path, data):
+    assert train(tmp_path, data, "whole", adaptive=ADAPTIVE, steps=24) == 0
+    command = [sys.executable, "-m", "accel", *arguments(tmp_path, data, "killed", adaptive=ADAPTIVE, steps=24)]
+    child = subprocess.Popen(command, env=environment(), cwd=tmp_path)
+    log, deadline = tmp_path / "killed" / "loss.csv", time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) > 7) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    done = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["step"]
+    assert 4 <= done < 24
+    assert train(tmp_path, data, "killed", adaptive=ADAPTIVE, steps=24) == 0
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    first, second = (read_tensors(tmp_path / run / "model.safetensors") for run in ("whole", "killed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_have_the_losses_of_one_with_the_doubled_batch(tmp_path, data):
+    model = get_model("zoo:resnet20_cifar")
+    model.linear.weight.data.mul_(0.01)  # drawn weights with idle norms give logits, and losses, of order 10
+    save_state(model, tmp_path / "start.safetensors")
+    start = ["--weights", str(tmp_path / "start.safetensors")]
+    options = {"adaptive": '[adaptive]\nkind = "sact"\ntau = 0.1\n', "pad": 0, "fit": "freeze_norms = true"}
+    assert main([*arguments(tmp_path, data, "one", batch=8, **options), *start]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "accel", *arguments(tmp_path, data, "two", batch=4, **options), *start]
+    subprocess.run(command, env=environment(), cwd=tmp_path, check=True, timeout=240)
+    one, two = ([float(row["loss"]) for row in rows(tmp_path / run)] for run in ("one", "two"))
+    assert len(one) == 4 and one[0] != one[-1]
+    assert two == pytest.approx(one, abs=1e-5)
+    first, second = (read_tensors(tmp_path / run / "model.safetensors") for run in ("one", "two"))
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+
+
+def test_the_log_of_an_adaptive_run(tmp_path, data, capsys):
+    assert train(tmp_path, data, "a", adaptive=ADAPTIVE) == 0
+    assert "executed MACs per picture: mean " in capsys.readouterr().out
+    for row in rows(tmp_path / "a"):
+        values = {name: float(value) for name, value in row.items()}
+        assert values["loss"] == pytest.approx(
+            values["cross_entropy"] + values["tau"] * values["ponder_cost"], rel=1e-4
+        )
+        assert 0 < values["executed_share"] < 1.1
+        assert 6 <= values["ponder_cost"] <= 12  # three stages of three units, each between 2 and 4
+
+
+def test_weights_of_an_adaptive_network_fill_the_heads(tmp_path, data):
+    assert train(tmp_path, data, "a", adaptive=ADAPTIVE) == 0
+    weights = str(tmp_path / "a" / "model.safetensors")
+    table = {"kind": "sact", "target": 0.6}
+    found = build("zoo:resnet20_cifar", weights, table).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in read_tensors(weights).items())
+    with pytest.raises(WeightsError, match="weights of another model"):
+        build("zoo:resnet20_cifar", weights, {"kind": "act"})
+
+
+def test_adaptive_tables_that_describe_nothing(tmp_path, data, capsys):
+    for table, message in (("kind = 'perforate'", "must be act or sact"), ("kind = 'act'\nbudget = 1", "budget")):
+        assert train(tmp_path, data, "a", adaptive=f"[adaptive]\n{table}\n") == 1
+        assert message in capsys.readouterr().err
+
+
+def test_tensorboard_events(tmp_path, data):
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
+    assert main([*arguments(tmp_path, data, "a"), "--tensorboard"]) == 0
+    events = reading.EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    expected = [(int(row["step"]), float(row["loss"])) for row in rows(tmp_path / "a")]
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)
+
+
+def test_tensorboard_without_its_package_names_the_remedy(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main([*arguments(tmp_path, data, "a"), "--tensorboard"]) == 1
+    assert "pip install 'skimconv[train]'" in capsys.readouterr().err
