@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from accel.calibrate import check_calibration, impact_maps
+from accel.calibrate import check_calibration, fit_interpolation, impact_maps
 from accel.config import Config, Rules
 from accel.convert import (
     Conversion,
@@ -65,7 +65,8 @@ def convert_model(
             `inplace`.
         rules: one configuration for every convolution (or stage), or Rules by module name.
         example_inputs: a tensor or a tuple of arguments that the model runs on.
-        calibration: re-iterable of inputs, or of tuples that start with the input; mask 'impact' needs it.
+        calibration: re-iterable of inputs, or of tuples that start with the input; mask 'impact' and
+            interpolate 'fitted' need it.
         loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.calibrate.default_loss`.
         inplace: convert `model` itself, whose parameters stay where they are; bring it to channels_last for speed.
 
@@ -98,6 +99,8 @@ def _convert(
     convert_layers(fast, conversions)
     if not inplace:
         lay_out(fast, torch.channels_last)
+    if any(config.interpolate == "fitted" for config in assigned.values()):
+        fit_interpolation(fast, calibration)
     if stages:
         make_adaptive(fast, stages)
     else:

@@ -11,7 +11,7 @@ from accel.errors import ConfigError
 from accel.masks import MASKS, lattice_keep
 
 VERSION = 1
-INTERPOLATIONS = ("nearest", "zero")
+INTERPOLATIONS = ("nearest", "fitted", "weighted", "zero")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,10 @@ class Perforate:
         keep: fraction of positions computed, in (0, 1]. It is obeyed even where the layer gets slower.
         mask: 'uniform', 'grid', 'pooling', 'impact' (needs calibration data) or 'lattice' (keep near 1/4, 1/3, 1/2,
             2/3, 3/4 or 1); see `accel.masks.build_mask`.
-        interpolate: what stands at the other positions: 'nearest', the value of the nearest computed position, or
-            'zero'.
+        interpolate: what stands at the other positions: 'nearest', the value of the nearest computed position;
+            'fitted', per channel the least-squares weighted sum of the nearest computed positions plus a constant
+            (needs calibration data); 'weighted', their sum weighted by 1 / distance**2; or 'zero'.
+        neighbors: computed positions in such a sum.
         seed: seed of the random choices; with the layer's name and output size it fixes the position set.
 
     Raises:
@@ -33,6 +35,7 @@ class Perforate:
     keep: float
     mask: str = "grid"
     interpolate: str = "nearest"
+    neighbors: int = 12
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,6 +43,8 @@ class Perforate:
             raise ConfigError(f"keep is the fraction of positions computed and must lie in (0, 1], got {self.keep!r}")
         _check_choice("mask", self.mask, MASKS)
         _check_choice("interpolate", self.interpolate, INTERPOLATIONS)
+        if isinstance(self.neighbors, bool) or not isinstance(self.neighbors, int) or self.neighbors < 1:
+            raise ConfigError(f"neighbors must be a positive integer, got {self.neighbors!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be an integer, got {self.seed!r}")
         if self.mask == "lattice":

@@ -14,6 +14,7 @@ from accel.config import ACT, MISSING, Config, Perforate, Rules, as_rules
 from accel.errors import ConfigError, ConversionError
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
+from accel.nn.fitted import Fit
 from accel.nn.graph import pooling_after, traced_parts
 from accel.nn.inference import uninstall
 from accel.nn.perforated import PerforatedConv2d
@@ -100,6 +101,7 @@ class Conversion:
     config: Perforate
     pooling: Pooling | None = None
     impact: Tensor | None = None
+    fit: Fit | None = None
 
 
 def with_pooling(model: nn.Module, conversions: Mapping[str, Conversion]) -> dict[str, Conversion]:
@@ -125,7 +127,9 @@ def convert_layers(model: nn.Module, conversions: Mapping[str, Conversion]) -> N
     """Turn the named layers of `model`, in place, into perforated ones."""
     layers = convolutions(model)
     for name, conversion in conversions.items():
-        PerforatedConv2d.adopt(layers[name], conversion.config, name, conversion.pooling, conversion.impact)
+        PerforatedConv2d.adopt(
+            layers[name], conversion.config, name, conversion.pooling, conversion.impact, conversion.fit
+        )
 
 
 def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:

@@ -92,7 +92,8 @@ def run_stage(
     if len(units) < 1 or len(heads) != len(units) - 1:
         raise ValueError(f"run_stage: L units need L - 1 heads, got {len(units)} units and {len(heads)} heads")
     x = units[0](x)
-    remainder = x.new_ones((x.shape[0], *x.shape[2:]) if spatial else x.shape[:1])
+    shape = (x.shape[0], *x.shape[2:]) if spatial else x.shape[:1]
+    remainder = x.new_ones(shape, dtype=torch.promote_types(x.dtype, torch.float32))  # bfloat16 ends at 1 - 0.004
     return _run([lambda state: state, *units[1:]], heads, x, remainder, eps, frozen=spatial)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import as_arguments, evaluation
+from accel.nn.running import as_arguments, evaluation, replaced_forwards
 from accel.profiling.flops import layer_macs
 from accel.profiling.latency import compare
 from accel.profiling.memory import peak_activation_bytes
@@ -103,7 +103,8 @@ def show_macs(value: float) -> str:
     return f"{value / 1000**power:.3g} {' kMGT'[power]}".rstrip() if power else f"{value:g}"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """12.5 %."""
     return f"{100 * value:.1f} %"
 
 
@@ -116,7 +117,7 @@ class Plan(Report):
         Column("output", "output"),
         Column("dense_macs", "dense MACs", show_macs),
         Column("executed_macs", "executed MACs", show_macs),
-        Column("keep", "keep", _percent),
+        Column("keep", "keep", percent),
         Column("mask", "mask"),
         Column("interpolate", "filled by"),
         Column("note", "note"),
@@ -131,7 +132,7 @@ class Profile(Report):
         Column("shape", "kernel"),
         Column("dense_macs", "dense MACs", show_macs),
         Column("executed_macs", "executed MACs", show_macs),
-        Column("keep", "keep", _percent),
+        Column("keep", "keep", percent),
         Column("baseline_ms", "dense ms", "{:.3f}".format),
         Column("ms", "ms", "{:.3f}".format),
         Column("speedup", "speed-up", "{:.2f}x".format),
@@ -232,16 +233,8 @@ def _timed_run(model: nn.Module, names: Sequence[str], arguments: tuple) -> dict
         return run
 
     layers = {name: layer for name, layer in model.named_modules() if name in names and name}
-    own = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
-    try:
-        for name, layer in layers.items():
-            layer.forward = timed(name, layer.forward)
+    with replaced_forwards({layer: timed(name, layer.forward) for name, layer in layers.items()}):
         model(*arguments)
-    finally:
-        for name, layer in layers.items():
-            del layer.forward
-            if own[name] is not None:
-                layer.forward = own[name]
     return spent
 
 

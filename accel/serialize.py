@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -21,12 +21,13 @@ from accel.convert import Conversion, convert_layers, convolutions, lay_out, lef
 from accel.errors import ConversionError, WeightsError
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_configs, make_adaptive
+from accel.nn.fitted import Fit
 from accel.nn.inference import install
 from accel.nn.perforated import PerforatedConv2d
 
 FORMAT, VERSION = "skimconv converted model", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_IMPACT = "impact:"  # prefix of impact maps among the tensors: no state_dict key holds a colon
+_IMPACT, _FIT = "impact:", "fit:"  # prefixes of what calibration found: no state_dict key holds a colon
 
 
 def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
@@ -42,7 +43,7 @@ def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
     if not layers and not stages:
         raise ConversionError(f"this {type(model).__name__} has no converted layer: convert it before saving")
     state, aliases = _own_storage(model)
-    tensors = state | {_IMPACT + name: layer.impact for name, layer in layers.items() if layer.impact is not None}
+    tensors = state | {key: tensor for name, layer in layers.items() for key, tensor in _calibrated(name, layer)}
     folder = pathlib.Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,7 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     config = _read_config(folder / CONFIG)
     tensors = _read_tensors(folder / WEIGHTS, config["sha256"])
     impacts = {key.removeprefix(_IMPACT): tensors.pop(key) for key in list(tensors) if key.startswith(_IMPACT)}
+    fits = _take_fits(folder, tensors)
     state = tensors | {alias: tensors[name] for alias, name in config["aliases"].items() if name in tensors}
     fast = _with_stages(folder, copy.deepcopy(model), config["stages"])
     _check_same_architecture(folder, state, fast)
@@ -84,11 +86,36 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
             raise WeightsError(
                 f"{folder} was made from another model: {type(model).__name__} has no convolution {name!r}"
             )
-    convert_layers(fast, {name: dataclasses.replace(layer, impact=impacts.get(name)) for name, layer in layers.items()})
+    for name, conversion in layers.items():
+        if conversion.config.interpolate == "fitted" and name not in fits:
+            raise WeightsError(f"{folder} lacks the fit of layer {name!r}: save the converted model again")
+        layers[name] = dataclasses.replace(conversion, impact=impacts.get(name), fit=fits.get(name))
+    convert_layers(fast, layers)
     fast.load_state_dict(state)
     lay_out(fast, torch.channels_last)
     install(fast)
     return fast
+
+
+def _calibrated(name: str, layer: PerforatedConv2d) -> Iterator[tuple[str, Tensor]]:
+    """(key, tensor) of what calibration found for a layer."""
+    if layer.impact is not None:
+        yield _IMPACT + name, layer.impact
+    if layer.fit is not None and layer.config.interpolate == "fitted":
+        for field, tensor in layer.fit.tensors().items():
+            yield f"{_FIT}{name}:{field}", tensor
+
+
+def _take_fits(folder: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Fit]:
+    """The fits among the tensors, by layer; their tensors are taken out."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key in [key for key in tensors if key.startswith(_FIT)]:
+        name, _, field = key.removeprefix(_FIT).rpartition(":")
+        found.setdefault(name, {})[field] = tensors.pop(key)
+    try:
+        return {name: Fit(**fields) for name, fields in found.items()}
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{folder / WEIGHTS} holds a damaged fit ({error}): save the converted model again") from error
 
 
 def _with_stages(folder: pathlib.Path, model: nn.Module, stages: Mapping[str, ACT]) -> nn.Module:

@@ -12,12 +12,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.config import ACT, SACT
 from accel.errors import ConversionError
 from accel.halting import Halted, run_stage
+from accel.kernels.stage import StageHead
 from accel.nn.budget import control_tau
+from accel.nn.fused_stage import FusedStage
 from accel.nn.residual_units import describe_unit, is_unit
 from accel.nn.sparse_unit import SparseUnit
 from accel.ops import halting_step_
@@ -83,9 +86,26 @@ class HaltingHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3), keepdim=True)
+        if self.spatial:
+            score = (self.conv(self.bn(x)) + self.pooled(self.pooled_bn(mean)))[:, 0]
+        else:
+            score = self.conv(self.bn(mean)).flatten()
+        return torch.sigmoid(score.to(torch.promote_types(score.dtype, torch.float32)))  # narrower under autocast
+
+    @torch.no_grad()
+    def folded(self, size: tuple[int, int]) -> StageHead:
+        """The head in evaluation for a map of `size`, its batch norms folded in."""
+        pooled_bn, pooled = (self.pooled_bn, self.pooled) if self.spatial else (self.bn, self.conv)
+        gain, offset = _affine(pooled_bn)
+        share = pooled.weight.flatten()
+        constant = share @ offset
         if not self.spatial:
-            return torch.sigmoid(self.conv(self.bn(mean))).flatten()
-        return torch.sigmoid(self.conv(self.bn(x)) + self.pooled(self.pooled_bn(mean)))[:, 0]
+            return StageHead(None, self.conv.bias + constant, share * gain)
+        local_gain, local_offset = _affine(self.bn)
+        shift = local_offset[None, :, None, None].expand(1, -1, *size)
+        bias = F.conv2d(shift, self.conv.weight, self.conv.bias, padding=1)[0, 0] + constant
+        taps = (self.conv.weight[0] * local_gain[:, None, None]).flatten(1).t()
+        return StageHead(taps, bias, share * gain)
 
     def executed_macs(self, ran: Tensor) -> Tensor:
         """int64 [N], where `ran`, bool [N, H, W] or [N], says where the unit ran; the mean's convolution runs once."""
@@ -114,14 +134,21 @@ class AdaptiveStage(nn.Sequential):
             channels = describe_unit(unit).steps[-1].conv.out_channels
             unit.halting = HaltingHead(channels, self.spatial).to(next(unit.parameters()))
         self._sparse = [SparseUnit(unit) for unit in self]
+        self._fused = FusedStage(self, spatial=self.spatial, eps=config.eps)
         self.train(units.training)
 
     def forward(self, x: Tensor) -> Tensor:
         densely = self.dense or self.training or torch.is_grad_enabled()
+        first = self._sparse[0].description
+        size = first.output_size(tuple(x.shape[2:]))
+        fused = None if densely else self._fused.run(x, first.shortcut_macs(size))
+        if fused is not None:
+            self.result = StageOutput(fused.ponder, fused.units, fused.distribution, fused.macs, self._dense_macs(x))
+            return fused.output
         halted = self._run_densely(x) if densely else self._run_sparsely(x)
-        macs = self._executed_macs(halted.units, x.shape, halted.output.shape)
-        dense = self._dense_macs(x.shape, halted.output.shape)
-        self.result = StageOutput(halted.ponder, halted.units, halted.distribution.movedim(0, 1), macs, dense)
+        macs = self._executed_macs(halted.units, x)
+        weights = halted.distribution.movedim(0, 1)
+        self.result = StageOutput(halted.ponder, halted.units, weights, macs, self._dense_macs(x))
         return halted.output
 
     def _run_densely(self, x: Tensor) -> Halted:
@@ -145,23 +172,30 @@ class AdaptiveStage(nn.Sequential):
             weights.append(before - remainder)
         return Halted(output, ponder, count, torch.stack(weights))
 
-    def _dense_macs(self, in_shape: torch.Size, out_shape: torch.Size) -> int:
-        first, *others = self._sparse
-        return first.dense_macs(*in_shape[2:]) + sum(unit.dense_macs(*out_shape[2:]) for unit in others)
+    def _dense_macs(self, x: Tensor) -> int:
+        first, *others = (unit.description for unit in self._sparse)
+        size = tuple(x.shape[2:])
+        return first.dense_macs(size) + sum(unit.dense_macs(first.output_size(size)) for unit in others)
 
-    def _executed_macs(self, units: Tensor, in_shape: torch.Size, out_shape: torch.Size) -> Tensor:
+    def _executed_macs(self, units: Tensor, x: Tensor) -> Tensor:
         """int64 [N]: unit k, and its halting head, ran where `units` > k; the first ran everywhere."""
-        first = self._sparse[0].dense_macs(*in_shape[2:])
-        total = torch.full((in_shape[0],), first, dtype=torch.int64, device=units.device)
+        first, size = self._sparse[0].description, tuple(x.shape[2:])
+        total = torch.full((x.shape[0],), first.dense_macs(size), dtype=torch.int64, device=units.device)
         for k, unit in enumerate(self):
             ran = units > k
             if k and self.spatial:
                 total += self._sparse[k].executed_macs(ran)
             elif k:
-                total += ran * self._sparse[k].dense_macs(*out_shape[2:])
+                total += ran * self._sparse[k].description.dense_macs(first.output_size(size))
             if k < len(self) - 1:
                 total += unit.halting.executed_macs(ran)
         return total
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(gain [C], offset [C]) of a batch norm in evaluation."""
+    gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return gain, norm.bias - norm.running_mean * gain
 
 
 def _run_images(unit: nn.Module, state: Tensor, running: Tensor) -> Tensor:

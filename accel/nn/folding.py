@@ -1,56 +1,81 @@
 """Batch norm folded into the weights of the convolution before it, in a cache: the modules themselves stay as they are.
 
 In evaluation a batch norm is y -> (y - mean) * scale + shift per channel, so that it can be carried by the weight and
-bias of the convolution that feeds it. `FoldedWeights` keeps the folded copies until one of the tensors changes.
+bias of the convolution that feeds it; so can the correction that a fit found. `FoldedWeights` keeps the folded copies
+until one of the tensors changes.
 """
 
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from accel.nn.fitted import Fit
+
 _PROBE = 32  # bytes read at either end of a tensor: writes through `.data` do not raise its version counter
 
 
+class Folded(NamedTuple):
+    """Weight [K, C / groups, kh, kw] and bias [K] of a convolution with all that follows folded in; without gradient.
+
+    Where a fit fills in skipped positions, the `sums` [classes, T, K] and the constant [classes, K] for such rows.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    sums: Tensor | None
+    constant: Tensor | None
+
+
 class FoldedWeights:
-    """Weight and bias of a convolution with a batch norm folded in, made anew when any of their tensors changed."""
+    """The folded weights of a convolution, made anew when any of the tensors they come from changed."""
 
     def __init__(self) -> None:
         self._key: tuple | None = None
-        self._folded: tuple[Tensor, Tensor] | None = None
+        self._folded: Folded | None = None
 
-    def get(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-        """(weight [K, C / groups, kh, kw], bias [K]) of `norm(conv(x))` in evaluation; they carry no gradient."""
-        tensors = (
-            conv.weight,
-            conv.bias,
-            norm.weight,
-            norm.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.num_batches_tracked,
-        )
+    def get(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -> Folded:
+        """What `norm(conv(x))` in evaluation computes with, its convolution corrected as `fit` says."""
+        tensors = (conv.weight, conv.bias, *(() if norm is None else _state(norm)))
         key = tuple(map(_fingerprint, tensors))
         if key != self._key:
-            self._folded, self._key = fold(conv, norm), key
+            self._folded, self._key = fold(conv, norm, fit), key
         return self._folded
 
 
+def _state(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked
+
+
 @torch.no_grad()
-def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(weight, bias) such that conv2d with them is `norm(conv(x))` with the running statistics of `norm`."""
-    dtype = conv.weight.dtype
+def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -> Folded:
+    """A convolution with these weights is `norm(scale * conv(x) + shift)`, with the running statistics of `norm`."""
+    dtype, device = conv.weight.dtype, conv.weight.device
     wide = torch.promote_types(dtype, torch.float32)  # as the norm itself computes in lower precisions
-    scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+    gain, offset = _affine(norm, wide) if norm is not None else conv.weight.new_tensor([1.0, 0.0], dtype=wide)
+    bias = torch.zeros((), dtype=wide, device=device) if conv.bias is None else conv.bias.to(wide)
+    scale, sums, constant = gain, None, None
+    if fit is not None:
+        correction, shift, sums, constant = (
+            tensor.to(device, wide) for tensor in (fit.scale, fit.shift, fit.weights, fit.constant)
+        )
+        scale, bias = gain * correction, bias * correction + shift
+        constant = (gain * constant + offset * (1 - sums.sum(1))).to(dtype)
+        sums = sums.to(dtype)
+    weight = conv.weight * scale.expand(conv.out_channels)[:, None, None, None]
+    return Folded(weight.to(dtype), (gain * bias + offset).to(dtype), sums, constant)
+
+
+def _affine(norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(gain, offset): the norm in evaluation is y -> gain * y + offset per channel."""
+    gain = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
     if norm.weight is not None:
-        scale = scale * norm.weight
-    bias = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
-    bias = bias * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias
-    return (conv.weight * scale[:, None, None, None]).to(dtype), bias.to(dtype)
+        gain = gain * norm.weight
+    offset = -norm.running_mean * gain
+    return gain, offset if norm.bias is None else offset + norm.bias
 
 
 def _fingerprint(tensor: Tensor | None) -> tuple | None:

@@ -9,12 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.config import Perforate
+from accel.errors import ConfigError
 from accel.kernels.checks import sizes
+from accel.kernels.interpolate import interpolate
 from accel.kernels.perforated_conv2d import perforated_conv2d
-from accel.kernels.positions import PositionSet, output_size
+from accel.kernels.positions import Neighbors, PositionSet, output_size
 from accel.masks import Pooling, build_mask, layer_generator
 from accel.nn.compact import Compact
-from accel.nn.folding import FoldedWeights
+from accel.nn.fitted import Fit, weighted_by_distance
+from accel.nn.folding import Folded, FoldedWeights
 
 _SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
 
@@ -29,6 +32,7 @@ class PerforatedConv2d(nn.Conv2d):
         layer_name: full module name; with config.seed and the output size it fixes the position set.
         pooling: the pooling layer that reads the output, for mask 'pooling'; None where there is none.
         impact: float [H, W] on the CPU, the loss change per position at the calibrated size, for mask 'impact'.
+        fit: what a calibration found, for interpolate 'fitted'; set it by `set_fit`.
     """
 
     def __init__(self, *args, config: Perforate, layer_name: str = "", **kwargs) -> None:
@@ -42,6 +46,7 @@ class PerforatedConv2d(nn.Conv2d):
         layer_name: str,
         pooling: Pooling | None = None,
         impact: Tensor | None = None,
+        fit: Fit | None = None,
     ) -> PerforatedConv2d:
         """Turn `conv` itself into a perforated convolution, so that hooks and every reference to it stay valid."""
         conv.__class__ = PerforatedConv2d
@@ -50,18 +55,25 @@ class PerforatedConv2d(nn.Conv2d):
         conv.pooling = pooling
         conv.impact = impact
         conv._sets = {}  # (height, width, device) -> PositionSet
-        conv._folded = FoldedWeights()
+        conv.set_fit(fit)
         return conv
+
+    def set_fit(self, fit: Fit | None) -> None:
+        """Fill in skipped positions as `fit` says from now on."""
+        self.fit = fit
+        self._neighbors = {}  # (height, width, device) -> Neighbors
+        self._folded = FoldedWeights()
 
     def release(self) -> nn.Conv2d:
         """Turn this very module back into the `nn.Conv2d` it was adopted from."""
-        for name in ("config", "layer_name", "pooling", "impact", "_sets", "_folded"):
+        for name in ("config", "layer_name", "pooling", "impact", "fit", "_sets", "_neighbors", "_folded"):
             del self.__dict__[name]
         self.__class__ = nn.Conv2d
         return self
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_sets": {}, "_folded": FoldedWeights()}  # copies and pickles build their own
+        # copies and pickles build their own caches
+        return {**self.__dict__, "_sets": {}, "_neighbors": {}, "_folded": FoldedWeights()}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, keep={self.config.keep:g}, mask={self.config.mask}"
@@ -127,13 +139,35 @@ class PerforatedConv2d(nn.Conv2d):
             return self.forward(input[None], norm, activation)[0]
         else:
             x, source, batch, size = input, None, len(input), sizes(input)[2:]
-        weight, bias = (self.weight, self.bias) if norm is None else self._folded.get(self, norm)
         positions = self.position_set(*self.output_size(*size), x.device)
+        summed = self.config.interpolate in ("fitted", "weighted") and not positions.is_full
+        weights = self._weights(norm, positions if summed else None)
+        if summed:
+            rows = self._convolve(x, weights, positions, source, "none", compact=True)
+            return interpolate(rows, positions, self.neighbors(positions), weights.sums, weights.constant, activation)
         zero = self.config.interpolate == "zero"
-        out = perforated_conv2d(
+        out = self._convolve(x, weights, positions, source, activation, compact or zero)
+        if compact:
+            return Compact(out, positions, batch)
+        return fill_with_zeros(out, positions, batch) if zero else out
+
+    def rows_at(self, x: Tensor, positions: PositionSet) -> Tensor:
+        """[N * P, K], the plain convolution of x [N, C, H, W] at the positions."""
+        return self._convolve(x, Folded(self.weight, self.bias, None, None), positions, None, "none", compact=True)
+
+    def _convolve(
+        self,
+        x: Tensor,
+        weights: Folded,
+        positions: PositionSet,
+        source: PositionSet | None,
+        activation: str,
+        compact: bool,
+    ) -> Tensor:
+        return perforated_conv2d(
             x,
-            weight,
-            bias,
+            weights.weight,
+            weights.bias,
             positions,
             stride=self.stride,
             padding=self.padding_sides(),
@@ -141,12 +175,42 @@ class PerforatedConv2d(nn.Conv2d):
             groups=self.groups,
             padding_mode=self.padding_mode,
             activation=activation,
-            compact=compact or zero,
+            compact=compact,
             source=source,
         )
-        if compact:
-            return Compact(out, positions, batch)
-        return fill_with_zeros(out, positions, batch) if zero else out
+
+    def _weights(self, norm: nn.BatchNorm2d | None, positions: PositionSet | None) -> Folded:
+        """What to compute with; `positions` where skipped ones are filled in by weighted sums."""
+        if positions is None:
+            return Folded(self.weight, self.bias, None, None) if norm is None else self._folded.get(self, norm)
+        fit = self.fit or self._fit_by_distance(positions)
+        if norm is not None or not torch.is_grad_enabled():
+            return self._folded.get(self, norm, fit)
+        scale, shift, sums, constant = (
+            tensor.to(self.weight) for tensor in (fit.scale, fit.shift, fit.weights, fit.constant)
+        )
+        bias = shift if self.bias is None else self.bias * scale + shift
+        return Folded(self.weight * scale[:, None, None, None], bias, sums, constant)
+
+    def _fit_by_distance(self, positions: PositionSet) -> Fit:
+        if self.config.interpolate == "fitted":
+            raise ConfigError(
+                f"layer {self.layer_name!r} was never fitted: pass calibration= to convert_model, "
+                "or call accel.calibrate.fit_interpolation"
+            )
+        self.set_fit(weighted_by_distance(positions.to("cpu"), self.config.neighbors, self.out_channels))
+        return self.fit
+
+    def neighbors(self, positions: PositionSet) -> Neighbors:
+        """What the skipped positions of one of this layer's position sets are weighted sums of; found once per size."""
+        key = (positions.height, positions.width, positions.positions.device)
+        if key not in self._neighbors:
+            with torch.inference_mode(False):
+                made = self.fit.neighbors(positions.to("cpu")).to(positions.positions.device)
+            while len(self._neighbors) >= _SIZES_KEPT:
+                del self._neighbors[next(iter(self._neighbors))]
+            self._neighbors[key] = made
+        return self._neighbors[key]
 
 
 def fill_with_zeros(rows: Tensor, positions: PositionSet, batch: int) -> Tensor:

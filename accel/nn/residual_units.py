@@ -12,6 +12,7 @@ from collections.abc import Callable
 from torch import nn
 
 from accel.errors import ConversionError
+from accel.kernels.positions import output_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,15 @@ class BranchStep:
     conv: nn.Conv2d
     bn: nn.BatchNorm2d | None
     activation: str
+
+    @property
+    def padding(self) -> tuple[int, int, int, int]:
+        """(top, bottom, left, right)."""
+        vertical, horizontal = self.conv.padding
+        return vertical, vertical, horizontal, horizontal
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return output_size(size, self.conv.kernel_size, self.conv.stride, self.padding, self.conv.dilation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +45,25 @@ class UnitDescription:
     def maskable(self) -> bool:
         """Whether inactive positions can keep their value: the unit changes neither size nor width."""
         return self.shortcut is None and all(step.conv.stride == (1, 1) for step in self.steps)
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the output for an input of `size`."""
+        for step in self.steps:
+            size = step.output_size(size)
+        return size
+
+    def shortcut_macs(self, size: tuple[int, int]) -> int:
+        """MACs per image of the shortcut, for an output of `size`."""
+        convs = [] if self.shortcut is None else [m for m in self.shortcut.modules() if isinstance(m, nn.Conv2d)]
+        return sum(conv.weight.numel() for conv in convs) * size[0] * size[1]
+
+    def dense_macs(self, size: tuple[int, int]) -> int:
+        """MACs per image of the whole unit, for an input of `size`."""
+        total = self.shortcut_macs(self.output_size(size))
+        for step in self.steps:
+            size = step.output_size(size)
+            total += step.conv.weight.numel() * size[0] * size[1]
+        return total
 
 
 _DESCRIBERS: dict[type, Callable[[nn.Module], UnitDescription]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,21 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextlib.contextmanager
+def replaced_forwards(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """Within the block, each of the modules runs the given function as its forward; afterwards its own again."""
+    own = {module: module.__dict__.get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, before in own.items():
+            del module.forward
+            if before is not None:
+                module.forward = before
 
 
 def as_arguments(example_inputs: Tensor | tuple) -> tuple:
@@ -49,6 +64,24 @@ def batches(calibration: object) -> Iterator[tuple]:
         raise DataError(
             "the calibration data is empty: give at least one batch (and a list or loader, not a generator)"
         )
+
+
+def floating_tensors(outputs: object) -> list[Tensor]:
+    """Every floating tensor in a model's outputs: itself, or those of lists, tuples and dicts, in order."""
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    if isinstance(outputs, Mapping):
+        outputs = outputs.values()
+    return (
+        [tensor for output in outputs for tensor in floating_tensors(output)] if isinstance(outputs, Iterable) else []
+    )
+
+
+def has_labels(outputs: object, batch: tuple) -> bool:
+    """Whether the batch brings integer labels [N] for outputs that are logits [N, classes]."""
+    labels = batch[1] if len(batch) > 1 else None
+    labelled = isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
+    return labelled and floating_tensors(outputs)[0].dim() == 2
 
 
 def record_calls(

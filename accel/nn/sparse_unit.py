@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from accel.kernels.positions import output_size
 from accel.nn.folding import FoldedWeights
 from accel.nn.residual_units import BranchStep, describe_unit
 from accel.ops import active_positions, masked_conv2d
@@ -41,7 +40,7 @@ class SparseUnit:
                 weight,
                 bias,
                 sets[reach],
-                padding=_padding(step),
+                padding=step.padding,
                 dilation=step.conv.dilation,
                 groups=step.conv.groups,
                 activation=self.description.activation if last else step.activation,
@@ -57,17 +56,6 @@ class SparseUnit:
         convs = (step.conv for step in self.description.steps)
         return sum(counts[d] * conv.weight.numel() for d, conv in zip(self._reach, convs))
 
-    def dense_macs(self, height: int, width: int) -> int:
-        """MACs of the unit on a whole input map of `height` x `width`, its shortcut included, per image."""
-        total, size = 0, (height, width)
-        for step in self.description.steps:
-            size = output_size(size, step.conv.kernel_size, step.conv.stride, _padding(step), step.conv.dilation)
-            total += step.conv.weight.numel() * size[0] * size[1]
-        if self.description.shortcut is not None:
-            convs = [m for m in self.description.shortcut.modules() if isinstance(m, nn.Conv2d)]
-            total += sum(conv.weight.numel() for conv in convs) * size[0] * size[1]
-        return total
-
 
 def _reach(steps: tuple[BranchStep, ...]) -> list[int]:
     """How far the set of each step must be dilated, so that the steps behind it find their inputs."""
@@ -79,12 +67,7 @@ def _reach(steps: tuple[BranchStep, ...]) -> list[int]:
 
 
 def _weights(step: BranchStep, folded: FoldedWeights) -> tuple[Tensor, Tensor | None]:
-    return (step.conv.weight, step.conv.bias) if step.bn is None else folded.get(step.conv, step.bn)
-
-
-def _padding(step: BranchStep) -> tuple[int, int, int, int]:
-    vertical, horizontal = step.conv.padding
-    return vertical, vertical, horizontal, horizontal
+    return (step.conv.weight, step.conv.bias) if step.bn is None else folded.get(step.conv, step.bn)[:2]
 
 
 def _dilate(mask: Tensor, reach: int) -> Tensor:

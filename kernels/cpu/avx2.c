@@ -26,6 +26,7 @@
 #define PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
 #define WEIGHTS_AHEAD 8
 #include "tile.inc"
+#include "rows.inc"
 
 /* 12 accumulators, 2 weights and a broadcast value in 16 registers. */
 #define UP_TO_6(X, nv) X(1, nv) X(2, nv) X(3, nv) X(4, nv) X(5, nv) X(6, nv)
@@ -39,7 +40,7 @@ UP_TO_6(OUTER, 1) UP_TO_6(OUTER, 2)
 PAIRS(1) PAIRS(2)
 
 const Isa accel_avx2 = {
-    .name = "avx2", .lanes = LANES, .max_vectors = 2, .rows_for = {0, 6, 6},
+    .name = "avx2", .sum_rows = sum_rows, .score_rows = score_rows, .blend_rows = blend_rows, .lanes = LANES, .max_vectors = 2, .rows_for = {0, 6, 6},
     .tile = {UP_TO_6(TILE_ENTRY, 1) UP_TO_6(TILE_ENTRY, 2)},
     .depthwise = {UP_TO_6(DEPTHWISE_ENTRY, 1) UP_TO_6(DEPTHWISE_ENTRY, 2)},
     .outer = {UP_TO_6(OUTER_ENTRY, 1) UP_TO_6(OUTER_ENTRY, 2)},

@@ -25,6 +25,7 @@
 #define PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
 #define WEIGHTS_AHEAD 8
 #include "tile.inc"
+#include "rows.inc"
 
 /* 24 to 28 accumulators, up to 4 weights and a broadcast value: all 32 registers are in use. */
 #define UP_TO_6(X, nv) X(1, nv) X(2, nv) X(3, nv) X(4, nv) X(5, nv) X(6, nv)
@@ -40,7 +41,7 @@ UP_TO_14(OUTER, 1) UP_TO_14(OUTER, 2) UP_TO_9(OUTER, 3) UP_TO_6(OUTER, 4)
 PAIRS(1) PAIRS(2) PAIRS(3) PAIRS(4)
 
 const Isa accel_avx512 = {
-    .name = "avx512", .lanes = LANES, .max_vectors = 4, .rows_for = {0, 14, 14, 9, 6},
+    .name = "avx512", .sum_rows = sum_rows, .score_rows = score_rows, .blend_rows = blend_rows, .lanes = LANES, .max_vectors = 4, .rows_for = {0, 14, 14, 9, 6},
     .tile = {UP_TO_14(TILE_ENTRY, 1) UP_TO_14(TILE_ENTRY, 2) UP_TO_9(TILE_ENTRY, 3) UP_TO_6(TILE_ENTRY, 4)},
     .depthwise = {UP_TO_14(DEPTHWISE_ENTRY, 1) UP_TO_14(DEPTHWISE_ENTRY, 2) UP_TO_9(DEPTHWISE_ENTRY, 3)
                   UP_TO_6(DEPTHWISE_ENTRY, 4)},

@@ -21,9 +21,11 @@ from accel.kernels.cpu.sets import (
     ponder_cost,
     select_positions,
 )
+from accel.kernels.cpu.stage import fingerprints, plan_stage
 
 __all__ = [
     "active_positions",
+    "fingerprints",
     "halting_step",
     "halting_step_",
     "interpolate",
@@ -34,6 +36,7 @@ __all__ = [
     "masked_conv2d_backward",
     "perforated_conv2d",
     "perforated_conv2d_backward",
+    "plan_stage",
     "ponder_cost",
     "select_positions",
 ]

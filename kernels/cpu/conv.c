@@ -108,14 +108,34 @@ static void point_dynamic(const Job *job, int64_t first, int64_t count, int64_t 
     }
 }
 
+/* Framed: the border of the input is there in memory, so every tap lies at the same offset from the row's base. */
+static void point_framed(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
+{
+    for (int64_t t = 0; t < job->taps; t++)
+        for (int64_t r = 0; r < count; r++)
+            rows[t * stride + r] = job->x + (int64_t)(job->positions[first + r] + job->table[t]) * job->in_pitch;
+}
+
+static void point(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
+{
+    if (job->framed)
+        point_framed(job, first, count, stride, rows);
+    else if (job->dynamic)
+        point_dynamic(job, first, count, stride, rows);
+    else
+        point_static(job, first, count, stride, rows);
+}
+
 /* Where row r goes, and where its residual is read: at the computed position itself, before interpolation. */
 static RowOut destination(const Job *job, int64_t r)
 {
     RowOut o = {NULL, NULL, one_target, 1};
     int64_t own = r, at = r;
-    if (job->dynamic && job->scatter)
+    if (job->framed)
+        own = at = job->targets[r];
+    else if (job->dynamic && job->scatter)
         own = at = job->positions[r];
-    if (!job->dynamic && job->scatter) {
+    else if (job->scatter) {
         const int64_t image = r / job->table_rows, p = r % job->table_rows;
         at = image * job->out_pixels;
         own = at + job->positions[p];
@@ -138,7 +158,7 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
     for (int64_t tile = tile0; tile < tile1; tile++) {
         const int64_t first = first_row(job, s, tile), count = first_row(job, s, tile + 1) - first;
         const float **here = rows + (tile - tile0) * job->taps * stride;
-        (job->dynamic ? point_dynamic : point_static)(job, first, count, stride, here);
+        point(job, first, count, stride, here);
         for (int64_t r = 0; r < count; r++)
             out[first - start + r] = destination(job, first + r);
     }
@@ -193,7 +213,8 @@ int accel_convolve(const Job *job)
 {
     if (job->rows == 0)
         return 0;
-    const int64_t filled = !job->scatter ? job->rows : job->dynamic ? 0 : job->rows / job->table_rows * job->out_pixels;
+    const int64_t filled = !job->scatter ? job->rows
+                           : job->dynamic || job->framed ? 0 : job->rows / job->table_rows * job->out_pixels;
     accel_use_huge_pages(job->out, filled * job->out_channels * (int64_t)sizeof(float));
     const int threads = accel_threads(job->threads);
     const Schedule s = plan(job, threads);

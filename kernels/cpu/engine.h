@@ -48,6 +48,13 @@ typedef struct {
     int64_t out_pitch;
 } OuterArgs;
 
+/* Pixels at[0..count) of a map of `channels` floats each. */
+typedef struct {
+    const float *x;
+    const int32_t *at;
+    int64_t count, channels;
+} Rows;
+
 /* out[c] = start[c] + sum over i of a[i][c] * b[i][c], for the channels of one panel; start may be NULL, or out. */
 typedef struct {
     const float *const *a, *const *b;
@@ -68,6 +75,9 @@ typedef struct {
     TileFn tile[MAX_VECTORS + 1][MAX_ROWS + 1];
     TileFn depthwise[MAX_VECTORS + 1][MAX_ROWS + 1];
     OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];
+    void (*sum_rows)(const Rows *rows, int64_t first, int64_t width, float *sums);
+    void (*score_rows)(const Rows *rows, const int32_t *offsets, int64_t taps, const float *weights, float *scores);
+    void (*blend_rows)(const Rows *rows, const int32_t *to, const float *weight, int fresh, float *out);
     PairFn pairs[MAX_VECTORS + 1];
 } Isa;
 
@@ -96,7 +106,8 @@ static inline Panels cut_panels(int64_t channels, int64_t most)
 }
 
 /* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows and column
- * r % table_rows of the table; row r of a dynamic set is the flat position positions[r] = n * out_pixels + p, column p. */
+ * r % table_rows of the table; row r of a dynamic set is the flat position positions[r] = n * out_pixels + p, column p;
+ * row r of a framed job reads the pixels positions[r] + table[tap] and goes to pixel targets[r] of out. */
 typedef struct {
     const float *x, *packed, *zero, *bias, *residual;
     float *out;
@@ -107,6 +118,7 @@ typedef struct {
     int64_t dynamic, scatter;        /* scatter: dense output (and residual) rather than compact */
     int64_t rows, table_rows, in_pixels, in_pitch, taps, run;
     int64_t out_pixels, out_channels, groups, depthwise, activation, threads;
+    int64_t framed;
 } Job;
 
 int accel_convolve(const Job *job);
@@ -198,6 +210,44 @@ typedef struct {
 void accel_halting_step(const HaltingJob *job);
 void accel_ponder_cost(const float *ponder, const int32_t *units, int64_t images, int64_t pixels, float *rho,
                        int64_t *executed);
+
+/* A whole stage: see stage.c and kernels/stage.py. The tables come from int64 tensors, so every field has 8 bytes and
+ * addresses are integers. */
+enum { MAX_REACH = 8, BUFFER_STATE = 0, BUFFER_INPUT = 1 };
+
+typedef struct {
+    int64_t offset, pixels, channels; /* in the memory of a group, in floats; pixels of one image's frame */
+} StageBuffer;
+
+typedef struct {
+    int64_t packed, zero, bias, offsets; /* offsets: int32 [taps], pixels from a position's base in the input frame */
+    int64_t bases, places;               /* first unit: int32 [pixels], where a position reads and where it writes */
+    int64_t pixels, from, to, in_channels, out_channels, taps, groups, activation;
+    int64_t adds, reach, macs; /* adds to what its output holds; distance to the active set; MACs a position */
+} StageConv;
+
+typedef struct {
+    int64_t first_conv, convs, reaches; /* reaches: bit r is set where a list of reach r is used */
+    int64_t weights, bias, bias_step, pooled; /* the head: [taps][C]; [H * W] or [N][H * W] (ACT: [1]); [C] */
+} StageUnit;
+
+typedef struct {
+    const float *x, *shortcut;                /* shortcut: what the first unit adds to, or NULL: one of its convolutions */
+    const int32_t *input_map, *shortcut_map;  /* as pixel_of of Frame; input_map NULL: x is read in place */
+    int64_t x_strides[3], shortcut_strides[3]; /* of images, channels and pixels */
+    const StageBuffer *buffers;
+    const StageConv *convs;
+    const StageUnit *units;
+    const int32_t *head_offsets;
+    float *memory, *output, *remainder, *ponder, *shares; /* output NHWC; shares [N][units][H][W] */
+    int32_t *executed;
+    int64_t *macs;
+    int64_t memory_each, images, group, unit_count, height, width, channels, border, pitch, reach, most_pixels;
+    int64_t head_taps, spatial, macs_before, threads;
+    float eps;
+} Stage;
+
+int accel_run_stage(const Stage *s);
 
 /* Gradients of a convolution from the gradient of its rows. The row -> tap structure is that of Job, in the same words;
  * row_image[n] is the first row of image n. Taps of value -1 are skipped, so that borders cost nothing. */

@@ -35,6 +35,7 @@ static inline void store_part(float *p, V4 v, int64_t lanes)
 #define PREFETCH(p) __builtin_prefetch(p)
 #define WEIGHTS_AHEAD 8
 #include "tile.inc"
+#include "rows.inc"
 
 /* 8 accumulators, 2 weights, a broadcast value and a product fit in the 16 registers of SSE2. */
 #define UP_TO_4(X, nv) X(1, nv) X(2, nv) X(3, nv) X(4, nv)
@@ -48,7 +49,7 @@ UP_TO_4(OUTER, 1) UP_TO_4(OUTER, 2)
 PAIRS(1) PAIRS(2)
 
 const Isa accel_portable = {
-    .name = "portable", .lanes = LANES, .max_vectors = 2, .rows_for = {0, 4, 4},
+    .name = "portable", .sum_rows = sum_rows, .score_rows = score_rows, .blend_rows = blend_rows, .lanes = LANES, .max_vectors = 2, .rows_for = {0, 4, 4},
     .tile = {UP_TO_4(TILE_ENTRY, 1) UP_TO_4(TILE_ENTRY, 2)},
     .depthwise = {UP_TO_4(DEPTHWISE_ENTRY, 1) UP_TO_4(DEPTHWISE_ENTRY, 2)},
     .outer = {UP_TO_4(OUTER_ENTRY, 1) UP_TO_4(OUTER_ENTRY, 2)},

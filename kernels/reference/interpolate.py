@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -111,5 +112,4 @@ def interpolate_fitted_backward(
 
 def _segments(starts: Tensor) -> list[tuple[int, int]]:
     """(start, end) of every class."""
-    ends = starts.tolist()
-    return list(zip(ends[:-1], ends[1:]))
+    return list(itertools.pairwise(starts.tolist()))

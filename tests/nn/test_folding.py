@@ -30,7 +30,7 @@ def test_folded_weights_are_norm_after_convolution(affine, bias):
     conv, norm = pair(affine, bias)
     before = copy.deepcopy((conv.state_dict(), norm.state_dict()))
     x = torch.randn(2, 4, 7, 7, dtype=torch.float64)
-    torch.testing.assert_close(apply(conv, fold(conv, norm), x), norm(conv(x)))
+    torch.testing.assert_close(apply(conv, fold(conv, norm)[:2], x), norm(conv(x)))
     for module, state in zip((conv, norm), before):
         assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
 
@@ -57,7 +57,7 @@ def test_any_change_renews_the_cache(change):
         norm.eval()
         renewed = cache.get(conv, norm)
         assert renewed is not first
-        for got, expected in zip(renewed, fold(conv, norm)):
+        for got, expected in zip(renewed[:2], fold(conv, norm)[:2]):
             assert torch.equal(got, expected)
 
 
@@ -65,7 +65,7 @@ def test_low_precision_is_folded_in_single_precision():
     conv, norm = pair(dtype=torch.float32)
     exact = fold(conv, norm)
     low = fold(conv.bfloat16(), norm.bfloat16())
-    for tensor, reference in zip(low, exact):
+    for tensor, reference in zip(low[:2], exact[:2]):
         assert tensor.dtype is torch.bfloat16
         assert (tensor.float() - reference).norm() < 0.01 * reference.norm()
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from accel.errors import WeightsError
+from accel.errors import ConfigError, WeightsError
 from accel.train.classification import FitSettings, fit, learning_rate
 
 SETTINGS = FitSettings(steps=12, lr=0.05, checkpoint_every=5)
@@ -80,3 +80,33 @@ def test_bad_checkpoints_and_losses(tmp_path):
         fit(model(), loss_of_step, SETTINGS, checkpoint=path)
     with pytest.raises(FloatingPointError, match="loss of step 0 is nan"):
         fit(model(), lambda m, _: loss_of_step(m, 0) * float("nan"), SETTINGS)
+
+
+def test_learning_rate_factors_and_frozen_norms():
+    start = model().state_dict()
+    settings = FitSettings(
+        steps=1, lr=0.1, optimizer="sgd", weight_decay=0.0, lr_factors={"3.*": 0.0}, freeze_norms=True
+    )
+    after = fit(model(), loss_of_step, settings).state_dict()
+    moved = {name for name in start if not torch.equal(start[name], after[name])}
+    assert moved == {"0.weight", "0.bias", "1.weight", "1.bias"}  # neither the last layer nor the norm's statistics
+    with pytest.raises(ConfigError, match=r"lr_factors '\*\.halting\.\*' matches no parameter"):
+        fit(model(), loss_of_step, FitSettings(steps=1, lr=0.1, lr_factors={"*.halting.*": 10.0}))
+
+
+def test_random_numbers_go_on_where_they_stopped(tmp_path):
+    def noisy(net, step):
+        if step == stop:
+            raise KeyboardInterrupt
+        return loss_of_step(nn.Sequential(net, nn.Dropout(0.5)), step)
+
+    stop = None
+    torch.manual_seed(1)
+    whole = fit(model(), noisy, SETTINGS)
+    stop = 7
+    torch.manual_seed(1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), noisy, SETTINGS, checkpoint=tmp_path / "c.pt")
+    stop = None
+    torch.manual_seed(2)
+    assert torch.equal(state(fit(model(), noisy, SETTINGS, checkpoint=tmp_path / "c.pt")), state(whole))

@@ -1,0 +1,214 @@
+"""What the layers of a search may become: which layers, which configurations, and the networks they make."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from accel.calibrate import impact_maps
+from accel.config import MISSING, Perforate, Rules
+from accel.convert import (
+    Conversion,
+    build_sets,
+    convert_layers,
+    convolutions,
+    counted_layers,
+    lay_out,
+    left_dense,
+    with_pooling,
+)
+from accel.errors import ConfigError, ConversionError
+from accel.greedy.table import DENSE, Table
+from accel.masks import LATTICE_KEEPS
+from accel.nn.inference import install
+from accel.nn.perforated import PerforatedConv2d
+from accel.nn.running import as_arguments, record_calls
+from accel.profiling.flops import layer_macs
+
+_SMALLEST = 0.005  # share of the network's MACs below which a layer is left alone: it cannot repay the search
+
+
+def default_candidates(seed: int = 0) -> tuple[Perforate, ...]:
+    """The lattices, filled in by the nearest position or by fitted sums; and every position, by the engine's own form.
+
+    Whole layers by the engine count as candidates because it may be faster than torch's convolution.
+    """
+    whole = Perforate(keep=1.0, mask="lattice", seed=seed)
+    return (
+        whole,
+        *(
+            Perforate(keep=keep, mask="lattice", interpolate=filled, seed=seed)
+            for keep in sorted(LATTICE_KEEPS, reverse=True)
+            for filled in ("nearest", "fitted")
+        ),
+    )
+
+
+def label_of(config: Perforate) -> str:
+    """A candidate's name in tables and traces."""
+    summed = f" {config.neighbors}" if config.interpolate in ("fitted", "weighted") else ""
+    return f"{config.mask} {config.keep:.3g} {config.interpolate}{summed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """What a search chooses from.
+
+    Attributes:
+        model: the dense network.
+        arguments: what it runs on when it is timed.
+        calls: the output shapes of its layers there.
+        candidates: layer -> label -> what it turns the layer into; the layers in the model's order.
+        fixed: layers that a rule decided, and None for those it leaves dense.
+        macs: layer -> dense MACs, of all convolutions and linear layers.
+        kept: (layer, label) -> fraction of the positions that the mask really keeps.
+        left: layer -> why it is left dense without a search.
+    """
+
+    model: nn.Module
+    arguments: tuple
+    calls: Mapping[str, list[tuple[int, ...]]]
+    candidates: Mapping[str, Mapping[str, Conversion]]
+    fixed: Mapping[str, Perforate | None]
+    macs: Mapping[str, int]
+    kept: Mapping[tuple[str, str], float]
+    left: Mapping[str, str]
+
+    def network(self, state: Mapping[str, str]) -> nn.Module:
+        """The converted network for timing: it shares the model's parameters, and weighted sums stand in for fits."""
+        chosen = {name: self.candidates[name][label] for name, label in state.items() if label != DENSE}
+        network = _shared_copy(self.model)
+        convert_layers(network, {name: _timed_like(conversion) for name, conversion in chosen.items()})
+        install(network)
+        build_sets(network, self.calls)
+        return network
+
+    def uniform(self, label: str) -> nn.Module:
+        """The network whose layers all take the candidate where they can; the fixed ones as fixed."""
+        takers = {name: label for name, found in self.candidates.items() if label in found}
+        return self.network({**self.start, **takers})
+
+    @property
+    def start(self) -> dict[str, str]:
+        """The state before the search: the layers that a rule decided."""
+        return {name: label_of(config) for name, config in self.fixed.items() if config is not None}
+
+    @property
+    def layers(self) -> list[str]:
+        """Every convolution, in the model's order."""
+        return list(convolutions(self.model))
+
+    @property
+    def searched(self) -> list[str]:
+        return [name for name in self.candidates if name not in self.fixed]
+
+    def mac_table(self) -> Table:
+        """Executed MACs of every layer under every candidate."""
+        costs = {
+            name: {DENSE: float(self.macs[name])}
+            | {label: self.macs[name] * self.kept[name, label] for label in self.candidates[name]}
+            for name in self.candidates
+        }
+        rest = sum(count for name, count in self.macs.items() if name not in costs)
+        return Table(costs, float(rest), "MACs")
+
+
+def open_space(
+    model: nn.Module,
+    example_inputs: Tensor | tuple,
+    calibration: Iterable,
+    candidates: Sequence[Perforate],
+    rules: Rules | None,
+    loss: Callable | None,
+) -> Space:
+    """The space of a search over every convolution that no rule decides and that has work worth saving.
+
+    Raises:
+        ConfigError: a candidate without keep.
+        ConversionError: no such convolution.
+    """
+    configs = {label_of(config): config for config in candidates}
+    if any(config.keep is None for config in configs.values()):
+        raise ConfigError("a candidate of a search needs keep=")
+    layers = convolutions(model)
+    calls = record_calls(model, counted_layers(model), example_inputs)
+    macs = {row.name: row.dense or 0 for row in layer_macs(model, example_inputs)}
+    fixed = _decided(rules, layers)
+    left = {name: reason for name, layer in layers.items() if (reason := _unworthy(name, layer, calls, macs))}
+    options = {name: dict(configs) for name in layers if name not in left and name not in fixed}
+    if not options:
+        raise ConversionError(f"{type(model).__name__} has no convolution to search over: {left or 'rules decide all'}")
+    options |= {name: {label_of(config): config} for name, config in fixed.items() if config is not None}
+    options = {name: options[name] for name in layers if name in options}
+    made = _conversions(model, layers, options, calibration, loss)
+    kept = {(name, label): _keep(layers[name], name, made[name][label], calls) for name in made for label in made[name]}
+    useful = {
+        name: {label: c for label, c in row.items() if name in fixed or kept[name, label] < 1 or c.config.keep == 1}
+        for name, row in made.items()
+    }
+    return Space(_prepared(model), as_arguments(example_inputs), calls, useful, fixed, macs, kept, left)
+
+
+def _decided(rules: Rules | None, layers: Mapping[str, nn.Conv2d]) -> dict[str, Perforate | None]:
+    if rules is None:
+        return {}
+    rules.check_used(layers)
+    matched = {name: rules.match(name) for name in layers}
+    return {name: config for name, config in matched.items() if config is not MISSING}
+
+
+def _unworthy(name: str, layer: nn.Conv2d, calls: Mapping[str, list], macs: Mapping[str, int]) -> str | None:
+    """Why a search leaves the layer dense, or None."""
+    if (reason := left_dense(layer)) is not None:
+        return reason
+    if not calls[name]:
+        return "is not called"
+    share = macs.get(name, 0) / max(1, sum(macs.values()))
+    return f"has {100 * share:.2f} % of the MACs, too few to matter" if share < _SMALLEST else None
+
+
+def _conversions(
+    model: nn.Module,
+    layers: Mapping[str, nn.Conv2d],
+    options: Mapping[str, Mapping[str, Perforate]],
+    calibration: Iterable,
+    loss: Callable | None,
+) -> dict[str, dict[str, Conversion]]:
+    weighed = {name: layers[name] for name, row in options.items() if any(c.mask == "impact" for c in row.values())}
+    impacts = impact_maps(model, weighed, calibration, loss) if weighed else {}
+    made: dict[str, dict[str, Conversion]] = {name: {} for name in options}
+    for label in dict.fromkeys(label for row in options.values() for label in row):
+        takers = {name: row[label] for name, row in options.items() if label in row}
+        found = {n: Conversion(c, impact=impacts.get(n) if c.mask == "impact" else None) for n, c in takers.items()}
+        for name, conversion in with_pooling(model, found).items():
+            made[name][label] = conversion
+    return made
+
+
+def _keep(layer: nn.Conv2d, name: str, made: Conversion, calls: Mapping[str, list[tuple[int, ...]]]) -> float:
+    probe = PerforatedConv2d.adopt(copy.copy(layer), made.config, name, made.pooling, made.impact)
+    return probe.position_set(*calls[name][0][-2:]).keep if calls[name] else made.config.keep
+
+
+def _timed_like(conversion: Conversion) -> Conversion:
+    """A conversion that takes as long and needs no fit."""
+    config = conversion.config
+    if config.interpolate != "fitted":
+        return conversion
+    return dataclasses.replace(conversion, config=dataclasses.replace(config, interpolate="weighted"))
+
+
+def _prepared(model: nn.Module) -> nn.Module:
+    """A copy in evaluation, laid out as converted models are."""
+    model = copy.deepcopy(model).eval()
+    lay_out(model, torch.channels_last)
+    return model
+
+
+def _shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules with the very same parameters and buffers: many networks would not fit into memory."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})

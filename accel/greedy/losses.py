@@ -1,0 +1,181 @@
+"""What a candidate costs in quality, measured on the network as it stands: every other layer as the search left it.
+
+All pictures make one batch. A first run, half of it dense and half perforated, fits what is to be fitted and records
+what every convolution gives; a candidate then only computes from its own layer on, the outputs of the layers before it
+being those recorded.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from accel.calibrate import fit_layer
+from accel.convert import Conversion, convolutions
+from accel.errors import DataError
+from accel.greedy.table import DENSE
+from accel.nn.inference import one_by_one
+from accel.nn.perforated import PerforatedConv2d
+from accel.nn.running import batches, evaluation, floating_tensors, has_labels, replaced_forwards
+
+Loss = Callable[[object, tuple], Tensor]  # (outputs, batch) -> the sum over the pictures
+Track = Callable[[Sequence, str], Iterable]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """How good outputs are, beside the dense network's on the same pictures.
+
+    Attributes: dense, the dense network's outputs; batch, (pictures, labels, ...); own, the caller's loss or None.
+    """
+
+    dense: object
+    batch: tuple
+    own: Loss | None = None
+
+    def loss(self, outputs: object) -> float:
+        """Per picture: the caller's loss; cross-entropy where there are labels; else distillation.
+
+        Distillation is the divergence KL(dense, ours) of the softmax of logits [N, K], and the mean squared difference
+        of any other outputs: both grow with the square of small errors, so that those of several layers add up.
+        """
+        if self.own is not None:
+            return float(self.own(outputs, self.batch)) / len(self.batch[0])
+        ours, dense = floating_tensors(outputs), floating_tensors(self.dense)
+        if has_labels(ours, self.batch):
+            return float(F.cross_entropy(ours[0], self.batch[1]))
+        return sum(float(_distance(a, b)) for a, b in zip(ours, dense))
+
+    def drop(self, outputs: object) -> float:
+        """What is worse than dense: the increase of the caller's loss; the share of correct answers lost; without
+        labels the share of top-1 answers that changed; for outputs that are no logits their mean absolute difference.
+        """
+        if self.own is not None:
+            return self.loss(outputs) - self.loss(self.dense)
+        ours, dense = floating_tensors(outputs), floating_tensors(self.dense)
+        answers, before = ours[0].argmax(1), dense[0].argmax(1)
+        if has_labels(ours, self.batch):
+            labels = self.batch[1]
+            return float((before == labels).float().mean() - (answers == labels).float().mean())
+        if ours[0].dim() == 2:
+            return float((answers != before).float().mean())
+        return sum(float((a - b).abs().mean()) for a, b in zip(ours, dense)) / len(ours)
+
+
+def _distance(ours: Tensor, dense: Tensor) -> Tensor:
+    if ours.dim() == 2:
+        return F.kl_div(ours.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="batchmean")
+    return F.mse_loss(ours, dense)
+
+
+def first_pictures(calibration: Iterable, count: int) -> tuple:
+    """The first `count` pictures of the calibration data (or all) as one batch; whatever comes with them likewise.
+
+    Raises:
+        DataError: no pictures, or pictures of differing sizes.
+    """
+    parts, found = [], 0
+    for batch in batches(calibration):
+        parts.append([part[: count - found] if isinstance(part, Tensor) else part for part in batch])
+        found += len(parts[-1][0])
+        if found >= count:
+            break
+    try:
+        return tuple(torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in zip(*parts))
+    except RuntimeError as error:
+        raise DataError(f"a search needs calibration pictures of one size: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """The quality of a network as it stands, and what each candidate would change in it.
+
+    Attributes: loss, drop; extra, layer -> label -> increase of the loss if that layer alone took that candidate.
+    """
+
+    loss: float
+    drop: float
+    extra: dict[str, dict[str, float]]
+
+
+class Losses:
+    """Measures the quality of perforated networks on one batch of pictures."""
+
+    def __init__(
+        self, model: nn.Module, candidates: Mapping[str, Mapping[str, Conversion]], batch: tuple, own: Loss | None
+    ) -> None:
+        """`model`: dense, laid out as converted models are; `candidates`: layer -> label -> what to turn it into."""
+        self.network = model
+        self.layers = convolutions(self.network)
+        self.candidates = candidates
+        self.pictures = batch[0]
+        with evaluation(self.network), torch.no_grad():
+            dense = self.network(self.pictures)
+        self.judge = Judge(dense, batch, own)
+        self.dense_loss = self.judge.loss(dense)
+
+    @torch.no_grad()
+    def look(
+        self, state: Mapping[str, str], wanted: Mapping[str, Sequence[str]], track: Track = lambda items, _: items
+    ) -> Look:
+        """Measure the network whose layers have the labels of `state`, and the `wanted` candidates of its layers."""
+        trial = {(name, label) for name, labels in wanted.items() for label in labels}
+        trial |= {(name, label) for name, label in state.items() if label != DENSE}
+        probes = {key: self._probe(*key) for key in trial}
+        own = {name: probes.get((name, state.get(name)), layer).forward for name, layer in self.layers.items()}
+        with evaluation(self.network), one_by_one():
+            recorded = self._record(state, probes)
+            base = self._run(own)
+            loss, drop = self.judge.loss(base), self.judge.drop(base)
+            extra = {}
+            order = list(recorded)
+            for name in track(sorted(wanted, key=lambda name: order.index(name) if name in recorded else -1), "trying"):
+                before = order[: order.index(name)] if name in recorded else []
+                known = {other: functools.partial(_again, recorded[other]) for other in before}
+                runs = {label: {**own, **known, name: probes[name, label].forward} for label in wanted[name]}
+                extra[name] = {label: self.judge.loss(self._run(run)) - loss for label, run in runs.items()}
+        return Look(loss, drop, extra)
+
+    def _probe(self, name: str, label: str) -> PerforatedConv2d:
+        """The layer under a candidate: a module beside the layer's own, with the same parameters."""
+        made = self.candidates[name][label]
+        return PerforatedConv2d.adopt(copy.copy(self.layers[name]), made.config, name, made.pooling, made.impact)
+
+    def _run(self, forwards: Mapping[str, Callable]) -> object:
+        with replaced_forwards({self.layers[name]: forward for name, forward in forwards.items()}):
+            return self.network(self.pictures)
+
+    def _record(
+        self, state: Mapping[str, str], probes: Mapping[tuple[str, str], PerforatedConv2d]
+    ) -> dict[str, Tensor]:
+        """Fit all probes to the inputs they get under `state`; the outputs there of the layers that run once, in order.
+
+        The first half of the batch is the dense network, the target of the fits.
+        """
+        outputs: dict[str, list[Tensor]] = {}
+
+        def lockstep(name: str, layer: nn.Conv2d, both: Tensor) -> Tensor:
+            dense, ours = both.chunk(2)
+            target = type(layer).forward(layer, dense)
+            for (owner, _), probe in probes.items():
+                if owner == name and name not in outputs and probe.config.interpolate == "fitted":
+                    probe.set_fit(fit_layer(probe, ours, target))
+            chosen = probes.get((name, state.get(name)), layer)
+            out = type(chosen).forward(chosen, ours)
+            outputs.setdefault(name, []).append(out.clone())  # an in-place activation may overwrite it
+            return torch.cat([target, out])
+
+        forwards = {layer: functools.partial(lockstep, name, layer) for name, layer in self.layers.items()}
+        with replaced_forwards(forwards):
+            self.network(torch.cat([self.pictures, self.pictures]))
+        return {name: found[0] for name, found in outputs.items() if len(found) == 1}
+
+
+def _again(recorded: Tensor, *_: object) -> Tensor:
+    return recorded.clone()

@@ -1,0 +1,126 @@
+"""What a search found and how it got there: the rules, a report per layer, the steps, and a plot of them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from accel.config import Perforate, Rules
+from accel.greedy.candidates import Space
+from accel.greedy.journal import write_whole
+from accel.greedy.table import DENSE, Table
+from accel.report import Column, Report, percent
+
+RULES, STEPS, PLOT = "rules.json", "trace.csv", "trace.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of the search: `layer` went from candidate `before` to `label`.
+
+    Attributes: cost, (loss - loss0) / (time0 - time) of the network after it, relative to the original; loss, its
+    estimated loss; price, its milliseconds (or MACs) by the table; speedup, estimated, against the original.
+    """
+
+    layer: str
+    before: str
+    label: str
+    cost: float
+    loss: float
+    price: float
+    speedup: float
+
+
+class Found(Report):
+    """The candidate of every layer that was searched, and why."""
+
+    columns = (
+        Column("layer", "layer"),
+        Column("keep", "keep", percent),
+        Column("mask", "mask"),
+        Column("interpolate", "filled by"),
+        Column("dense_cost", "dense", "{:.4g}".format),
+        Column("cost", "now", "{:.4g}".format),
+        Column("note", "note"),
+    )
+
+
+class FoundRules(Rules):
+    """Rules that a search found, one for every convolution by its name.
+
+    Attributes:
+        report: per layer, what it got and why; `.total` has the network's loss, drop, and measured speed-up.
+        steps: the steps of the search, in order.
+        table: the costs it worked with; give it to another search to save measuring them again.
+    """
+
+    def __init__(self, rules: Mapping[str, Perforate | None], report: Found, steps: Sequence[Step], table: Table):
+        super().__init__(rules)
+        self.report, self.steps, self.table = report, list(steps), table
+
+    @staticmethod
+    def of(
+        space: Space,
+        table: Table,
+        state: Mapping[str, str],
+        steps: Sequence[Step],
+        reasons: Mapping[str, str],
+        total: Mapping[str, float],
+    ) -> FoundRules:
+        """The rules of a state; `reasons`, layer -> note."""
+        rules, rows = {}, []
+        for name in space.layers:
+            label = state.get(name, DENSE)
+            config = space.candidates[name][label].config if label != DENSE else None
+            costs = table.costs.get(name, {})
+            rules[name] = config
+            rows.append(
+                {
+                    "layer": name,
+                    "keep": 1.0 if config is None else space.kept[name, label],
+                    "mask": config and config.mask,
+                    "interpolate": config and config.interpolate,
+                    "dense_cost": costs.get(DENSE),
+                    "cost": costs.get(label),
+                    "note": reasons.get(name),
+                }
+            )
+        price = table.price(state)
+        whole = {"layer": "total", "dense_cost": table.price({}), "cost": price, **total}
+        report = Found(f"{type(space.model).__name__}: search, costs in {table.unit}", rows, whole)
+        return FoundRules(rules, report, steps, table)
+
+
+def save_found(found: FoundRules, folder: pathlib.Path) -> None:
+    """Write the rules, the steps and their plot into the folder; DataError: it cannot be written."""
+    write_whole(folder / RULES, json.dumps(found.to_dict(), indent=2) + "\n")
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(Step)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(step) for step in found.steps)
+    write_whole(folder / STEPS, out.getvalue())
+    write_whole(folder / "report.json", found.report.to_json() + "\n")
+    plot_steps(found, folder / PLOT)
+
+
+def plot_steps(found: FoundRules, path: pathlib.Path) -> None:
+    """Loss against speed-up, step by step, and what every layer keeps in the end; a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    curve, bars = figure.subplots(2, 1, height_ratios=(2, 3))
+    curve.plot([step.speedup for step in found.steps], [step.loss for step in found.steps], marker=".", lw=1)
+    curve.set(xlabel="speed-up, estimated", ylabel="loss, estimated", title=found.report.title)
+    rows = found.report.rows[::-1]
+    bars.barh([row["layer"] for row in rows], [row["keep"] for row in rows], color="tab:blue")
+    bars.set(xlabel="positions computed", xlim=(0, 1))
+    bars.tick_params(axis="y", labelsize=7)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_whole(path, picture.getvalue())

@@ -1,0 +1,133 @@
+"""Filling skipped positions with weighted sums of computed neighbours: which ones, in which classes, how weighted.
+
+The T nearest computed positions of a skipped one, in the order (distance, dy, dx), are its neighbours. Positions whose
+neighbours lie at the same offsets form a class and share weights; the most frequent classes of a position set have
+their own, and whatever is left (borders, irregular masks) shares the last. The offsets do not depend on the map's size,
+so weights found at one size serve at any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accel.kernels.positions import Neighbors, PositionSet
+
+_CLASSES = 16  # classes with weights of their own, at most
+_SHARE = 0.02  # of the skipped positions: a class with fewer has too few samples to fit
+_SPARE = 24  # neighbours looked up beyond T, so that ties in distance are all seen before they are cut off
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """What a calibration found for one layer.
+
+    Attributes:
+        offsets: int16 [K - 1, T, 2], (dy, dx) of the neighbours of each class; the last class has none of its own.
+        weights: [K, T, C], constant: [K, C]; see `accel.ops.interpolate`.
+        scale, shift: [C], what the convolution's own output is corrected by, before anything is filled in.
+    """
+
+    offsets: Tensor
+    weights: Tensor
+    constant: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __post_init__(self) -> None:
+        classes, taps, channels = self.weights.shape
+        shapes = {"offsets": (classes - 1, taps, 2), "constant": (classes, channels)}
+        shapes |= {"scale": (channels,), "shift": (channels,)}
+        for name, shape in shapes.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(getattr(self, name).shape)}")
+
+    def neighbors(self, positions: PositionSet) -> Neighbors:
+        """The neighbours on a position set of any size, sorted into the classes of this fit."""
+        skipped, rows, offsets = find_neighbors(positions, self.weights.shape[1])
+        return sort_into_classes(skipped, rows, classify(offsets, self.offsets.numpy()), len(self.weights))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def weighted_by_distance(positions: PositionSet, count: int, channels: int) -> Fit:
+    """Weights proportional to 1 / distance**2, the same for every channel: the fit that needs no data.
+
+    Args:
+        count: T, neighbours of each skipped position.
+    """
+    _, _, offsets = find_neighbors(positions, count)
+    classes = common_classes(offsets)
+    weights = distance_weights(offsets, classes)
+    return Fit(
+        torch.from_numpy(classes),
+        weights[:, :, None].expand(-1, -1, channels).contiguous(),
+        torch.zeros(len(weights), channels),
+        torch.ones(channels),
+        torch.zeros(channels),
+    )
+
+
+def find_neighbors(positions: PositionSet, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(skipped [F], rows [F, T], offsets int16 [F, T, 2]): the T = `count` nearest computed positions of each skipped.
+
+    A set of fewer than T positions repeats its farthest one.
+    """
+    from scipy.spatial import cKDTree
+
+    width = positions.width
+    computed = positions.positions.numpy().astype(np.int64)
+    skipped = np.setdiff1d(np.arange(positions.height * width), computed)
+    points, wanted = (np.stack([flat // width, flat % width], 1) for flat in (computed, skipped))
+    looked_up = min(len(points), count + _SPARE)
+    rows = cKDTree(points).query(wanted, k=looked_up)[1].reshape(len(wanted), looked_up)
+    offsets = points[rows] - wanted[:, None]
+    order = np.lexsort((offsets[..., 1], offsets[..., 0], (offsets**2).sum(2)), axis=1)
+    order = order[:, np.minimum(np.arange(count), looked_up - 1)]
+    offsets = np.take_along_axis(offsets, order[..., None], 1)
+    return skipped, np.take_along_axis(rows, order, 1), offsets.astype(np.int16)
+
+
+def common_classes(offsets: np.ndarray) -> np.ndarray:
+    """int16 [K - 1, T, 2], the offsets shared by most skipped positions, the most frequent first."""
+    if not len(offsets):
+        return offsets
+    found, counts = np.unique(offsets.reshape(len(offsets), -1), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_CLASSES]
+    order = order[counts[order] >= _SHARE * len(offsets)]
+    return found[order].reshape(-1, *offsets.shape[1:])
+
+
+def classify(offsets: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """[F], the class of each skipped position; len(classes) where none fits."""
+    kind = np.full(len(offsets), len(classes))
+    for k, pattern in enumerate(classes):
+        kind[(offsets == pattern).all((1, 2))] = k
+    return kind
+
+
+def sort_into_classes(skipped: np.ndarray, rows: np.ndarray, kind: np.ndarray, classes: int) -> Neighbors:
+    """The neighbours of skipped positions of known class."""
+    order = np.argsort(kind, kind="stable")
+    starts = np.searchsorted(kind[order], np.arange(classes + 1))
+    tensors = (np.ascontiguousarray(array, dtype=np.int32) for array in (skipped[order], rows[order], starts))
+    return Neighbors(*map(torch.from_numpy, tensors))
+
+
+def distance_weights(offsets: np.ndarray, classes: np.ndarray) -> Tensor:
+    """float32 [K, T], weights proportional to 1 / distance**2, adding up to one.
+
+    The last class has no offsets of its own: it gets the mean over all skipped positions.
+    """
+
+    def weigh(offsets: np.ndarray) -> np.ndarray:
+        inverse = 1 / (offsets.astype(np.float64) ** 2).sum(-1)
+        return inverse / inverse.sum(-1, keepdims=True)
+
+    if not len(offsets):
+        return torch.full((1, offsets.shape[1]), 1 / offsets.shape[1])
+    return torch.from_numpy(np.concatenate([weigh(classes), weigh(offsets).mean(0)[None]])).float()

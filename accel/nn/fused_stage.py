@@ -1,0 +1,86 @@
+"""An adaptive stage on the C engine: its units folded and prepared once, and again when a parameter changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from accel.kernels.dispatch import is_direct
+from accel.kernels.stage import StageConv, StagePlan, StageResult, StageUnit, plan_stage, runs_on_engine
+from accel.nn.folding import fold
+from accel.nn.freshness import Freshness
+from accel.nn.residual_units import BranchStep, describe_unit
+
+if TYPE_CHECKING:
+    from accel.nn.adaptive import HaltingHead
+
+
+class FusedStage:
+    """Runs the units of a stage as `accel.kernels.stage` does, where it can. Holds no parameters of its own."""
+
+    def __init__(self, units: Sequence[nn.Module], *, spatial: bool, eps: float):
+        self._units, self._spatial, self._eps = list(units), spatial, eps
+        self._descriptions = [describe_unit(unit) for unit in self._units]
+        self._plans: dict[tuple[int, int], StagePlan | None] = {}
+        self._freshness = Freshness(self._units)
+        shortcut = self._descriptions[0].shortcut
+        self._shortcut_step = _as_step(shortcut)
+        self._shortcut = shortcut if self._shortcut_step is None else None
+
+    def __getstate__(self) -> dict:
+        """Copies prepare their own plans, for units of their own."""
+        return {"units": self._units, "spatial": self._spatial, "eps": self._eps}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["units"], spatial=state["spatial"], eps=state["eps"])
+
+    def run(self, x: Tensor, shortcut_macs: int) -> StageResult | None:
+        """The stage on x [N, C, H, W]; None where only the units one by one can do it.
+
+        Args:
+            shortcut_macs: MACs per image of the first unit's shortcut.
+        """
+        if not (x.dtype is torch.float32 and runs_on_engine(x) and is_direct(x)) or not self._freshness.unwatched():
+            return None
+        if not self._freshness.holds():
+            self._plans.clear()
+        size = (x.shape[2], x.shape[3])
+        if size not in self._plans:
+            self._plans[size] = self._prepare(size)
+        plan = self._plans[size]
+        if plan is None:
+            return None
+        if self._shortcut_step is not None:
+            return plan.run(x, None)
+        return plan.run(x, x if self._shortcut is None else self._shortcut(x), shortcut_macs)
+
+    def _prepare(self, size: tuple[int, int]) -> StagePlan | None:
+        if not self._freshness.is_float32():
+            return None
+        first = self._descriptions[0]
+        shortcut = None if self._shortcut_step is None else _folded(self._shortcut_step, "none")
+        convs = [
+            tuple(_folded(step, d.activation if step is d.steps[-1] else step.activation) for step in d.steps)
+            for d in self._descriptions
+        ]
+        out = first.output_size(size)
+        heads: list[HaltingHead | None] = [getattr(unit, "halting", None) for unit in self._units]
+        units = [StageUnit(c, None if head is None else head.folded(out)) for c, head in zip(convs, heads)]
+        return plan_stage(units, shortcut, size, spatial=self._spatial, eps=self._eps)
+
+
+def _folded(step: BranchStep, activation: str) -> StageConv:
+    conv = step.conv
+    weight, bias = (conv.weight, conv.bias) if step.bn is None else fold(conv, step.bn)[:2]
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    return StageConv(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups, activation)
+
+
+def _as_step(shortcut: nn.Module | None) -> BranchStep | None:
+    """A shortcut of a convolution and a batch norm, as torchvision's are; None for any other."""
+    if isinstance(shortcut, nn.Sequential) and [type(m) for m in shortcut] == [nn.Conv2d, nn.BatchNorm2d]:
+        return BranchStep(shortcut[0], shortcut[1], "none")
+    return None

@@ -1,0 +1,338 @@
+/* A whole ACT or SACT stage in evaluation, in one call: see kernels/stage.py for what it computes.
+ *
+ * Images go through all units in small groups, whose maps stay in the caches. The maps lie in frames: NHWC with a border
+ * of zeros on every side, so that a tap is a constant offset from the pixel it belongs to and one list of pixels says
+ * both where a convolution reads and where it writes. A unit runs its convolutions at listed pixels, adds to the state in
+ * place, and then its halting head, the step and the accumulation of the output run in one pass over the same list. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "engine.h"
+
+enum { CHUNK = 256 /* rows of one work item of the halting pass */ };
+
+#define AT(type, address) ((type)(intptr_t)(address))
+
+/* One group of images under way. Lists hold pixels of the state's frames, ascending, of all images of the group. */
+typedef struct {
+    const Stage *s;
+    int64_t first, images;
+    int threads;
+    float *memory;             /* the buffers: maps of s->group images each */
+    int32_t *lists[MAX_REACH]; /* by reach: the active pixels, dilated; [0] is the active set itself */
+    int64_t *starts[MAX_REACH]; /* [images + 1] where each image's part of a list begins */
+    int32_t *flat;             /* of lists[0]: position within the group, image * pixels + p */
+    int32_t *from, *to;        /* lists of a first unit, whose convolutions change the grid */
+    float *weight;             /* of lists[0]: scores, then halting weights */
+    float *sums, *pooled;      /* [images][channels], [images] */
+    double *totals;            /* [images][channels] of the state */
+    uint8_t *active, *wide, *rows; /* frames of the state; wide and rows: the dilated mask, and half of the way there */
+} Group;
+
+static int64_t frame_pixels(const Group *g, int64_t buffer) { return g->s->buffers[buffer].pixels; }
+
+static float *buffer(const Group *g, int64_t index)
+{
+    const StageBuffer *b = g->s->buffers + index;
+    if (index == BUFFER_INPUT && !g->s->input_map)
+        return (float *)(g->s->x + g->first * b->pixels * b->channels); /* read in place */
+    return g->memory + b->offset;
+}
+
+/* A copy of the group's part of a map in a buffer, with the border. */
+static void enter(const Group *g, const float *x, const int64_t *strides, const int32_t *pixel_of, int64_t to)
+{
+    const Frame f = {
+        .x = x + g->first * strides[0], .out = buffer(g, to), .pixel_of = pixel_of, .images = g->images,
+        .channels = g->s->buffers[to].channels, .pixels = frame_pixels(g, to), .stride_n = strides[0],
+        .stride_c = strides[1], .stride_pixel = strides[2], .threads = g->threads,
+    };
+    accel_frame(&f);
+}
+
+/* wide[f] = whether any pixel of the mask within `reach` rows and columns of f is set; inside the border only. */
+static void dilate(const Group *g, int64_t image, int64_t reach)
+{
+    const Stage *s = g->s;
+    const int64_t all = frame_pixels(g, BUFFER_STATE), start = image * all;
+    const uint8_t *mask = g->active + start;
+    uint8_t *rows = g->rows + start, *wide = g->wide + start;
+    memset(rows, 0, (size_t)all);
+    memset(wide, 0, (size_t)all);
+    for (int64_t d = -reach; d <= reach; d++)
+        for (int64_t f = s->border; f < all - s->border; f++)
+            rows[f] |= mask[f + d];
+    for (int64_t d = -reach; d <= reach; d++)
+        for (int64_t f = s->border * s->pitch; f < all - s->border * s->pitch; f++)
+            wide[f] |= rows[f + d * s->pitch];
+}
+
+/* Lists the pixels of the mask, or of the dilated one. */
+static void list_pixels(const Group *g, int64_t reach)
+{
+    const Stage *s = g->s;
+    const int64_t all = frame_pixels(g, BUFFER_STATE);
+    int32_t *list = g->lists[reach];
+    int64_t count = 0;
+    for (int64_t n = 0; n < g->images; n++) {
+        g->starts[reach][n] = count;
+        if (reach)
+            dilate(g, n, reach);
+        const uint8_t *mask = reach ? g->wide : g->active;
+        for (int64_t y = 0; y < s->height; y++) {
+            const int64_t f = n * all + (y + s->border) * s->pitch + s->border, p = (n * s->height + y) * s->width;
+            for (int64_t x = 0; x < s->width; x++) { /* without a branch: masks are hard to predict */
+                list[count] = (int32_t)(f + x);
+                if (!reach)
+                    g->flat[count] = (int32_t)(p + x);
+                count += mask[f + x];
+            }
+        }
+    }
+    g->starts[reach][g->images] = count;
+}
+
+/* Every position of a convolution that may change the grid: the pixels it reads from and writes to. */
+static int64_t list_grid(const Group *g, const StageConv *c)
+{
+    const int32_t *bases = AT(const int32_t *, c->bases), *places = AT(const int32_t *, c->places);
+    const int64_t from = frame_pixels(g, c->from), to = frame_pixels(g, c->to);
+    for (int64_t n = 0; n < g->images; n++)
+        for (int64_t p = 0; p < c->pixels; p++) {
+            g->from[n * c->pixels + p] = (int32_t)(n * from + bases[p]);
+            g->to[n * c->pixels + p] = (int32_t)(n * to + places[p]);
+        }
+    return g->images * c->pixels;
+}
+
+static int convolve(const Group *g, const StageConv *c, const int32_t *from, const int32_t *to, int64_t rows)
+{
+    const Job job = {
+        .x = buffer(g, c->from), .packed = AT(const float *, c->packed), .zero = AT(const float *, c->zero),
+        .bias = AT(const float *, c->bias), .residual = c->adds ? buffer(g, c->to) : NULL, .out = buffer(g, c->to),
+        .table = AT(const int32_t *, c->offsets), .positions = from, .targets = to, .framed = 1, .scatter = 1,
+        .rows = rows, .table_rows = 1, .in_pitch = c->in_channels, .taps = c->taps, .run = c->in_channels / c->groups,
+        .out_channels = c->out_channels, .groups = c->groups, .activation = c->activation, .threads = g->threads,
+    };
+    return accel_convolve(&job);
+}
+
+/* The convolutions of unit k, everywhere (the first) or at the active pixels; counts what they did. */
+static int run_branch(const Group *g, int64_t k)
+{
+    const StageUnit *u = g->s->units + k;
+    int64_t *macs = g->s->macs + g->first;
+    for (int64_t i = u->first_conv; i < u->first_conv + u->convs; i++) {
+        const StageConv *c = g->s->convs + i;
+        int failed;
+        if (k == 0) {
+            failed = convolve(g, c, g->from, g->to, list_grid(g, c));
+        } else {
+            const int32_t *list = g->lists[c->reach];
+            failed = convolve(g, c, list, list, g->starts[c->reach][g->images]);
+        }
+        if (failed)
+            return failed;
+        for (int64_t n = 0; n < g->images; n++)
+            macs[n] += c->macs * (k ? g->starts[c->reach][n + 1] - g->starts[c->reach][n] : c->pixels);
+    }
+    return 0;
+}
+
+/* Adds the listed pixels to the channel totals of each image, or takes them away. Threads share the channels, so that
+ * no order of additions depends on them. */
+static void add_totals(const Group *g, double sign)
+{
+    const int64_t channels = g->s->channels, width = 64, blocks = (channels + width - 1) / width;
+    const float *state = buffer(g, BUFFER_STATE);
+#pragma omp parallel for schedule(static) num_threads(g->threads) if (g->threads > 1)
+    for (int64_t i = 0; i < g->images * blocks; i++) {
+        const int64_t n = i / blocks, c = i % blocks * width, start = g->starts[0][n];
+        const int64_t here = channels - c < width ? channels - c : width;
+        const Rows rows = {state, g->lists[0] + start, g->starts[0][n + 1] - start, channels};
+        float *sums = g->sums + n * channels + c;
+        accel_isa->sum_rows(&rows, c, here, sums);
+        for (int64_t j = 0; j < here; j++)
+            g->totals[n * channels + c + j] += sign * sums[j];
+    }
+}
+
+/* The head's share that an image has in common. */
+static float pooled_score(const Group *g, const StageUnit *u, int64_t image)
+{
+    const float *weights = AT(const float *, u->pooled);
+    double sum = 0;
+    for (int64_t c = 0; c < g->s->channels; c++)
+        sum += weights[c] * g->totals[image * g->s->channels + c];
+    return (float)(sum / (double)(g->s->height * g->s->width)) + AT(const float *, u->bias)[0] * !g->s->spatial;
+}
+
+/* One halting decision (kernels/reference/halting_step.py) at state i; returns the weight of this unit there. */
+static float decide(const Stage *s, int64_t k, int64_t i, float score, int *going)
+{
+    const float h = 1 / (1 + expf(-score)), left = k ? s->remainder[i] : 1;
+    *going = k + 1 < s->unit_count && left - h > s->eps;
+    s->remainder[i] = left - h;
+    s->ponder[i] = (k ? s->ponder[i] : 1) + (*going ? 1 : left);
+    s->executed[i] = (int32_t)k + 1;
+    return *going ? h : left;
+}
+
+/* Head, step and accumulation at rows [start, end) of the active list. */
+static void halt_rows(const Group *g, int64_t k, int64_t start, int64_t end)
+{
+    const Stage *s = g->s;
+    const StageUnit *u = s->units + k;
+    const int64_t pixels = s->height * s->width;
+    const Rows rows = {buffer(g, BUFFER_STATE), g->lists[0] + start, end - start, s->channels};
+    const int scored = s->spatial && k + 1 < s->unit_count;
+    if (scored)
+        accel_isa->score_rows(&rows, s->head_offsets, s->head_taps, AT(const float *, u->weights), g->weight + start);
+    for (int64_t r = start; r < end; r++) {
+        const int64_t n = g->flat[r] / pixels, p = g->flat[r] % pixels, image = g->first + n;
+        int going;
+        if (!s->spatial) { /* decided already, once for the image */
+            g->weight[r] = s->shares[image * s->unit_count + k];
+            continue;
+        }
+        const float bias = scored ? AT(const float *, u->bias)[image * u->bias_step + p] + g->pooled[n] : 0;
+        g->weight[r] = decide(s, k, image * pixels + p, (scored ? g->weight[r] : 0) + bias, &going);
+        s->shares[(image * s->unit_count + k) * pixels + p] = g->weight[r];
+        g->active[g->lists[0][r]] = (uint8_t)going;
+    }
+    accel_isa->blend_rows(&rows, g->flat + start, g->weight + start, k == 0,
+                          s->output + g->first * pixels * s->channels);
+}
+
+static void halt(const Group *g, int64_t k)
+{
+    const Stage *s = g->s;
+    const StageUnit *u = s->units + k;
+    const int64_t total = g->starts[0][g->images], chunks = (total + CHUNK - 1) / CHUNK;
+    const int scored = k + 1 < s->unit_count;
+    for (int64_t n = 0; n < g->images; n++) {
+        const int64_t start = g->starts[0][n], count = g->starts[0][n + 1] - start;
+        if (count == 0)
+            continue;
+        g->pooled[n] = scored ? pooled_score(g, u, n) : 0;
+        s->macs[g->first + n] += scored * (s->spatial ? count * s->head_taps * s->channels + s->channels : s->channels);
+        if (!s->spatial) {
+            const int64_t image = g->first + n;
+            int going;
+            s->shares[image * s->unit_count + k] = decide(s, k, image, g->pooled[n], &going);
+            for (int64_t r = start; r < start + count; r++)
+                g->active[g->lists[0][r]] = (uint8_t)going;
+        }
+    }
+#pragma omp parallel for schedule(static) num_threads(g->threads) if (g->threads > 1 && chunks > 1)
+    for (int64_t i = 0; i < chunks; i++)
+        halt_rows(g, k, i * CHUNK, i * CHUNK + CHUNK < total ? i * CHUNK + CHUNK : total);
+}
+
+static void begin(const Group *g)
+{
+    const Stage *s = g->s;
+    const int64_t states = s->spatial ? s->height * s->width : 1, all = frame_pixels(g, BUFFER_STATE);
+    memset(s->shares + g->first * s->unit_count * states, 0,
+           (size_t)(g->images * s->unit_count * states) * sizeof(float));
+    memset(g->totals, 0, (size_t)(g->images * s->channels) * sizeof(double));
+    memset(g->active, 0, (size_t)(g->images * all));
+    for (int64_t n = 0; n < g->images; n++) {
+        s->macs[g->first + n] = s->macs_before;
+        for (int64_t y = 0; y < s->height; y++)
+            memset(g->active + n * all + (y + s->border) * s->pitch + s->border, 1, (size_t)s->width);
+    }
+    if (s->input_map)
+        enter(g, s->x, s->x_strides, s->input_map, BUFFER_INPUT);
+    if (s->shortcut)
+        enter(g, s->shortcut, s->shortcut_strides, s->shortcut_map, BUFFER_STATE);
+}
+
+static int run_group(const Group *g)
+{
+    const Stage *s = g->s;
+    begin(g);
+    for (int64_t k = 0; k < s->unit_count; k++) {
+        list_pixels(g, 0);
+        if (g->starts[0][g->images] == 0)
+            break;
+        for (int64_t reach = 1; reach <= s->reach && k; reach++)
+            if (s->units[k].reaches >> reach & 1)
+                list_pixels(g, reach);
+        if (k)
+            add_totals(g, -1);
+        if (run_branch(g, k))
+            return -1;
+        add_totals(g, 1);
+        halt(g, k);
+    }
+    return 0;
+}
+
+/* The next array of a block, or NULL while the block is only measured. */
+static void *take(char *block, size_t *used, int64_t count, size_t size)
+{
+    char *taken = block ? block + *used : NULL;
+    *used += ((size_t)count * size + 63) & ~(size_t)63;
+    return taken;
+}
+
+/* Cuts a block into a group's arrays; returns the bytes that they take. */
+static size_t place_arrays(const Stage *s, Group *g, char *block)
+{
+    const int64_t rows = s->group * s->height * s->width, frames = s->group * s->buffers[BUFFER_STATE].pixels;
+    size_t used = 0;
+    for (int64_t reach = 0; reach <= s->reach; reach++) {
+        g->lists[reach] = take(block, &used, rows + 1, sizeof(int32_t)); /* one slot past the last is written */
+        g->starts[reach] = take(block, &used, s->group + 1, sizeof(int64_t));
+    }
+    g->flat = take(block, &used, rows + 1, sizeof(int32_t));
+    g->from = take(block, &used, s->group * s->most_pixels, sizeof(int32_t));
+    g->to = take(block, &used, s->group * s->most_pixels, sizeof(int32_t));
+    g->weight = take(block, &used, rows, sizeof(float));
+    g->sums = take(block, &used, s->group * s->channels, sizeof(float));
+    g->pooled = take(block, &used, s->group, sizeof(float));
+    g->totals = take(block, &used, s->group * s->channels, sizeof(double));
+    g->active = take(block, &used, frames, 1);
+    g->wide = take(block, &used, frames, 1);
+    g->rows = take(block, &used, frames, 1);
+    return used;
+}
+
+/* Groups side by side where there are enough of them, else one after the other with all threads in each. Returns 0, or
+ * -1 when memory ran out. */
+int accel_run_stage(const Stage *s)
+{
+    const int threads = accel_threads(s->threads);
+    const int64_t groups = (s->images + s->group - 1) / s->group;
+    const int team = groups >= 4 * threads ? threads : 1;
+    Group sizes;
+    const size_t each = place_arrays(s, &sizes, NULL);
+    char *memory = malloc(each * (size_t)team + 1);
+    int failed = memory == NULL;
+    if (failed)
+        return -1;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team) if (team > 1)
+    for (int64_t i = 0; i < groups; i++) {
+        int64_t worker = 0;
+#ifdef _OPENMP
+        worker = omp_get_thread_num();
+#endif
+        const int64_t first = i * s->images / groups;
+        Group g = {.s = s, .first = first, .images = (i + 1) * s->images / groups - first};
+        g.threads = team > 1 ? 1 : threads;
+        g.memory = s->memory + worker * s->memory_each;
+        place_arrays(s, &g, memory + (size_t)worker * each);
+        if (run_group(&g)) {
+#pragma omp atomic write
+            failed = 1;
+        }
+    }
+    free(memory);
+    return failed ? -1 : 0;
+}

@@ -1,0 +1,243 @@
+"""Tables of a whole ACT or SACT stage for the engine: frames, buffers, and the convolutions between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from accel.kernels.cpu import _engine
+from accel.kernels.cpu.arguments import address, pixels_first, require_float32
+from accel.kernels.cpu.forward import ACTIVATIONS, forward_kind
+from accel.kernels.cpu.packing import packed_weight
+from accel.kernels.positions import output_size
+from accel.kernels.stage import StageConv, StageResult, StageUnit
+
+Pair = tuple[int, int]
+STATE, INPUT = 0, 1  # buffers, as in engine.h
+MOST_REACH = 7  # one less than MAX_REACH of engine.h
+GROUP_POSITIONS = 1024  # of one group of images: enough rows for full tiles, few enough for the maps to stay in cache
+
+
+class _Grid:
+    """The positions of a map inside a frame with `border` zero pixels on every side."""
+
+    def __init__(self, size: Pair, border: int) -> None:
+        self.size, self.border = size, border
+        self.pitch = size[1] + 2 * border
+        self.pixels = (size[0] + 2 * border) * self.pitch
+
+    def places(self, count: Pair, stride: Pair = (1, 1)) -> Tensor:
+        """int32 [count[0] * count[1]]: the frame pixel of every stride-th position."""
+        rows, cols = (torch.arange(n, dtype=torch.int32) * s + self.border for n, s in zip(count, stride))
+        return (rows[:, None] * self.pitch + cols).flatten()
+
+    def offsets(self, kernel: Pair, padding: Pair, dilation: Pair) -> Tensor:
+        """int32 [kh * kw]: where the taps of a position lie, seen from its place."""
+        rows, cols = (
+            torch.arange(k, dtype=torch.int32) * d - p for k, p, d in zip(kernel, padding, dilation)
+        )
+        return (rows[:, None] * self.pitch + cols).flatten()
+
+    def source(self) -> Tensor:
+        """int32 [pixels]: the position that every frame pixel holds, -1 in the border."""
+        held = torch.full((self.pixels,), -1, dtype=torch.int32)
+        held[self.places(self.size).long()] = torch.arange(self.size[0] * self.size[1], dtype=torch.int32)
+        return held
+
+
+class StagePlan:
+    """See `accel.kernels.stage.StagePlan`. Its scratch memory is kept and lent to one call at a time."""
+
+    def __init__(
+        self, units: Sequence[StageUnit], shortcut: StageConv | None, in_size: Pair, *, spatial: bool, eps: float
+    ) -> None:
+        self._kept: list[object] = []  # tensors whose addresses the tables hold
+        self._spatial, self._eps, self._units = spatial, eps, len(units)
+        first, size = units[0].convs, in_size
+        for conv in first:
+            size = _output_size(conv, size)
+        self.size, self.channels = size, first[-1].weight.shape[0]
+        readers = [first[0], *([shortcut] if shortcut is not None else [])]
+        everyone = [conv for unit in units for conv in unit.convs]
+        reaches = [_reaches(unit.convs) for unit in units]
+        self._reach = max(max(found) for found in reaches[1:]) if len(units) > 1 else 0
+        self._border = max(1, self._reach, *(pad for conv in everyone for pad in conv.padding))
+        self._in_place = all(conv.padding == (0, 0) for conv in readers)
+        self._state = _Grid(size, self._border)
+        self._input = _Grid(in_size, 0 if self._in_place else self._border)
+        self._buffers = [[0, self._state.pixels, self.channels], [0, self._input.pixels, _in_channels(first[0])]]
+        self._convs: list[list[int]] = []
+        self._hidden_buffers: dict[tuple[int, int], int] = {}
+        rows = [self._unit(units[0], self._first_unit(first, shortcut), 0)]
+        for unit, found in zip(units[1:], reaches[1:]):
+            rows.append(self._unit(unit, self._later_unit(unit.convs, found), sum(1 << r for r in set(found))))
+        self._rows, self._heads = rows, [unit.head for unit in units]
+        self._most_pixels = max(conv[6] for conv in self._convs)
+        self._taps = self._keep(self._state.offsets((3, 3), (1, 1), (1, 1)))
+        self._maps = (0 if self._in_place else self._keep(self._input.source()), self._keep(self._state.source()))
+        self._calls: dict[int, tuple] = {}
+        self._spare: dict[int, list[Tensor]] = {}
+
+    def run(self, x: Tensor, shortcut: Tensor | None, macs_before: int = 0) -> StageResult:
+        require_float32(x, shortcut)
+        batch, threads = x.shape[0], torch.get_num_threads()
+        group, floats, constants = self._call(batch)
+        workers = threads if -(-batch // group) >= 4 * threads else 1  # as accel_run_stage decides
+        x = pixels_first(x) if self._in_place else _even(x)
+        shortcut = None if shortcut is None else _even(shortcut)
+        output = torch.empty((batch, self.channels, *self.size), memory_format=torch.channels_last)
+        shape = self.size if self._spatial else ()
+        remainder, ponder = torch.empty(batch, *shape), torch.empty(batch, *shape)
+        executed, macs = torch.empty(batch, *shape, dtype=torch.int32), torch.empty(batch, dtype=torch.int64)
+        shares = torch.empty(batch, self._units, *shape)
+        spare = self._spare.setdefault(workers * floats, [])
+        memory = spare.pop() if spare else torch.zeros(workers * floats)  # borders stay zero for good
+        _engine.run_stage(
+            x.data_ptr(), address(shortcut), *_strides(x), *((0, 0, 0) if shortcut is None else _strides(shortcut)),
+            memory.data_ptr(), output.data_ptr(), remainder.data_ptr(), ponder.data_ptr(), shares.data_ptr(),
+            executed.data_ptr(), macs.data_ptr(), batch, group, threads, macs_before, *constants, self._eps,
+        )  # fmt: skip
+        spare.append(memory)
+        return StageResult(output, ponder, executed, shares, macs)
+
+    def _call(self, batch: int) -> tuple[int, int, tuple[int, ...]]:
+        """(images of a group, floats of its buffers, the numbers that do not change between calls)."""
+        found = self._calls.get(batch)
+        if found is None:
+            found = self._calls[batch] = self._prepare(batch)
+        return found
+
+    def _prepare(self, batch: int) -> tuple[int, int, tuple[int, ...]]:
+        positions = self.size[0] * self.size[1]
+        group = max(1, min(batch, GROUP_POSITIONS // max(positions, 1)))
+        floats, buffers = 0, []
+        for index, (_, pixels, channels) in enumerate(self._buffers):
+            buffers.append([floats, pixels, channels])
+            if index != INPUT or not self._in_place:
+                floats += -(-group * pixels * channels // 16) * 16
+        rows = [self._with_head(row, head, batch) for row, head in zip(self._rows, self._heads)]
+        tables = (self._keep(torch.tensor(table, dtype=torch.int64)) for table in (buffers, self._convs, rows))
+        constants = (
+            self._maps[0], self._maps[1], *tables, self._taps, floats, self._units, *self.size, self.channels,
+            self._border, self._state.pitch, self._reach, self._most_pixels, self._spatial,
+        )  # fmt: skip
+        return group, floats, constants
+
+    def _with_head(self, row: list[int], head, batch: int) -> list[int]:
+        if head is None:
+            return [*row, 0, 0, 0, 0]
+        weight = 0 if head.weight is None else self._keep(head.weight.contiguous())
+        if head.bias.dim() == 3 and len(head.bias) != batch:
+            raise ValueError(f"the halting head's bias is for {len(head.bias)} images, the input has {batch}")
+        step = head.bias[0].numel() if head.bias.dim() == 3 else 0
+        return [*row, weight, self._keep(head.bias.contiguous()), step, self._keep(head.pooled.contiguous())]
+
+    def _unit(self, unit: StageUnit, convs: list[list[int]], reaches: int) -> list[int]:
+        self._convs += convs
+        return [len(self._convs) - len(convs), len(convs), reaches]
+
+    def _first_unit(self, convs: Sequence[StageConv], shortcut: StageConv | None) -> list[list[int]]:
+        """Its convolutions may change the grid, so that each writes to a buffer of its own."""
+        rows = []
+        if shortcut is not None:
+            rows.append(self._conv(shortcut, INPUT, self._input, STATE, self._state, adds=False))
+        source, grid = INPUT, self._input
+        for conv in convs[:-1]:
+            out = _Grid(_output_size(conv, grid.size), self._border)
+            self._buffers.append([0, out.pixels, conv.weight.shape[0]])
+            rows.append(self._conv(conv, source, grid, len(self._buffers) - 1, out, adds=False))
+            source, grid = len(self._buffers) - 1, out
+        rows.append(self._conv(convs[-1], source, grid, STATE, self._state, adds=True))
+        return rows
+
+    def _later_unit(self, convs: Sequence[StageConv], reaches: Sequence[int]) -> list[list[int]]:
+        """All on the state's grid; hidden buffers of one width serve every unit."""
+        rows, source = [], STATE
+        for index, (conv, reach) in enumerate(zip(convs, reaches)):
+            last = index == len(convs) - 1
+            target = STATE if last else self._hidden(index, conv.weight.shape[0])
+            rows.append(self._conv(conv, source, self._state, target, self._state, adds=last, reach=reach))
+            source = target
+        return rows
+
+    def _hidden(self, index: int, channels: int) -> int:
+        """The buffer of what convolution `index` of a later unit writes."""
+        if (index, channels) not in self._hidden_buffers:
+            self._hidden_buffers[index, channels] = len(self._buffers)
+            self._buffers.append([0, self._state.pixels, channels])
+        return self._hidden_buffers[index, channels]
+
+    def _conv(
+        self, conv: StageConv, source: int, grid: _Grid, target: int, out: _Grid, *, adds: bool, reach: int = 0
+    ) -> list[int]:
+        """The fields of StageConv in engine.h."""
+        packed = packed_weight(conv.weight, conv.groups, "conv")
+        self._kept += [conv.weight, packed]
+        kernel = tuple(conv.weight.shape[2:])
+        bias = 0 if conv.bias is None else self._keep(conv.bias.contiguous())
+        return [
+            packed.address, packed.zero, bias, self._keep(grid.offsets(kernel, conv.padding, conv.dilation)),
+            self._keep(grid.places(out.size, conv.stride)), self._keep(out.places(out.size)),
+            out.size[0] * out.size[1], source, target, _in_channels(conv), conv.weight.shape[0],
+            kernel[0] * kernel[1], conv.groups, ACTIVATIONS[conv.activation], adds, reach, conv.weight.numel(),
+        ]  # fmt: skip
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def plan_stage(
+    units: Sequence[StageUnit], shortcut: StageConv | None, in_size: Pair, *, spatial: bool, eps: float
+) -> StagePlan | None:
+    """See `accel.kernels.stage.plan_stage`."""
+    convs = [conv for unit in units for conv in unit.convs] + ([] if shortcut is None else [shortcut])
+    if any(forward_kind(conv.weight.shape, conv.groups) != "conv" for conv in convs):
+        return None
+    for unit in units[1:]:  # of one convolution, it would read the state that it overwrites
+        if len(unit.convs) == 1 or not all(map(_keeps_size, unit.convs)) or max(_reaches(unit.convs)) > MOST_REACH:
+            return None
+    with torch.inference_mode(False), torch.no_grad():
+        return StagePlan(units, shortcut, in_size, spatial=spatial, eps=eps)
+
+
+def fingerprints(table: Tensor) -> int:
+    """See `accel.kernels.stage.fingerprints`."""
+    addresses, count = table.data_ptr(), table.shape[1]
+    return _engine.fingerprints(addresses, addresses + count * table.element_size(), count)
+
+
+def _keeps_size(conv: StageConv) -> bool:
+    window = [(k - 1) * d for k, d in zip(conv.weight.shape[2:], conv.dilation)]
+    return conv.stride == (1, 1) and all(2 * p == w for p, w in zip(conv.padding, window))
+
+
+def _reaches(convs: Sequence[StageConv]) -> list[int]:
+    """How far the set of each convolution is dilated, so that those behind it find their inputs."""
+    reaches, needed = [], 0
+    for conv in reversed(convs):
+        reaches.append(needed)
+        needed += max((k - 1) * d // 2 for k, d in zip(conv.weight.shape[2:], conv.dilation))
+    return reaches[::-1]
+
+
+def _output_size(conv: StageConv, size: Pair) -> Pair:
+    top, left = conv.padding
+    return output_size(size, tuple(conv.weight.shape[2:]), conv.stride, (top, top, left, left), conv.dilation)
+
+
+def _in_channels(conv: StageConv) -> int:
+    return conv.weight.shape[1] * conv.groups
+
+
+def _even(x: Tensor) -> Tensor:
+    """x with evenly spaced pixels."""
+    height, width = x.shape[2:]
+    return x if height == 1 or width == 1 or x.stride(2) == width * x.stride(3) else x.contiguous()
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    """Of images, channels and pixels; the stride of a dimension of size 1 means nothing."""
+    return x.stride(0), x.stride(1), x.stride(3) if x.shape[3] > 1 else x.stride(2)
