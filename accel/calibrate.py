@@ -125,7 +125,7 @@ def _accumulate(sums: dict[str, Tensor], name: str, impact: Tensor) -> None:
     sums[name] = sums[name] + total if name in sums else total
 
 
-def fit_interpolation(model: nn.Module, calibration: Iterable) -> None:
+def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = 16) -> None:
     """Fit, in place, every layer of a converted model that has interpolate='fitted', in the order they run.
 
     One forward of a batch whose first half takes the dense path through every convolution and whose second half takes
@@ -135,14 +135,15 @@ def fit_interpolation(model: nn.Module, calibration: Iterable) -> None:
 
     Args:
         model: converted; its weights, statistics and modes are left as they are.
-        calibration: inputs of one size, or tuples that start with one; all of it makes one batch.
+        calibration: inputs of one size, or tuples that start with one.
+        limit: pictures used, the first ones; they make one batch.
 
     Raises:
         DataError: no batch, pictures of differing sizes, or a layer that the model does not call.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PerforatedConv2d)}
     waiting = {name for name, layer in layers.items() if layer.config.interpolate == "fitted"}
-    pictures = _one_batch(calibration)
+    pictures = _one_batch(calibration)[:limit]
     with evaluation(model), one_by_one(), torch.no_grad(), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             layer.forward = functools.partial(_lockstep, name, layer, waiting)

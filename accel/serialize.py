@@ -115,7 +115,9 @@ def _take_fits(folder: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Fi
     try:
         return {name: Fit(**fields) for name, fields in found.items()}
     except (TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / WEIGHTS} holds a damaged fit ({error}): save the converted model again") from error
+        raise WeightsError(
+            f"{folder / WEIGHTS} holds a damaged fit ({error}): save the converted model again"
+        ) from error
 
 
 def _with_stages(folder: pathlib.Path, model: nn.Module, stages: Mapping[str, ACT]) -> nn.Module:

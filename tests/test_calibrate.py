@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from accel.calibrate import default_loss, impact_maps
-from accel.errors import DataError
+import accel
+from accel import Perforate
+from accel.calibrate import default_loss, fit_layer, impact_maps
+from accel.errors import ConfigError, DataError
 
 
 def image(batch=3, size=6, seed=1):
@@ -78,3 +80,70 @@ def test_pictures_of_several_sizes_and_unreached_layers_are_refused():
         impact_maps(model, {"0": model[0]}, [image(), image(size=8)])
     with pytest.raises(DataError, match="never reaches layer 'aside'"):
         impact_maps(model, {"aside": aside}, [image()])
+
+
+def fitted(model, x, calibration=None, **fields):
+    config = Perforate(**{"keep": 0.5, "mask": "lattice", "interpolate": "fitted", "neighbors": 4, **fields})
+    return accel.convert_model(model, config, example_inputs=x, calibration=calibration or [x])
+
+
+def test_the_fit_is_the_least_squares_solution():
+    x = image(batch=6, size=12)
+    model = nn.Sequential(conv()).eval()
+    layer = fitted(model, x)[0]
+    with torch.no_grad():
+        target = model(x)
+    positions = layer.position_set(12, 12)
+    neighbors = layer.fit.neighbors(positions)
+    start, end = neighbors.starts[:2].tolist()
+    assert end - start > 20  # the inside of the checkerboard
+    rows = target.flatten(2)[:, :, positions.positions.long()]
+    for channel in range(4):
+        seen = rows[:, channel][:, neighbors.rows[start:end].long()].flatten(0, 1)
+        seen = torch.cat([seen, torch.ones(len(seen), 1)], 1).double()
+        wanted = target.flatten(2)[:, channel, neighbors.skipped[start:end].long()].flatten().double()
+        best = torch.linalg.lstsq(seen, wanted).solution
+        got = torch.cat([layer.fit.weights[0, :, channel], layer.fit.constant[0, channel, None]]).double()
+        residual, least = ((seen @ weights - wanted).square().mean() for weights in (got, best))
+        assert least <= residual < 1.01 * least  # the ridge costs a little
+
+
+def test_layers_are_fitted_to_the_inputs_they_will_get():
+    """The second layer's target is the dense network's output, its input comes from the perforated first layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1)).eval()
+    x = image(batch=8, size=16)
+    fast = fitted(model, x)
+    with torch.no_grad():
+        target = model(x)
+        hidden = torch.relu(fast[0](x))
+        alone = fit_layer(fast[2], hidden, target)
+    for name, tensor in fast[2].fit.tensors().items():
+        torch.testing.assert_close(tensor, alone.tensors()[name], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(fast[2].fit.scale, torch.ones(4), atol=1e-3)
+    torch.testing.assert_close(fast[0].fit.scale, torch.ones(6), atol=1e-4, rtol=1e-4)  # its input is the dense one
+
+
+def test_a_fitted_network_is_closer_to_the_dense_one_on_other_pictures():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 4, 5, padding=2)).eval()
+    x, other = image(batch=8, size=20, seed=2), image(batch=8, size=20, seed=3)
+
+    def error(interpolate):
+        fast = fitted(model, x, interpolate=interpolate, neighbors=8)
+        with torch.no_grad():
+            return (fast(other) - model(other)).square().mean()
+
+    assert error("fitted") < 0.9 * error("weighted")
+    assert error("fitted") < 0.8 * error("nearest")
+
+
+def test_fitting_needs_pictures_of_one_size_that_reach_every_layer():
+    model = nn.Sequential(conv()).eval()
+    with pytest.raises(ConfigError, match="'fitted' of layer '0' needs data"):
+        accel.convert_model(model, Perforate(keep=0.5, mask="lattice", interpolate="fitted"), example_inputs=image())
+    with pytest.raises(DataError, match="one size"):
+        fitted(model, image(), [image(), image(size=8)])
+    model.forward = lambda x: x.mean((2, 3))  # calls no layer
+    with pytest.raises(DataError, match="never reaches layer '0'"):
+        fitted(model, image())

@@ -1,5 +1,6 @@
 """Saved folders: faithful, complete or absent, and refused with one clear line when they do not fit."""
 
+import hashlib
 import json
 import os
 
@@ -64,6 +65,35 @@ def test_the_folder_holds_json_and_safetensors_only(fast, tmp_path):
     assert "impact:convs.0" in load_file(tmp_path / "model.safetensors")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["version"] == 1 and config["aliases"] == {"tied.weight": "convs.0.weight"}
+
+
+def fitted_model():
+    torch.manual_seed(0)
+    rules = Rules({"tied": None, "*": Perforate(keep=0.5, mask="lattice", interpolate="fitted", neighbors=4)})
+    return accel.convert_model(Net().eval(), rules, example_inputs=image(), calibration=[image()])
+
+
+def test_a_fit_is_saved_and_serves_at_other_sizes(tmp_path):
+    fast = fitted_model()
+    accel.save_converted(fast, tmp_path)
+    loaded = accel.load_converted(tmp_path, Net().eval())
+    larger = torch.randn(1, 3, 21, 26, generator=torch.Generator().manual_seed(2))
+    for x in (image(), larger):
+        assert torch.equal(loaded(x), fast(x))
+
+
+@pytest.mark.parametrize("field, message", [("weights", "damaged fit"), (None, "lacks the fit of layer 'convs.0'")])
+def test_an_incomplete_fit_is_refused(field, message, tmp_path):
+    accel.save_converted(fitted_model(), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    wanted = f"fit:convs.0:{field or ''}"
+    save_file(
+        {key: value for key, value in tensors.items() if not key.startswith(wanted)}, tmp_path / "model.safetensors"
+    )
+    digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    change_config(tmp_path, sha256=digest)
+    with pytest.raises(WeightsError, match=message):
+        accel.load_converted(tmp_path, Net().eval())
 
 
 def test_saving_again_replaces(fast, tmp_path):

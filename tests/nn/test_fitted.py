@@ -1,0 +1,97 @@
+"""Neighbours, classes and weights: small cases by hand, and what must hold of any position set."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import accel
+from accel import Perforate
+from accel.kernels.positions import PositionSet
+from accel.masks import build_mask
+from accel.nn.fitted import Fit, classify, common_classes, find_neighbors, weighted_by_distance
+
+
+def position_set(mask="lattice", keep=0.5, height=9, width=11, seed=0):
+    return build_mask(mask, keep, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("mask", "keep"), [("lattice", 0.5), ("lattice", 0.25), ("grid", 0.4), ("uniform", 0.3)])
+def test_neighbors_are_the_nearest_computed_positions(mask, keep):
+    positions = position_set(mask, keep)
+    skipped, rows, offsets = find_neighbors(positions, 5)
+    where = positions.positions.numpy()
+    assert set(skipped) == set(range(99)) - set(where)
+    for at, row, offset in zip(skipped, rows, offsets):
+        every = np.stack([where // 11 - at // 11, where % 11 - at % 11], 1)
+        assert (every[row] == offset).all()
+        distances = (every**2).sum(1)
+        assert sorted(distances[row]) == sorted(distances)[:5]
+
+
+def test_the_inside_of_a_checkerboard_is_one_class():
+    _, _, offsets = find_neighbors(position_set(height=20, width=20), 4)
+    first = common_classes(offsets)[0]
+    assert sorted(map(tuple, first)) == [(-1, 0), (0, -1), (0, 1), (1, 0)]
+    assert (classify(offsets, first[None]) == 0).sum() == 18 * 18 // 2
+
+
+def test_classes_do_not_depend_on_the_size():
+    fit = weighted_by_distance(position_set("lattice", 0.25, 24, 24), 8, channels=2)
+    larger = position_set("lattice", 0.25, 40, 56)
+    neighbors = fit.neighbors(larger)
+    own = neighbors.starts[len(fit.offsets)]  # positions outside the last class
+    assert own > 0.7 * len(neighbors.skipped)
+    assert sorted(neighbors.skipped.tolist() + larger.positions.tolist()) == list(range(40 * 56))
+
+
+def test_fewer_computed_positions_than_neighbors():
+    everywhere = torch.zeros(12, dtype=torch.int32)
+    positions = PositionSet(torch.tensor([5], dtype=torch.int32), everywhere, 3, 4)
+    _, rows, _ = find_neighbors(positions, 4)
+    assert rows.shape == (11, 4)
+    assert not rows.any()
+
+
+def test_weights_by_distance_add_up_to_one():
+    fit = weighted_by_distance(position_set(), 12, channels=3)
+    torch.testing.assert_close(fit.weights.sum(1), torch.ones(len(fit.weights), 3))
+    assert (fit.weights > 0).all()
+
+
+def test_a_fit_of_the_wrong_shapes_is_refused():
+    fit = weighted_by_distance(position_set(), 12, channels=3)
+    with pytest.raises(ValueError, match="constant must have shape"):
+        Fit(**{**fit.tensors(), "constant": torch.zeros(1, 1)})
+
+
+def smooth(batch=3, channels=2, size=16, seed=0):
+    """Pictures that are linear in y and x, with drawn slopes."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b, c = torch.randn(3, batch, channels, 1, 1, generator=generator)
+    ramp = torch.arange(size, dtype=torch.float32) / size
+    return a + b * ramp[:, None] + c * ramp[None, :]
+
+
+def test_weighted_interpolation_is_exact_inside_a_linear_map():
+    model = nn.Sequential(nn.Conv2d(2, 4, 1)).eval()
+    x = smooth()
+    fast = accel.convert_model(model, Perforate(keep=0.5, mask="lattice", interpolate="weighted"), example_inputs=x)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x)[:, :, 4:-4, 4:-4], model(x)[:, :, 4:-4, 4:-4])
+
+
+def test_training_and_inference_agree():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 3)).eval()
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(0.5, 2)
+    x = torch.randn(4, 2, 12, 13)
+    fast = accel.convert_model(
+        model, Perforate(keep=0.5, mask="lattice", interpolate="fitted"), example_inputs=x, calibration=[x]
+    )
+    watched = fast(x)  # with gradients: module by module, nothing folded
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), watched, rtol=1e-4, atol=1e-5)
+    watched.sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in fast[0].parameters())
