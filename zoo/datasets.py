@@ -17,7 +17,7 @@ import zipfile
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from accel.errors import DataError
@@ -44,39 +44,49 @@ class LabelledPictures:
         return len(self.labels)
 
 
-def load_pictures(path: str | pathlib.Path, split: str) -> LabelledPictures:
-    """The `split` ("train" or "test") of the data set at `path`; DataError names what is missing or unreadable."""
+def load_pictures(path: str | pathlib.Path, split: str, size: int | None = None) -> LabelledPictures:
+    """The `split` ("train" or "test") of the data set at `path`.
+
+    Args:
+        size: bring the pictures of folders and zips to size x size pixels: the shorter side scaled, the middle cropped.
+            None: as they are, which must be all of one size.
+
+    Raises:
+        DataError: naming what is missing, unreadable or of another size.
+    """
     root = pathlib.Path(path)
     if split not in _IDX_SPLIT:
         raise DataError(f"split must be train or test, got {split!r}")
     if zipfile.is_zipfile(root):
-        return _from_zip(root, split)
+        return _from_zip(root, split, size)
+    if (root / split).is_dir():
+        return _from_folder(root, split, size)
+    if size is not None:
+        raise DataError(f"{root} holds no folder {split}/: size is for folders and zips of pictures, leave it out")
     if (root / f"{_IDX_SPLIT[split]}-images-idx3-ubyte.gz").is_file():
         return _from_idx(root, split)
     if (root / "cifar-10-batches-py").is_dir():
         return _from_torchvision_cifar(root, split)
-    if (root / split).is_dir():
-        return _from_folder(root, split)
     raise DataError(
         f"no data set at {root}: expected class folders under {split}/, a zip of them, Fashion-MNIST's idx.gz files, "
         "or cifar-10-batches-py"
     )
 
 
-def _from_folder(root: pathlib.Path, split: str) -> LabelledPictures:
+def _from_folder(root: pathlib.Path, split: str, size: int | None) -> LabelledPictures:
     files = sorted(p for p in (root / split).glob("*/*") if p.suffix.lower() in SUFFIXES)
-    return _collect([(p.parent.name, p.name, p.read_bytes) for p in files], f"{root}/{split}")
+    return _collect([(p.parent.name, p.name, p.read_bytes) for p in files], f"{root}/{split}", size)
 
 
-def _from_zip(root: pathlib.Path, split: str) -> LabelledPictures:
+def _from_zip(root: pathlib.Path, split: str, size: int | None) -> LabelledPictures:
     with zipfile.ZipFile(root) as archive:
         names = sorted(n for n in archive.namelist() if n.lower().endswith(SUFFIXES))
         parts = [(n, n.split("/")) for n in names]
         inside = [(n, p) for n, p in parts if len(p) >= 3 and p[-3] == split]
-        return _collect([(p[-2], n, lambda n=n: archive.read(n)) for n, p in inside], f"{root}:{split}")
+        return _collect([(p[-2], n, lambda n=n: archive.read(n)) for n, p in inside], f"{root}:{split}", size)
 
 
-def _collect(entries: list, where: str) -> LabelledPictures:
+def _collect(entries: list, where: str, size: int | None) -> LabelledPictures:
     """Decode (class name, file name, reader) entries into one tensor."""
     if not entries:
         raise DataError(f"no pictures in {where}: expected class folders with {', '.join(SUFFIXES)} files")
@@ -84,18 +94,19 @@ def _collect(entries: list, where: str) -> LabelledPictures:
     index = {name: i for i, name in enumerate(classes)}
     arrays = []
     for _, file, read in entries:
-        arrays.append(_decode(read(), file, where))
+        arrays.append(_decode(read(), file, where, size))
         if arrays[-1].shape != arrays[0].shape:
-            raise DataError(f"{where}: {file} is {arrays[-1].shape}, the others {arrays[0].shape}: resize them first")
+            raise DataError(f"{where}: {file} is {arrays[-1].shape}, others {arrays[0].shape}: give one size for all")
     labels = torch.tensor([index[name] for name, _, _ in entries])
     pictures = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
     return LabelledPictures(pictures, labels, classes)
 
 
-def _decode(data: bytes, file: str, where: str) -> np.ndarray:
+def _decode(data: bytes, file: str, where: str, size: int | None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            rgb = image.convert("RGB")
+            return np.asarray(rgb if size is None else ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR))
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"{where}: {file} cannot be read as a picture ({error}): remove or replace it") from error
 

@@ -79,9 +79,10 @@ def task_of(recipe: Mapping, data: pathlib.Path, weights: str | None, seed: int,
     Raises:
         ConfigError, DataError, WeightsError: the recipe, the data set or the weights cannot be used.
     """
-    name = recipe["model"]["name"]
+    options, sampling = dict(recipe["model"]), dict(recipe["data"])
+    name, size = options.pop("name", None), sampling.pop("size", None)
+    train, test = (load_pictures(data, split, size) for split in ("train", "test"))
     torch.manual_seed(seed)  # drawn weights, those of fresh halting heads among them
-    train = load_pictures(data, "train")
     try:
         settings = FitSettings(**recipe["fit"])
         batches = PictureBatches(
@@ -91,15 +92,15 @@ def task_of(recipe: Mapping, data: pathlib.Path, weights: str | None, seed: int,
             seed=seed,
             rank=place.rank,
             world=place.world,
-            **recipe["data"],
+            **sampling,
         )
+        model = build(name, weights, recipe.get("adaptive"), **options)
     except TypeError as error:
         raise ConfigError(f"the recipe does not fit: {error}") from error
-    model = build(name, weights, recipe.get("adaptive")).to(place.device, memory_format=torch.channels_last)
-    return Task(model, batches, settings, load_pictures(data, "test"), place)
+    return Task(model.to(place.device, memory_format=torch.channels_last), batches, settings, test, place)
 
 
-def build(name: str, weights: str | None, adaptive: Mapping | None = None) -> nn.Module:
+def build(name: str, weights: str | None, adaptive: Mapping | None = None, **options) -> nn.Module:
     """The model called `name`; made adaptive by the table `adaptive`, its kind ("act" or "sact") and tau, eps, target.
 
     Weights of the plain network leave the halting heads fresh; those of an adaptive one fill them as well.
@@ -109,11 +110,11 @@ def build(name: str, weights: str | None, adaptive: Mapping | None = None) -> nn
         WeightsError: the weights cannot be read or are another model's.
     """
     if adaptive is None:
-        return get_model(name, weights)
+        return get_model(name, weights, **options)
     config = _adaptive_config(adaptive)
     ready = weights not in (None, "none", "download") and any(".halting." in key for key in read_tensors(weights))
     example = torch.zeros(1, 3, *input_size(name))
-    plain = get_model(name, "none" if ready else weights)
+    plain = get_model(name, "none" if ready else weights, **options)
     model = convert_model(plain, config, example_inputs=example, inplace=True)
     return load_weights(model, weights) if ready else model
 
