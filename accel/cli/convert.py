@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 from accel.cli import common, conversion, models
 from accel.cli.fidelity import Fidelity, first_tensor
 from accel.cli.pictures import find_images, read_picture, write_strip
-from accel.errors import ConversionError, WeightsError
+from accel.errors import ConfigError, ConversionError, WeightsError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from accel.config import Config, Rules
     from accel.report import Profile
 
 REPORT_FILE = "report.json"
 _REPORT_SCHEMA = 1
+_CALIBRATED = 12  # pictures that impact maps and fits are made from, at most
 _REPEATS = 10  # interleaved runs of each whole network; the spread is in the report
 
 
@@ -65,6 +67,9 @@ class Pictures:
     def first(self) -> Tensor:
         return next(iter(self))
 
+    def part(self, start: int, end: int) -> Pictures:
+        return dataclasses.replace(self, pixels=self.pixels[start:end], names=self.names[start:end])
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -73,7 +78,7 @@ class Job:
     name: str | None
     model: nn.Module
     fast: nn.Module
-    pictures: Pictures
+    pictures: Pictures  # those that nothing was calibrated on
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,8 +107,30 @@ def prepare(args: argparse.Namespace) -> Job:
     pictures = read_pictures(args, paths, resolved.name, device)
     model = resolved.model.to(device)
     rules = conversion.read_rules(args, resolved.name)
-    fast = accel.convert_model(model, rules, example_inputs=pictures.first, calibration=pictures)
-    return Job(resolved.name, model, fast, pictures)
+    calibration, others = split_pictures(args, pictures, rules)
+    fast = accel.convert_model(model, rules, example_inputs=pictures.first, calibration=calibration)
+    return Job(resolved.name, model, fast, others)
+
+
+def split_pictures(
+    args: argparse.Namespace, pictures: Pictures, rules: Config | Rules
+) -> tuple[Pictures | None, Pictures]:
+    """(pictures to calibrate on, pictures to compare the outputs on), disjoint; all to compare where none calibrates.
+
+    Raises:
+        ConfigError: rules that need calibration, and a single picture.
+    """
+    from accel.config import as_rules
+
+    if not any(config is not None and config.needs_calibration for config in as_rules(rules).values()):
+        return None, pictures
+    count = min(_CALIBRATED, len(pictures.pixels) // 2)
+    if count == 0:
+        raise ConfigError("the rules need calibration on pictures other than those compared: give two or more")
+    common.note(
+        args, f"calibrating on the first {count} pictures, comparing on the other {len(pictures.pixels) - count}"
+    )
+    return pictures.part(0, count), pictures.part(count, len(pictures.pixels))
 
 
 def sentences(summary: dict[str, Any]) -> list[str]:

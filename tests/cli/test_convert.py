@@ -110,6 +110,18 @@ def test_rules_file_and_seed_are_obeyed(nets, photos, tmp_path):
     assert summary["executed_macs"] == 24 * 32 * (27 * 8 + (72 * 8 + 8) // 2)
 
 
+def test_a_fit_is_judged_on_pictures_it_did_not_see(nets, photos, tmp_path, capsys):
+    options = ("--keep", "0.5", "--mask", "lattice", "--interpolate", "fitted")
+    assert convert(f"{nets}:edges", photos, tmp_path / "out", *options) == 0
+    assert "calibrating on the first 1 pictures, comparing on the other 2" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["summary"]["pictures"] == 2
+
+
+def test_a_fit_needs_a_second_picture(nets, photos, tmp_path, capsys):
+    options = ("--interpolate", "fitted", "--limit", "1")
+    check_refused(capsys, tmp_path, convert(f"{nets}:edges", photos, tmp_path / "out", *options), "two or more")
+
+
 BAD = [
     (["--keep", "0"], "(0, 1]"),
     (["--keep", "1.5"], "(0, 1]"),
