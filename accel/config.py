@@ -12,14 +12,21 @@ from accel.masks import MASKS, lattice_keep
 
 VERSION = 1
 INTERPOLATIONS = ("nearest", "fitted", "weighted", "zero")
+TARGETS = ("speedup", "max_drop", "macs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Perforate:
     """Perforated convolution: compute a fraction of the output positions and fill in the others.
 
+    Exactly one of keep, speedup, max_drop and macs is given. The last three are targets for all layers together, from
+    which `accel.search` finds keep, mask and interpolate of each.
+
     Attributes:
         keep: fraction of positions computed, in (0, 1]. It is obeyed even where the layer gets slower.
+        speedup: times faster than the dense network, at least 1.
+        max_drop: the most that may be lost, see `accel.search`; at least 0.
+        macs: share of the dense multiply-accumulates to execute, in (0, 1].
         mask: 'uniform', 'grid', 'pooling', 'impact' (needs calibration data) or 'lattice' (keep near 1/4, 1/3, 1/2,
             2/3, 3/4 or 1); see `accel.masks.build_mask`.
         interpolate: what stands at the other positions: 'nearest', the value of the nearest computed position;
@@ -32,15 +39,17 @@ class Perforate:
         ConfigError: a value out of range or unknown.
     """
 
-    keep: float
+    keep: float | None = None
+    speedup: float | None = None
+    max_drop: float | None = None
+    macs: float | None = None
     mask: str = "grid"
     interpolate: str = "nearest"
     neighbors: int = 12
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
-            raise ConfigError(f"keep is the fraction of positions computed and must lie in (0, 1], got {self.keep!r}")
+        self._check_aim()
         _check_choice("mask", self.mask, MASKS)
         _check_choice("interpolate", self.interpolate, INTERPOLATIONS)
         if isinstance(self.neighbors, bool) or not isinstance(self.neighbors, int) or self.neighbors < 1:
@@ -50,9 +59,37 @@ class Perforate:
         if self.mask == "lattice":
             lattice_keep(self.keep)
 
+    def _check_aim(self) -> None:
+        given = [name for name in ("keep", *TARGETS) if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError(f"give exactly one of keep, {', '.join(TARGETS)}, got {' and '.join(given) or 'none'}")
+        aim, value = given[0], getattr(self, given[0])
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if aim == "keep" and not (number and 0 < value <= 1):
+            raise ConfigError(f"keep is the fraction of positions computed and must lie in (0, 1], got {value!r}")
+        if aim == "speedup" and not (number and 1 <= value < float("inf")):
+            raise ConfigError(f"speedup is how many times faster and must be at least 1, got {value!r}")
+        if aim == "max_drop" and not (number and 0 <= value < float("inf")):
+            raise ConfigError(f"max_drop is the most that may be lost and must be at least 0, got {value!r}")
+        if aim == "macs" and not (number and 0 < value <= 1):
+            raise ConfigError(f"macs is the share of the dense MACs to execute and must lie in (0, 1], got {value!r}")
+        if aim != "keep" and (self.mask, self.interpolate) != ("grid", "nearest"):
+            raise ConfigError(f"{aim} finds mask and interpolate by itself: leave them out, or give keep instead")
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """(name, value) of what is to be searched for; None where keep is given."""
+        return next(((name, getattr(self, name)) for name in TARGETS if getattr(self, name) is not None), None)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a conversion needs data: for a target, impact maps or a fit."""
+        return self.keep is None or self.mask == "impact" or self.interpolate == "fitted"
+
     def to_dict(self) -> dict:
         """A JSON-ready dict that `config_from_dict` reads back."""
-        return {"kind": "perforate", "version": VERSION, **dataclasses.asdict(self)}
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return {"kind": "perforate", "version": VERSION, **given}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +108,7 @@ class ACT:
 
     tau: float = 0.005
     eps: float = 0.01
+    needs_calibration = False
     target: float | None = None
 
     def __post_init__(self) -> None:
