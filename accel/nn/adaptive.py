@@ -102,9 +102,10 @@ class HaltingHead(nn.Module):
         if not self.spatial:
             return StageHead(None, self.conv.bias + constant, share * gain)
         local_gain, local_offset = _affine(self.bn)
+        weight = self.conv.weight.contiguous()  # the same bits whatever the memory format
         shift = local_offset[None, :, None, None].expand(1, -1, *size)
-        bias = F.conv2d(shift, self.conv.weight, self.conv.bias, padding=1)[0, 0] + constant
-        taps = (self.conv.weight[0] * local_gain[:, None, None]).flatten(1).t()
+        bias = F.conv2d(shift.contiguous(), weight, self.conv.bias, padding=1)[0, 0] + constant
+        taps = (weight[0] * local_gain[:, None, None]).flatten(1).t()
         return StageHead(taps, bias, share * gain)
 
     def executed_macs(self, ran: Tensor) -> Tensor:

@@ -111,9 +111,15 @@ static void point_dynamic(const Job *job, int64_t first, int64_t count, int64_t 
 /* Framed: the border of the input is there in memory, so every tap lies at the same offset from the row's base. */
 static void point_framed(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
 {
-    for (int64_t t = 0; t < job->taps; t++)
+    const float *x = job->x;
+    const int64_t pitch = job->in_pitch;
+    const int32_t *restrict bases = job->positions + first;
+    for (int64_t t = 0; t < job->taps; t++) {
+        const float **restrict to = rows + t * stride;
+        const int64_t offset = job->table[t];
         for (int64_t r = 0; r < count; r++)
-            rows[t * stride + r] = job->x + (int64_t)(job->positions[first + r] + job->table[t]) * job->in_pitch;
+            to[r] = x + (bases[r] + offset) * pitch;
+    }
 }
 
 static void point(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)

@@ -35,9 +35,7 @@ class _Grid:
 
     def offsets(self, kernel: Pair, padding: Pair, dilation: Pair) -> Tensor:
         """int32 [kh * kw]: where the taps of a position lie, seen from its place."""
-        rows, cols = (
-            torch.arange(k, dtype=torch.int32) * d - p for k, p, d in zip(kernel, padding, dilation)
-        )
+        rows, cols = (torch.arange(k, dtype=torch.int32) * d - p for k, p, d in zip(kernel, padding, dilation))
         return (rows[:, None] * self.pitch + cols).flatten()
 
     def source(self) -> Tensor:

@@ -28,9 +28,17 @@ CASES = {
         "keep": 0.5,
         "mask": "lattice",
     },
+    "adaptive": {
+        "model": "zoo:resnet20_cifar",
+        "size": [32, 32],
+        "batch": [2],
+        "active": [0.4],
+        "maps": ["blobs", "noise"],
+        "compiled": False,
+    },
     "nearest": {"height": 16, "width": 24, "keep": 0.3, "mask": "uniform"},
 }
-ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1, "nearest": 1}
+ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1, "adaptive": 2, "nearest": 1}
 
 
 def test_every_kind_is_tried():

@@ -1,0 +1,36 @@
+"""The forms in which a dense network is timed: NCHW, channels_last, and compiled; a rival must beat the fastest."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from accel.cli.sides import FORMATS, in_format
+
+COMPILED = "dense_compiled"
+
+
+def dense_forms(model: nn.Module, x: Tensor, compiled: bool = True) -> dict[str, Callable[[], object]]:
+    """Sides of `model` on x in every form; the compiled one is inductor's with frozen weights, batch norms folded."""
+    sides = {name: in_format(model, x, memory_format) for name, memory_format in FORMATS.items()}
+    return {**sides, COMPILED: _compiled(model, x)} if compiled else sides
+
+
+def _compiled(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    import torch._inductor.config as inductor
+
+    net = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    given = x.contiguous(memory_format=torch.channels_last)
+    torch.compiler.reset()  # otherwise the networks before count towards the limit of recompilations
+    with inductor.patch(freezing=True), torch.no_grad():
+        code = torch.compile(net, dynamic=False)
+        code(given)
+
+    def run() -> object:
+        with torch.no_grad():  # under inference_mode it would be compiled anew
+            return code(given)
+
+    return run
