@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from accel.kernels.interpolate import interpolate
+from accel.kernels.max_rows import max_rows
 from accel.kernels.positions import PositionSet, tap_map
+from accel.nn import dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,8 @@ def to_dense(value: Compact) -> Tensor:
 
 def apply_module(module: nn.Module, value: Compact) -> Compact:
     """A position-wise module on the rows."""
-    return value.with_map(module(value.as_map()))
+    run = functools.partial(dense.convolve, module) if type(module) is nn.Conv2d else module
+    return value.with_map(run(value.as_map()))
 
 
 def apply_method(name: str, value: Compact) -> Compact:
@@ -89,11 +92,8 @@ def max_pool(
 ) -> Tensor:
     """nn.MaxPool2d of the interpolated map, which is never made; [N, C, H', W'] channels_last."""
     taps, _, size = _pool_taps(value.positions, kernel, stride, padding, dilation, ceil_mode)
-    rows = value.rows.view(value.batch, len(value.positions), -1)
-    out = rows.index_select(1, taps[0])
-    for tap in taps[1:]:
-        torch.maximum(out, rows.index_select(1, tap), out=out)
-    return out.view(value.batch, *size, -1).permute(0, 3, 1, 2)
+    out = max_rows(value.rows, taps, value.batch)
+    return out.view(value.batch, *size, value.rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def avg_pool(
@@ -124,7 +124,7 @@ def _pool_taps(
     dilation: tuple[int, int],
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """(rows int64 [taps, windows], inside bool [taps, windows], output size) of a pooling that reads through the map.
+    """(rows int32 [taps, windows], inside bool [taps, windows], output size) of a pooling that reads through the map.
 
     A tap outside the map repeats one that its window has inside: the maximum does not notice, the mean masks it.
     """
@@ -140,7 +140,7 @@ def _pool_taps(
         taps = tap_map(size, kernel, stride, tuple(sides), dilation).long().T.contiguous()
         inside = taps >= 0
         taps = torch.where(inside, taps, taps.max(0).values)
-        rows = positions.nearest.cpu().long()[taps]
+        rows = positions.nearest.cpu()[taps]
         device = positions.nearest.device
         return rows.to(device), inside.to(device), (out[0], out[1])
 

@@ -70,6 +70,8 @@ def describe_paths(model: nn.Module, example_inputs: Tensor | tuple) -> dict[str
         modules = dict(path.root.named_modules())
         for name, fused in path.chains.fused.items():
             notes.setdefault(start + name, []).append(f"{'+'.join(fused)} fused")
+        for name, fused in path.chains.dense.items():
+            notes.setdefault(start + name, []).append(f"{'+'.join(fused)} fused, dense")
         for name, readers in path.chains.compact.items():
             names = dict.fromkeys(start + reader if reader in modules else reader for reader in readers)
             notes.setdefault(start + name, []).append(f"rows to {', '.join(names)}")

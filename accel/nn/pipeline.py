@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from accel.nn import compact
+from accel.nn import compact, dense
 from accel.nn.graph import Pool, is_addition, is_pointwise, is_pointwise_conv, module_of, pool_of
 from accel.nn.perforated import PerforatedConv2d
 
@@ -27,10 +27,12 @@ Modules = dict[str, nn.Module]
 class Chains:
     """What the rewriting did, by the names of the convolutions: what was fused into each, and who reads its rows.
 
-    Attributes: fused, such as ["norm", "relu"]; compact, names of modules, or of graph nodes where a function reads.
+    Attributes: fused, such as ["norm", "relu"], into a perforated convolution; dense, the same into one that stays
+    dense; compact, names of modules, or of graph nodes where a function reads.
     """
 
     fused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    dense: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     compact: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
@@ -48,6 +50,9 @@ def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Chains]:
     _pass_rows(graph, modules, chains)
     if not chains.fused and not chains.compact:
         return None, chains
+    for node in list(graph.nodes):
+        if type(module_of(node, modules)) is nn.Conv2d:
+            _fuse_dense(node, modules, chains)
     code = graph.python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, "<inference path>", "exec"), namespace)  # what fx wrote for the rewritten graph
@@ -58,6 +63,27 @@ def _fuse(conv: fx.Node, modules: Modules, chains: Chains) -> None:
     """Move the norm and the activation behind `conv` into its call, where nothing else reads what lies between."""
     if modules[conv.target].config.interpolate == "zero":
         return  # a norm or activation would act on the zeros too
+    options, fused = _take_what_follows(conv, modules)
+    if fused:
+        chains.fused[conv.target] = fused
+        conv.kwargs = options
+
+
+def _fuse_dense(conv: fx.Node, modules: Modules, chains: Chains) -> None:
+    """The same for a convolution that stays dense, if anything can be fused into it."""
+    module = modules[conv.target]
+    if len(conv.args) != 1 or conv.kwargs or module.groups > 1:
+        return
+    options, fused = _take_what_follows(conv, modules)
+    if fused:
+        chains.dense[conv.target] = fused
+        with conv.graph.inserting_before(conv):
+            owner = conv.graph.get_attr(conv.target)
+        _replace(conv, dense.convolve, (owner, *conv.args), options)
+
+
+def _take_what_follows(conv: fx.Node, modules: Modules) -> tuple[dict[str, object], list[str]]:
+    """Erase the norm and the activation behind `conv`; (arguments that stand for them, their kinds)."""
     moved, options, end = [], {}, conv
     norm = _only_reader(end)
     if norm is not None and _is_foldable(module_of(norm, modules)):
@@ -71,13 +97,10 @@ def _fuse(conv: fx.Node, modules: Modules, chains: Chains) -> None:
         options["activation"] = kind
         moved.append(activation)
         end = activation
-    if not moved:
-        return
-    chains.fused[conv.target] = [*(["norm"] if "norm" in options else []), *([kind] if kind else [])]
     end.replace_all_uses_with(conv)
-    conv.kwargs = options
     for node in reversed(moved):
         conv.graph.erase_node(node)
+    return options, [*(["norm"] if "norm" in options else []), *([kind] if kind else [])]
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:

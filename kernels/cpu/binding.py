@@ -18,6 +18,7 @@ from accel.kernels.cpu.sets import (
     halting_step_,
     interpolate,
     interpolate_backward,
+    max_rows,
     ponder_cost,
     select_positions,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "interpolate_fitted_backward",
     "masked_conv2d",
     "masked_conv2d_backward",
+    "max_rows",
     "perforated_conv2d",
     "perforated_conv2d_backward",
     "plan_stage",

@@ -127,6 +127,17 @@ static PyObject *py_interpolate_backward(PyObject *self, PyObject *const *args, 
     return fill("interpolate_backward", accel_interpolate_backward, args, given);
 }
 
+static PyObject *py_max_rows(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("max_rows", 9)
+    const MaxJob job = {
+        .rows = POINTER(const float *, 0), .out = POINTER(float *, 1), .taps = POINTER(const int32_t *, 2),
+        .images = a[3], .count = a[4], .windows = a[5], .tap_count = a[6], .channels = a[7], .threads = a[8],
+    };
+    WITHOUT_GIL(accel_max_rows(&job))
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_interpolate_fitted(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     READ("interpolate_fitted", 17)
@@ -352,6 +363,7 @@ static PyMethodDef methods[] = {
     FAST(use_huge_pages, "use_huge_pages(address, bytes): ask for pages of 2 MiB where a fresh buffer is large."),
     FAST(interpolate, "interpolate(10 ints): rows to maps, the fields of Fill in engine.h in order."),
     FAST(interpolate_backward, "interpolate_backward(10 ints): its adjoint, the fields of Fill in engine.h in order."),
+    FAST(max_rows, "max_rows(9 ints): the largest of several rows, the fields of MaxJob in engine.h in order."),
     FAST(interpolate_fitted, "interpolate_fitted(17 ints): rows to maps, the fields of FittedJob in engine.h in order."),
     FAST(interpolate_fitted_backward, "interpolate_fitted_backward(20 ints): the fields of FittedGradJob in order."),
     FAST(active, "active(8 ints): mask to positions, the fields of ActiveJob in engine.h in order."),

@@ -159,6 +159,16 @@ typedef struct {
 void accel_interpolate(const Fill *f);
 void accel_interpolate_backward(const Fill *f);
 
+/* The largest of the rows taps[0..tap_count)[window], per channel; rows [images * count], out [images * windows]. */
+typedef struct {
+    const float *rows;
+    float *out;
+    const int32_t *taps; /* [tap_count][windows] */
+    int64_t images, count, windows, tap_count, channels, threads;
+} MaxJob;
+
+void accel_max_rows(const MaxJob *job);
+
 /* Compact rows [images * count][channels] to dense maps [images][pixels][channels], where a skipped position holds a
  * weighted sum of `taps` rows: weights [classes][taps][channels] and constant [classes][channels] of its class. */
 typedef struct {

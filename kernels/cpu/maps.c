@@ -1,4 +1,5 @@
-/* Compact rows to dense maps by the nearest map, and the adjoint: a segment sum in a fixed order, without atomics. */
+/* Compact rows to dense maps by the nearest map, the adjoint (a segment sum in a fixed order, without atomics), and
+ * max pooling of such maps without making them. */
 #include <string.h>
 
 #include "engine.h"
@@ -25,6 +26,25 @@ void accel_interpolate_backward(const Fill *f)
             const float *from = f->from + (image * f->pixels + f->targets[j]) * f->channels;
             for (int64_t c = 0; c < f->channels; c++)
                 to[c] += from[c];
+        }
+    }
+}
+
+void accel_max_rows(const MaxJob *job)
+{
+    const int threads = accel_threads(job->threads);
+    const int64_t values = job->images * job->windows * job->channels;
+    accel_use_huge_pages(job->out, values * (int64_t)sizeof(float));
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && values > 1 << 14)
+    for (int64_t i = 0; i < job->images * job->windows; i++) {
+        const float *rows = job->rows + i / job->windows * job->count * job->channels;
+        const int32_t *tap = job->taps + i % job->windows;
+        float *restrict to = job->out + i * job->channels;
+        memcpy(to, rows + tap[0] * job->channels, (size_t)job->channels * sizeof(float));
+        for (int64_t t = 1; t < job->tap_count; t++) {
+            const float *restrict from = rows + tap[t * job->windows] * job->channels;
+            for (int64_t c = 0; c < job->channels; c++)
+                to[c] = from[c] > to[c] || from[c] != from[c] ? from[c] : to[c]; /* a NaN wins, as torch's does */
         }
     }
 }

@@ -1,4 +1,4 @@
-"""Interpolation, dynamic position sets and halting on the engine."""
+"""Interpolation, pooling of rows, dynamic position sets and halting on the engine."""
 
 from __future__ import annotations
 
@@ -42,6 +42,19 @@ def interpolate_backward(grad: Tensor, nearest: Tensor, count: int) -> Tensor:
     out = torch.empty((batch * count, channels))
     _engine.interpolate_backward(
         grad.data_ptr(), out.data_ptr(), 0, starts.data_ptr(), targets.data_ptr(), batch, count, height * width,
+        channels, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
+    """The largest of several rows; arguments and result as in `accel.kernels.reference.max_rows`."""
+    require_float32(rows)
+    rows, taps = rows.contiguous(), taps.contiguous()
+    (tap_count, windows), channels = taps.shape, rows.shape[1]
+    out = torch.empty((batch * windows, channels))
+    _engine.max_rows(
+        rows.data_ptr(), out.data_ptr(), taps.data_ptr(), batch, rows.shape[0] // max(batch, 1), windows, tap_count,
         channels, torch.get_num_threads(),
     )  # fmt: skip
     return out

@@ -1,0 +1,61 @@
+"""Convolutions that stay dense inside a converted model, with what is fused into them.
+
+A perforated convolution that keeps every position is a dense one. On a CPU it runs faster than torch's where a norm and
+an activation are fused, and where the output is larger than the caches: it writes once what torch writes three times.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from accel.kernels.dispatch import active_backend
+from accel.kernels.perforated_conv2d import perforated_conv2d
+from accel.kernels.positions import PositionSet, output_size
+from accel.kernels.reference.activation import activate
+from accel.nn.folding import FoldedWeights
+
+_folded: weakref.WeakKeyDictionary[nn.Conv2d, FoldedWeights] = weakref.WeakKeyDictionary()
+
+
+def convolve(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None = None, activation: str = "none") -> Tensor:
+    """activation(norm(conv(x))) in evaluation, without gradients.
+
+    Args:
+        x: [N, C, H, W] or [C, H, W].
+        activation: see `accel.ops.perforated_conv2d`.
+
+    Returns:
+        [N, K, H_out, W_out] or [K, H_out, W_out].
+    """
+    watched = conv._forward_hooks or conv._forward_pre_hooks  # these want the module to be called
+    if watched or x.dim() != 4 or active_backend(x) != "cpu" or x.dtype is not torch.float32:
+        out = conv(x)
+        return activate(out if norm is None else norm(out), activation)
+    weight, bias = conv.weight, conv.bias
+    if norm is not None:
+        weight, bias, *_ = _folded.setdefault(conv, FoldedWeights()).get(conv, norm)
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    padding = (top, bottom, left, right)
+    size = output_size(x.shape[2:], conv.kernel_size, conv.stride, padding, conv.dilation)
+    return perforated_conv2d(
+        x,
+        weight,
+        bias,
+        _every_position(*size),
+        stride=conv.stride,
+        padding=padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        padding_mode=conv.padding_mode,
+        activation=activation,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _every_position(height: int, width: int) -> PositionSet:
+    with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
+        return PositionSet.full(height, width)

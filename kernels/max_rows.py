@@ -1,0 +1,57 @@
+"""max_rows: the largest of several rows, per channel: a max pooling that reads compact rows through the nearest map.
+
+| backward | dtypes   | layouts            | granularity | limits                    |
+|----------|----------|--------------------|-------------|---------------------------|
+| none     | floating | rows in, rows out  | position    | rows of an image < 2**31  |
+
+Figurnov et al. 2016, arXiv 1504.08362 (a pooling behind a perforated layer need not see the interpolated map).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from accel.kernels.checks import check_device
+from accel.kernels.dispatch import implementation, is_direct
+
+
+def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
+    """out[n * M + m] = the maximum over t of rows[n * P + taps[t, m]], per channel; NaN wins.
+
+    Args:
+        rows: [N * P, C], floating, image-major.
+        taps: int32 [T, M], T at least 1: the rows, within an image, that each of M windows reads. They must not lead
+            outside; nothing looks.
+        batch: N.
+
+    Returns:
+        [N * M, C].
+
+    Raises:
+        ValueError: shapes or devices that do not fit. TypeError: taps of another dtype.
+    """
+    if rows.dim() != 2 or (len(rows) % batch if batch else len(rows)):
+        raise ValueError(f"max_rows: rows must be [{batch} * P, C], got shape {tuple(rows.shape)}")
+    if taps.dim() != 2 or not len(taps):
+        raise ValueError(f"max_rows: taps must be [T, M] with T at least 1, got shape {tuple(taps.shape)}")
+    if taps.dtype is not torch.int32:
+        raise TypeError(f"max_rows: taps must be int32, got {taps.dtype}: convert them")
+    check_device("max_rows", rows, "taps", taps)
+    run = implementation("max_rows", rows) if is_direct(rows) else _MAX_ROWS
+    return run(rows, taps, batch)
+
+
+@torch.library.custom_op(
+    "accel::max_rows", mutates_args=(), schema="(Tensor rows, Tensor taps, SymInt batch) -> Tensor"
+)
+def _max_rows(rows, taps, batch):
+    return implementation("max_rows", rows)(rows, taps, batch)
+
+
+@_max_rows.register_fake
+def _(rows, taps, batch):
+    return rows.new_empty(batch * taps.shape[1], rows.shape[1])
+
+
+_MAX_ROWS = torch.ops.accel.max_rows.default
