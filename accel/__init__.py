@@ -23,6 +23,7 @@ _PUBLIC = {
     "plan_conversion": "accel.api",
     "convert_model": "accel.api",
     "revert_model": "accel.convert",
+    "search": "accel.greedy.search",
     "profile": "accel.report",
     "ponder_loss": "accel.nn.adaptive",
     "dense_execution": "accel.nn.adaptive",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.calibrate import check_calibration, fit_interpolation, impact_maps
-from accel.config import Config, Rules
+from accel.config import MISSING, Config, Perforate, Rules, as_rules
 from accel.convert import (
     Conversion,
     assign,
@@ -22,6 +22,9 @@ from accel.convert import (
     left_dense,
     with_pooling,
 )
+from accel.errors import ConfigError
+from accel.greedy.candidates import default_candidates
+from accel.greedy.search import search
 from accel.nn.adaptive import make_adaptive
 from accel.nn.inference import describe_paths, install
 from accel.nn.running import record_calls
@@ -57,16 +60,17 @@ def convert_model(
 ) -> nn.Module:
     """A model perforated, or made adaptive, as the rules say; parameters keep their names and values.
 
-    `Perforate` goes to convolutions. `ACT` and `SACT` go to sequences of residual units; such a model returns an
-    `AdaptiveOutput`.
+    `Perforate` goes to convolutions; where it has a target (speedup, max_drop or macs) instead of keep, `accel.search`
+    finds what is best for the layers it matches. `ACT` and `SACT` go to sequences of residual units; such a model
+    returns an `AdaptiveOutput`.
 
     Args:
         model: any module with nn.Conv2d inside. It is left as it is, and shares no storage with the result, unless
             `inplace`.
         rules: one configuration for every convolution (or stage), or Rules by module name.
         example_inputs: a tensor or a tuple of arguments that the model runs on.
-        calibration: re-iterable of inputs, or of tuples that start with the input; mask 'impact' and
-            interpolate 'fitted' need it.
+        calibration: re-iterable of inputs, or of tuples that start with the input; mask 'impact', interpolate
+            'fitted' and targets need it.
         loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.calibrate.default_loss`.
         inplace: convert `model` itself, whose parameters stay where they are; bring it to channels_last for speed.
 
@@ -87,6 +91,7 @@ def _convert(
     inplace: bool,
 ) -> tuple[nn.Module, dict[str, list[tuple[int, ...]]]]:
     """The converted model, and the calls of its counted layers on the example; all is checked before a change."""
+    rules = _searched(model, as_rules(rules), example_inputs, calibration, loss)
     assigned, stages = assign(model, rules), assign_stages(model, rules)
     check_calibration(assigned, calibration)
     calls = record_calls(model, counted_layers(model), example_inputs)
@@ -107,3 +112,36 @@ def _convert(
         install(fast)
     build_sets(fast, calls)
     return fast, calls
+
+
+def _searched(
+    model: nn.Module,
+    rules: Rules,
+    example_inputs: Tensor | tuple,
+    calibration: Iterable | None,
+    loss: Callable[[object, tuple], Tensor] | None,
+) -> Rules:
+    """The rules, after a search where one of them has a target: it goes over the layers that this rule decides."""
+    targets = {config for config in rules.values() if isinstance(config, Perforate) and config.target}
+    if not targets:
+        return rules
+    if len(targets) > 1 or not all(config is None or isinstance(config, Perforate) for config in rules.values()):
+        raise ConfigError(
+            "a target such as speedup= speaks of the whole network: give one, and no ACT or SACT beside it"
+        )
+    (config,) = targets
+    aim, value = config.target
+    if calibration is None:
+        raise ConfigError(f"{aim} is searched for on real inputs: pass calibration= a loader or list of inputs")
+    rules.check_used(convolutions(model))
+    matched = {name: rules.match(name) for name in convolutions(model)}
+    decided = {name: None if match is MISSING else match for name, match in matched.items() if match != config}
+    return search(
+        model,
+        example_inputs=example_inputs,
+        calibration=calibration,
+        **{aim: value},
+        rules=decided or None,
+        candidates=default_candidates(config.seed),
+        loss=loss,
+    )

@@ -1,5 +1,1 @@
 """The speed that was asked for at the least loss: a greedy choice of what to keep in which layer, by measured time."""
-
-from accel.greedy.search import search
-
-__all__ = ["search"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from accel.config import Perforate, Rules, as_rules
 from accel.convert import Conversion
-from accel.errors import ConfigError, ConversionError
+from accel.errors import ConversionError
 from accel.greedy.candidates import Space, default_candidates, open_space
 from accel.greedy.journal import Journal, fingerprint
 from accel.greedy.losses import Look, Loss, Losses, Track, first_pictures
@@ -29,34 +29,14 @@ from accel.profiling.latency import compare, ratio
 from accel.profiling.sides import DENSE as DENSE_SIDES
 from accel.profiling.sides import FORMATS, fastest, in_format
 
-STEPS_PER_LOOK = 8  # accepted steps until the losses are measured anew: by then half the layers of a VGG have changed
+STEPS_PER_LOOK = 13
 _AHEAD = 4  # candidates of a layer that are tried at a time, the next cheaper ones
 _SAME_TIME = 0.05  # a plain filling has to be so much faster than the fitted one of the same mask to be tried
 _LOOK_SECONDS = 40.0  # of trying candidates, from which the number of pictures follows
 _SECONDS_PER = {"ms": 1e-3, "MACs": 1e-11}  # the latter about that of two cores
 _PICTURES = (8, 1024)  # at least, at most
+_REFUSALS = 4  # steps that would lose more than max_drop, until the search ends
 _CHECK_REPEATS = 7  # interleaved runs of the whole network against the dense ones
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Attributes: kind, 'speedup', 'max_drop' or 'macs'; value."""
-
-    kind: str
-    value: float
-
-    @staticmethod
-    def of(speedup: float | None, max_drop: float | None, macs: float | None) -> Target:
-        """The one that is given. ConfigError: none or several, or a value that makes no sense."""
-        given = {"speedup": speedup, "max_drop": max_drop, "macs": macs}
-        given = {kind: value for kind, value in given.items() if value is not None}
-        if len(given) != 1:
-            raise ConfigError(
-                f"a search needs exactly one of speedup, max_drop and macs, got {sorted(given) or 'none'}"
-            )
-        ((kind, value),) = given.items()
-        # Perforate(**given)  # checks the value
-        return Target(kind, float(value))
 
 
 def search(
@@ -104,13 +84,13 @@ def search(
         ConversionError: the target cannot be met; the message says how far the search came.
         DataError: unusable calibration data.
     """
-    target = Target.of(speedup, max_drop, macs)
+    kind, wanted = Perforate(speedup=speedup, max_drop=max_drop, macs=macs).target
     fixed = None if rules is None else as_rules(rules)
     chosen = default_candidates(seed) if candidates is None else tuple(candidates)
     space = open_space(model, example_inputs, calibration, chosen, fixed, loss)
     folder = None if folder is None else pathlib.Path(folder)
     journal = Journal(None if folder is None else folder / "journal.json", _identity(space, pictures))
-    run = _Search(space, target, journal, table, track or (lambda items, _: items))
+    run = _Search(space, kind, wanted, journal, table, track or (lambda items, _: items))
     run.prepare(calibration, pictures, loss)
     run.descend()
     found = run.finish()
@@ -135,10 +115,14 @@ def _identity(space: Space, pictures: int | None) -> dict[str, Any]:
 class _Search:
     """One search under way: the state is layer -> label, the layers that are missing being dense."""
 
-    def __init__(self, space: Space, target: Target, journal: Journal, table: Table | None, track: Track) -> None:
-        self.space, self.target, self.journal, self.track = space, target, journal, track
-        self.given = table
+    def __init__(
+        self, space: Space, kind: str, wanted: float, journal: Journal, table: Table | None, track: Track
+    ) -> None:
+        """The target is `kind`, 'speedup', 'max_drop' or 'macs', with the value `wanted`."""
+        self.space, self.kind, self.wanted = space, kind, wanted
+        self.journal, self.given, self.track = journal, table, track
         self.steps: list[Step] = []
+        self.refused: set[tuple[str, str]] = set()
 
     def prepare(self, calibration: Iterable, pictures: int | None, loss: Loss | None) -> None:
         """Measure what every step stands on: the table, the dense network's time, and its outputs."""
@@ -152,7 +136,7 @@ class _Search:
         self._look()
 
     def _table(self) -> Table:
-        if self.target.kind == "macs":
+        if self.kind == "macs":
             return self.space.mac_table()
         if self.given is not None:
             return self.given
@@ -167,7 +151,7 @@ class _Search:
 
     def _reference(self) -> float:
         """The cost of the original network in the table's unit: of its fastest form where it is timed."""
-        if self.target.kind == "macs" or self.given is not None:
+        if self.kind == "macs" or self.given is not None:
             return self.table.price({})
         dense = self.journal.get("dense", lambda: self._timed({}))
         return min(dense[name] for name in DENSE_SIDES)
@@ -220,7 +204,7 @@ class _Search:
             costs, before = self.table.costs[name], self.state.get(name, DENSE)
             for label in labels:
                 saved = costs[before] - costs[label]
-                if saved <= 0:
+                if saved <= 0 or (name, label) in self.refused:
                     continue
                 after = {**self.state, name: label}
                 loss, gained = self._loss(after), start - price + saved
@@ -239,25 +223,28 @@ class _Search:
             if not options and self.since:
                 self._look()
                 options = self._options()
-            if not options and self.target.kind == "max_drop":
+            if not options and self.kind == "max_drop":
                 return  # every layer is at its cheapest
             if not options:
                 raise ConversionError(
-                    f"{self.target.kind}={self.target.value:g} cannot be met: with every layer at its cheapest the "
+                    f"{self.kind}={self.wanted:g} cannot be met: with every layer at its cheapest the "
                     f"network costs 1/{self.speedup(self.state):.2f}; add candidates with a lower keep, or ask for less"
                 )
             step = min(options, key=lambda option: option.cost)  # the first among equals
             after = {**self.state, step.layer: step.label}
-            if self.target.kind == "max_drop" and self._drop(after) > self.target.value:
-                return
+            if self.kind == "max_drop" and self._drop(after) > self.wanted:
+                self.refused.add((step.layer, step.label))
+                if len(self.refused) == _REFUSALS:
+                    return
+                continue
             self.state = after
             self.steps.append(step)
             self.since += 1
 
     def _reached(self) -> bool:
-        if self.target.kind == "max_drop":
+        if self.kind == "max_drop":
             return False
-        wanted = self.target.value if self.target.kind == "speedup" else 1 / self.target.value
+        wanted = self.wanted if self.kind == "speedup" else 1 / self.wanted  # the cost is MACs then
         if self.speedup(self.state) < wanted * (1 - 1e-9):
             return False
         if self.table.unit != "ms" or self.given is not None:
@@ -303,12 +290,12 @@ class _Search:
             label, costs = self.state.get(name, DENSE), self.table.costs[name]
             if label != DENSE and self.space.kept[name, label] < 1:
                 continue
-            best = min(costs, key=costs.__getitem__)
+            best = min((other for other in costs if other != label), key=costs.__getitem__)
             if name in options:
                 step = options[name]
                 said = f"too sensitive: {step.label} costs {step.cost:.3g}, the dearest step taken {dearest:.3g}"
             else:
-                said = f"slower than dense: {best} takes {costs[best]:.3g} instead of {costs[DENSE]:.3g}"
+                said = f"slower than dense: {best} takes {costs[best]:.3g} instead of {costs[label]:.3g}"
             reasons[name] = said if label == DENSE else f"whole, by the engine; {said}"
         return reasons
 

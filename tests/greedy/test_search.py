@@ -1,0 +1,220 @@
+"""The search: its steps against brute force, targets, resuming, and what it tells."""
+
+import csv
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import accel
+from accel import Perforate
+from accel.config import Rules
+from accel.errors import ConfigError, ConversionError, DataError
+from accel.greedy import search as search_module
+from accel.greedy.losses import Losses
+from accel.greedy.table import DENSE, Table, time_layers
+
+CONFIGS = [Perforate(keep=keep, mask="lattice") for keep in (1 / 2, 1 / 4)]
+HALF, QUARTER = "lattice 0.5 nearest", "lattice 0.25 nearest"
+TABLE = Table(
+    {
+        "0": {DENSE: 4.0, HALF: 3.0, QUARTER: 2.5},
+        "2": {DENSE: 8.0, HALF: 5.0, QUARTER: 3.0},
+        "4": {DENSE: 2.0, HALF: 2.5, QUARTER: 2.1},
+    },
+    rest=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(8, 4, 3, padding=1)).eval()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def find(net, pictures, **options):
+    options = {"table": TABLE, "candidates": CONFIGS, **options}
+    return accel.search(net, example_inputs=pictures[:1], calibration=[pictures], **options)
+
+
+def brute_force(losses: Losses, target: float) -> list[tuple[str, str]]:
+    """The paper's search: in every step all candidate networks are measured whole (time by the table)."""
+    state, steps = {}, []
+    while TABLE.price({}) / TABLE.price(state) < target:
+        costs = {}
+        for name, row in TABLE.costs.items():
+            for label in (HALF, QUARTER):
+                after = {**state, name: label}
+                if row[label] < row[state.get(name, DENSE)]:
+                    saved = TABLE.price({}) - TABLE.price(after)
+                    costs[name, label] = losses.look(after, {}).loss / saved if saved > 0 else float("inf")
+        step = min(costs, key=costs.__getitem__)
+        steps.append(step)
+        state[step[0]] = step[1]
+    return steps
+
+
+def test_steps_are_those_of_brute_force(net, pictures, monkeypatch):
+    monkeypatch.setattr(search_module, "STEPS_PER_LOOK", 1)  # so that every estimate is a measurement
+    found = find(net, pictures, speedup=1.7)
+    space = search_module.open_space(net, pictures[:1], [pictures], CONFIGS, None, None)
+    expected = brute_force(Losses(space.model, space.candidates, (pictures,), None), 1.7)
+    assert [(step.layer, step.label) for step in found.steps] == expected and len(expected) >= 2
+
+
+def test_the_cost_is_relative_to_the_original(net, pictures):
+    found = find(net, pictures, speedup=1.7)
+    for step in found.steps:
+        assert step.cost == pytest.approx(step.loss / (TABLE.price({}) - step.price))
+        assert step.speedup == pytest.approx(TABLE.price({}) / step.price)
+    assert found.steps[-1].speedup >= 1.7 > found.steps[-2].speedup
+
+
+def test_a_layer_slower_than_dense_stays_dense_and_says_so(net, pictures):
+    found = find(net, pictures, speedup=1.7)
+    assert found["4"] is None and found["2"] is not None
+    note = next(row["note"] for row in found.report.rows if row["layer"] == "4")
+    assert note.startswith("slower than dense") and "2.1" in note
+
+
+def test_a_sensitive_layer_says_so(net, pictures):
+    found = find(net, pictures, speedup=1.05)
+    dense = [row for row in found.report.rows if row["keep"] == 1 and row["layer"] != "4"]
+    assert dense and all(row["note"].startswith("too sensitive") for row in dense)
+
+
+def test_a_target_out_of_reach_is_refused(net, pictures):
+    with pytest.raises(ConversionError, match=r"speedup=5 cannot be met: .* 1/1\.76"):
+        find(net, pictures, speedup=5)
+
+
+def test_macs_need_no_clock(net, pictures):
+    found = find(net, pictures, macs=0.6, table=None)
+    fast = accel.convert_model(net, found, example_inputs=pictures[:1])
+    share = accel.count_macs(fast, pictures) / accel.count_macs(net, pictures)
+    assert share <= 0.6 and found.report.total["cost"] / found.report.total["dense_cost"] == pytest.approx(share)
+
+
+def test_max_drop_is_kept(net, pictures):
+    losses = {}
+    for limit in (0.05, 0.1):
+        found = find(net, pictures, max_drop=limit)
+        fast = accel.convert_model(net, found, example_inputs=pictures[:1])
+        with torch.no_grad():
+            losses[limit] = float((fast(pictures) - net(pictures)).abs().mean())
+        assert losses[limit] == pytest.approx(found.report.total["drop"], rel=1e-4) and losses[limit] <= limit
+    assert 0 < losses[0.05] < losses[0.1]
+
+
+def test_rules_decide_first(net, pictures):
+    found = find(net, pictures, macs=0.75, table=None, rules={"0": None, "4": Perforate(keep=0.5, mask="uniform")})
+    assert found["0"] is None and found["4"].mask == "uniform" and found["2"].keep < 1
+    with pytest.raises(ConfigError, match="matches no convolution"):
+        find(net, pictures, macs=0.75, table=None, rules={"7": None})
+
+
+def test_an_interrupted_search_goes_on(net, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_module, "STEPS_PER_LOOK", 1)
+    whole = find(net, pictures, speedup=1.7)
+    looks = 0
+    look = Losses.look
+
+    def counted(self, *args):
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise KeyboardInterrupt
+        return look(self, *args)
+
+    monkeypatch.setattr(Losses, "look", counted)
+    with pytest.raises(KeyboardInterrupt):
+        find(net, pictures, speedup=1.7, folder=tmp_path)
+    first, looks = looks, 3
+    resumed = find(net, pictures, speedup=1.7, folder=tmp_path)
+    total = looks - 3 + first - 1
+    assert dict(resumed) == dict(whole) and resumed.steps == whole.steps
+    looks = 3
+    assert dict(find(net, pictures, speedup=1.7, folder=tmp_path)) == dict(whole)
+    assert looks == 3 < total + 3  # the third time everything was there
+
+
+def test_a_journal_of_another_search_is_refused(net, pictures, tmp_path):
+    find(net, pictures, speedup=1.1, folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"journal\.json belongs to another search \(candidates differ\)"):
+        find(net, pictures, speedup=1.1, folder=tmp_path, candidates=CONFIGS[:1])
+    (tmp_path / "journal.json").write_text("{")
+    with pytest.raises(ConfigError, match="is no journal of a search"):
+        find(net, pictures, speedup=1.1, folder=tmp_path)
+
+
+def test_what_the_folder_holds(net, pictures, tmp_path):
+    found = find(net, pictures, speedup=1.7, folder=tmp_path / "new")
+    read = Rules.from_dict(json.loads((tmp_path / "new" / "rules.json").read_text()))
+    assert dict(read) == dict(found)
+    rows = list(csv.DictReader((tmp_path / "new" / "trace.csv").open()))
+    assert [(row["layer"], row["label"]) for row in rows] == [(step.layer, step.label) for step in found.steps]
+    assert (tmp_path / "new" / "trace.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "new" / "report.json").read_text())["total"]["drop"] > 0
+    assert not list(tmp_path.glob("new/*.part"))
+
+
+def test_a_folder_that_cannot_be_written(net, pictures, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        find(net, pictures, speedup=1.1, folder=tmp_path / "file")
+
+
+def test_measured_networks_decide(net, pictures, monkeypatch):
+    """A network that turns out slower than the table says makes the search go on."""
+    asked = []
+
+    def timed(self, state):
+        asked.append(dict(state))
+        speedup = 0.8 * TABLE.price({}) / TABLE.price(state)
+        return {"dense_nchw": TABLE.price({}), "dense_channels_last": 99.0, "speedup": speedup}
+
+    monkeypatch.setattr(search_module._Search, "_timed", timed)
+    monkeypatch.setattr(search_module, "time_layers", lambda *_: TABLE)
+    found = find(net, pictures, speedup=1.25, table=None)
+    assert found.report.total["speedup"] >= 1.25 and TABLE.price({}) / TABLE.price(asked[-1]) >= 1.25 / 0.8
+    assert len([state for state in asked if state]) >= 2
+
+
+def test_convert_model_searches(net, pictures):
+    rules = {"0": None, "*": Perforate(macs=0.6)}
+    fast = accel.convert_model(net, rules, example_inputs=pictures[:1], calibration=[pictures])
+    assert type(fast[0]) is nn.Conv2d
+    assert accel.count_macs(fast, pictures) <= 0.6 * accel.count_macs(net, pictures)
+    with pytest.raises(ConfigError, match="macs is searched for on real inputs"):
+        accel.convert_model(net, Perforate(macs=0.6), example_inputs=pictures[:1])
+    with pytest.raises(ConfigError, match="give one"):
+        both = {"0": Perforate(macs=0.6), "2": Perforate(speedup=2)}
+        accel.convert_model(net, both, example_inputs=pictures[:1], calibration=[pictures])
+
+
+def test_layer_times_add_up(net, monkeypatch):
+    """Every layer gets the time from its start to the start of the next; a clock that ticks once per reading."""
+    from accel.greedy import table as table_module
+
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(table_module, "_now_ms", lambda: float(next(ticks) ** 2))
+    found = time_layers({DENSE: net}, {"0": [], "2": []}, (torch.zeros(1, 3, 8, 8),), range(2))
+    # second run: readings 6..11 are thrown away before, begin, layers 0, 2, 4, end
+    assert found.costs == {"0": {DENSE: 9.0**2 - 8.0**2}, "2": {DENSE: 10.0**2 - 9.0**2}}
+    assert found.rest == (8.0**2 - 7.0**2) + (11.0**2 - 10.0**2)
+
+
+def test_a_table_survives_json_and_must_fit(net, pictures):
+    assert Table.from_dict(json.loads(json.dumps(TABLE.to_dict()))) == TABLE
+    with pytest.raises(ConfigError, match="no table of a search"):
+        Table.from_dict({"costs": 3})
+    short = Table({name: row for name, row in TABLE.costs.items() if name != "2"}, 0.0)
+    with pytest.raises(ConfigError, match="no cost of layer '2' under 'dense'"):
+        find(net, pictures, speedup=1.5, table=short)
