@@ -6,6 +6,7 @@ from accel.kernels.active_positions import active_positions
 from accel.kernels.dispatch import active_backend, available_backends, use_backend
 from accel.kernels.halting_step import halting_step, halting_step_
 from accel.kernels.interpolate import interpolate
+from accel.kernels.local_deviation import local_deviation
 from accel.kernels.masked_conv2d import masked_conv2d
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.ponder_cost import ponder_cost
@@ -18,6 +19,7 @@ __all__ = [
     "halting_step",
     "halting_step_",
     "interpolate",
+    "local_deviation",
     "masked_conv2d",
     "perforated_conv2d",
     "ponder_cost",

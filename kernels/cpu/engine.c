@@ -192,6 +192,14 @@ static PyObject *py_invert(PyObject *self, PyObject *const *args, Py_ssize_t giv
     Py_RETURN_NONE;
 }
 
+static PyObject *py_local_deviation(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("local_deviation", 8)
+    WITHOUT_GIL(
+        accel_local_deviation(POINTER(const float *, 0), a[1], a[2], a[3], a[4], a[5], POINTER(float *, 6), a[7]))
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_select(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     READ("select", 6)
@@ -368,6 +376,7 @@ static PyMethodDef methods[] = {
     FAST(interpolate_fitted_backward, "interpolate_fitted_backward(20 ints): the fields of FittedGradJob in order."),
     FAST(active, "active(8 ints): mask to positions, the fields of ActiveJob in engine.h in order."),
     FAST(invert, "invert(positions, rows, inverse, size): the row of every position, -1 where there is none."),
+    FAST(local_deviation, "local_deviation(x, images, height, width, pitch, channels, score, threads): see sets.c."),
     FAST(select, "select(score, images, pixels, budget, positions, threads): the highest scores of each image."),
     FAST(halting_step, "halting_step(16 ints, eps): the fields of HaltingJob in engine.h in order."),
     FAST(ponder_cost, "ponder_cost(ponder, units, images, pixels, rho, executed): sums of each image."),

@@ -203,6 +203,8 @@ typedef struct {
 
 int accel_active(const ActiveJob *job);
 void accel_invert(const int32_t *positions, int64_t rows, int32_t *inverse, int64_t size);
+void accel_local_deviation(const float *x, int64_t images, int64_t height, int64_t width, int64_t pitch,
+                           int64_t channels, float *score, int64_t threads);
 void accel_select(const float *score, int64_t images, int64_t pixels, int64_t budget, int32_t *positions,
                   int64_t threads);
 

@@ -1,4 +1,5 @@
 /* Dynamic position sets: mask -> positions, scores -> positions, and the map from a position back to its row. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -111,5 +112,61 @@ void accel_select(const float *score, int64_t images, int64_t pixels, int64_t bu
             if (key > threshold || (key == threshold && ties-- > 0))
                 positions[n * budget + found++] = (int32_t)(n * pixels + i);
         }
+    }
+}
+
+/* One version per instruction set, chosen when the library is loaded. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONED __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define CLONED
+#endif
+
+enum { LINE = 16 }; /* channels summed side by side, so that a compiler vectorises the sum */
+
+/* scores of one line of the map: sum over the first channels of |x - mean of its neighbours|; NULL: no such line. */
+CLONED static void deviate_line(const float *above, const float *line, const float *below, int64_t width,
+                                int64_t pitch, int64_t channels, float *score)
+{
+    for (int64_t at = 0; at < width; at++) {
+        const float *here = line + at * pitch, *around[4];
+        int count = 0;
+        if (above)
+            around[count++] = above + at * pitch;
+        if (at > 0)
+            around[count++] = here - pitch;
+        if (at + 1 < width)
+            around[count++] = here + pitch;
+        if (below)
+            around[count++] = below + at * pitch;
+        for (int i = count; i < 4; i++)
+            around[i] = here; /* weighted by 0 */
+        const float share = count ? 1.0f / (float)count : 0;
+        const float shares[4] = {share, count > 1 ? share : 0, count > 2 ? share : 0, count > 3 ? share : 0};
+        const float *p = around[0], *q = around[1], *r = around[2], *s = around[3];
+        float sums[LINE] = {0}, total = 0;
+        int64_t c = 0;
+        for (; c + LINE <= channels; c += LINE)
+            for (int l = 0; l < LINE; l++)
+                sums[l] += fabsf(here[c + l] - (p[c + l] * shares[0] + q[c + l] * shares[1] + r[c + l] * shares[2] +
+                                                s[c + l] * shares[3]));
+        for (; c < channels; c++)
+            sums[0] += fabsf(here[c] - (p[c] * shares[0] + q[c] * shares[1] + r[c] * shares[2] + s[c] * shares[3]));
+        for (int l = 0; l < LINE; l++)
+            total += sums[l];
+        score[at] = count ? total : 0;
+    }
+}
+
+void accel_local_deviation(const float *x, int64_t images, int64_t height, int64_t width, int64_t pitch,
+                           int64_t channels, float *score, int64_t threads)
+{
+    const int team = accel_threads(threads);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && images * height * width * channels > 1 << 14)
+    for (int64_t line = 0; line < images * height; line++) {
+        const float *here = x + line * width * pitch;
+        const int64_t y = line % height;
+        deviate_line(y ? here - width * pitch : NULL, here, y + 1 < height ? here + width * pitch : NULL, width, pitch,
+                     channels, score + line * width);
     }
 }

@@ -84,6 +84,18 @@ def select_positions(score: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     return positions, torch.full((batch,), budget, dtype=torch.int32)
 
 
+def local_deviation(x: Tensor, channels: int) -> Tensor:
+    """The score of adaptive masks; arguments and result as in `accel.kernels.reference.local_deviation`."""
+    require_float32(x)
+    x = pixels_first(x)
+    batch, pitch, height, width = x.shape
+    score = torch.empty(batch, height, width)
+    _engine.local_deviation(
+        x.data_ptr(), batch, height, width, pitch, min(channels, pitch), score.data_ptr(), torch.get_num_threads()
+    )
+    return score
+
+
 def halting_step(
     h: Tensor | None,
     x: Tensor,
