@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
-    """rows [N * P, C], taps int32 [T, M] -> [N * M, C], the maximum over T; one tap at a time, to be sparing of memory."""
+    """rows [N * P, C], taps int32 [T, M] -> [N * M, C], the maximum over T; a tap at a time, to spare memory."""
     images = rows.view(batch, -1, rows.shape[1]) if batch else rows.view(0, 1, rows.shape[1])
     out = images.index_select(1, taps[0])
     for tap in taps[1:]:
