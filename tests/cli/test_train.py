@@ -1,6 +1,7 @@
 """`accel train` on a few drawn pictures: it ends, goes on where it stopped, and refuses what it cannot read."""
 
 import csv
+import gzip
 import os
 import pathlib
 import signal
@@ -25,6 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = """
 [model]
 name = "zoo:resnet20_cifar"
+{model}
 [data]
 batch = {batch}
 pad = {pad}
@@ -54,9 +56,9 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def arguments(tmp_path, data, output, *, adaptive="", batch=4, pad=2, steps=4, fit=""):
+def arguments(tmp_path, data, output, *, adaptive="", model="", batch=4, pad=2, steps=4, fit=""):
     recipe = tmp_path / f"{output}.toml"
-    recipe.write_text(RECIPE.format(batch=batch, pad=pad, steps=steps, fit=fit) + adaptive)
+    recipe.write_text(RECIPE.format(model=model, batch=batch, pad=pad, steps=steps, fit=fit) + adaptive)
     return ["train", str(recipe), "--data", str(data), "-o", str(tmp_path / output), "--quiet"]
 
 
@@ -188,3 +190,21 @@ def test_tensorboard_without_its_package_names_the_remedy(tmp_path, data, monkey
         monkeypatch.delitem(sys.modules, name)
     assert main([*arguments(tmp_path, data, "a"), "--tensorboard"]) == 1
     assert "pip install 'skimconv[train]'" in capsys.readouterr().err
+
+
+def test_grey_pictures_and_other_models(tmp_path, capsys):
+    (tmp_path / "grey").mkdir()
+    for stem, name, header, payload in (
+        ("train", "images-idx3", 16, bytes(range(196)) * 32),
+        ("train", "labels-idx1", 8, bytes(range(8))),
+        ("t10k", "images-idx3", 16, bytes(range(196)) * 8),
+        ("t10k", "labels-idx1", 8, bytes([0, 9])),
+    ):
+        with gzip.open(tmp_path / "grey" / f"{stem}-{name}-ubyte.gz", "wb") as file:
+            file.write(bytes(header) + payload)
+    assert train(tmp_path, tmp_path / "grey", "a", steps=1) == 0
+    assert "on 2 pictures" in capsys.readouterr().out
+    assert train(tmp_path, tmp_path / "grey", "b", steps=1, model="num_classes = 12") == 0
+    assert read_tensors(tmp_path / "b" / "model.safetensors")["linear.weight"].shape == (12, 64)
+    assert train(tmp_path, tmp_path / "grey", "c", steps=1, model="classes = 12") == 1
+    assert "the recipe does not fit" in capsys.readouterr().err
