@@ -24,6 +24,7 @@ _PUBLIC = {
     "convert_model": "accel.api",
     "revert_model": "accel.convert",
     "search": "accel.greedy.search",
+    "finetune": "accel.distill",
     "profile": "accel.report",
     "ponder_loss": "accel.nn.adaptive",
     "dense_execution": "accel.nn.adaptive",
