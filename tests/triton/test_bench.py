@@ -8,7 +8,7 @@ import pathlib
 import pytest
 import torch
 
-from accel.cli import bench, bench_gpu, bench_static
+from accel.cli import bench, bench_gpu, bench_gpu_ops, bench_static
 from accel.cli.main import main
 from accel.kernels.dispatch import use_backend
 from accel.kernels.triton.launch import Tile
@@ -27,10 +27,13 @@ SMALL = {
 
 
 def measured(case) -> list[bench.Row]:
-    """The rows of a case in the interpreter; every sample of the clock is half a millisecond."""
+    """The rows of a case in the interpreter; every sample of the clock is half a millisecond, a side runs once."""
+    ran = []
 
     def sample(call, calls):
-        call()
+        if call not in ran:
+            ran.append(call)
+            call()
         return 0.5
 
     with use_backend("triton"):
@@ -53,10 +56,32 @@ def test_the_case_file_asks_for_what_the_runner_reads():
 
 def test_right_kernels_are_timed(interpreter):
     rows = measured(SMALL)
-    ops = ["perforated_conv2d", "perforated_conv2d_backward", "masked_conv2d", "halting_step"]
-    assert [row["op"] for row in rows] == ops
+    rounded = {"perforated_conv2d", "perforated_conv2d_backward", "masked_conv2d", "interpolate_fitted", "halting_step"}
+    exact = {"interpolate", "select_positions", "active_positions", "ponder_cost"}
+    assert sorted(row["op"] for row in rows) == sorted(rounded | exact)
     for row in rows:
-        assert row["correct"] and 0 < row["error"] < bench_gpu.TOLERANCE["float16"] and row["speedup"] == 1.0
+        assert row["correct"] and row["speedup"] == 1.0
+        assert (0 < row["error"] < bench_gpu_ops.TOLERANCE["float16"]) == (row["op"] in rounded)
+        assert any(name.startswith("ms_") for name in row)
+
+
+def test_the_rivals_compute_the_same(generator):
+    """What torch is timed at is the same result, in float32 to rounding."""
+    maps = bench_gpu_ops.Maps(SMALL, "float32", "cpu", generator)
+    for make in (bench_gpu_ops.nearest, bench_gpu_ops.fitted, bench_gpu_ops.selection):
+        found = make(maps, 0.5)
+        rival, ours = found.sides[found.rival](), found.sides[found.ours]()
+        if make is bench_gpu_ops.selection:  # positions count from the first image on
+            images = ours.positions.view(2, -1) - torch.tensor([[0], [42]])
+            assert torch.equal(rival.sort(1).values, images)
+        else:
+            assert torch.allclose(rival, ours.permute(0, 2, 3, 1).flatten(1, 2), atol=1e-5)
+    active = bench_gpu_ops.activity(maps, 0.3)
+    image, y, x = active.sides["nonzero"]().unbind(1)
+    total = active.sides["ours"]().total
+    assert torch.equal(active.sides["ours"]().positions[:total], (image * 42 + y * 6 + x).to(torch.int32))
+    sums, ours = (call() for call in bench_gpu_ops.ponder(maps).sides.values())
+    assert torch.allclose(sums[0], ours[0]) and torch.equal(sums[1], ours[1])
 
 
 def test_a_wrong_kernel_is_not_timed(interpreter, monkeypatch):
@@ -68,10 +93,28 @@ def test_a_wrong_kernel_is_not_timed(interpreter, monkeypatch):
     layer = bench_gpu.Layer(SMALL, "float16", "cpu", 0)
     monkeypatch.setattr(bench_gpu, "against_reference", wrong)
     with use_backend("triton"):
-        row, error, sides, dense, ours = bench_gpu.static(layer, 0.5)
-    clock = pytest.fail
-    row = bench_gpu.timed(row | {"dtype": "float16"}, error, sides, dense, ours, bench.Settings(quick=True), clock)
+        measurement = bench_gpu.static(layer, 0.5)
+    row = bench_gpu.timed(measurement, {"dtype": "float16"}, bench.Settings(quick=True), pytest.fail)
     assert not row["correct"] and row["error"] == pytest.approx(0.01, rel=0.1) and "speedup" not in row
+
+
+def test_one_wrong_position_is_not_timed(monkeypatch, generator):
+    maps = bench_gpu_ops.Maps(SMALL, "float16", "cpu", generator)
+    right = bench_gpu_ops.different
+
+    def wrong(call):
+        shifts = iter([1, 0])  # ours, then the reference's
+
+        def shifted():
+            positions = call().clone()
+            positions[3] += next(shifts)
+            return positions
+
+        return right(shifted)
+
+    monkeypatch.setattr(bench_gpu_ops, "different", wrong)
+    row = bench_gpu.timed(bench_gpu_ops.activity(maps, 0.5), {}, bench.Settings(quick=True), pytest.fail)
+    assert not row["correct"] and 0 < row["error"] < 0.1 and "speedup" not in row
 
 
 def test_the_static_study_is_a_flag(monkeypatch, tmp_path, capsys):
