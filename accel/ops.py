@@ -7,7 +7,7 @@ from accel.kernels.dispatch import active_backend, available_backends, use_backe
 from accel.kernels.halting_step import halting_step, halting_step_
 from accel.kernels.interpolate import interpolate
 from accel.kernels.local_deviation import local_deviation
-from accel.kernels.masked_conv2d import masked_conv2d
+from accel.kernels.masked_conv2d import masked_conv2d, masked_conv2d_
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.ponder_cost import ponder_cost
 from accel.kernels.select_positions import select_positions
@@ -21,6 +21,7 @@ __all__ = [
     "interpolate",
     "local_deviation",
     "masked_conv2d",
+    "masked_conv2d_",
     "perforated_conv2d",
     "ponder_cost",
     "select_positions",

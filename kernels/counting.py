@@ -31,7 +31,7 @@ def register_macs(op: str, formula: Callable[..., int]) -> None:
         return 2 * formula(arguments, out_shape)
 
     def macs(inputs: list[Any], outputs: list[Any]) -> int:
-        return formula([_shape(value) for value in inputs], _shape(outputs[0]))
+        return formula([_shape(value) for value in inputs], _shape(outputs[0]) if outputs else None)
 
     FVCORE_HANDLES[f"accel::{op}"] = macs
 

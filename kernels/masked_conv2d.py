@@ -1,9 +1,11 @@
 """masked_conv2d: a convolution computed at a dynamic position set, as rows or added into a residual stream.
 
-| backward         | dtypes   | layouts                                          | granularity | limits            |
-|------------------|----------|--------------------------------------------------|-------------|-------------------|
-| dX, dW, db, d    | floating | any map in; channels_last map or rows in and out | position    | sizes below 2**31 |
-| residual         |          |                                                  |             |                   |
+| form      | backward         | dtypes   | layouts                                  | granularity | limits        |
+|-----------|------------------|----------|------------------------------------------|-------------|---------------|
+| new       | dX, dW, db, d    | floating | any map or rows in; channels_last map or | position    | sizes below   |
+|           | residual         |          | rows out                                 |             | 2**31         |
+| in place  | none             | floating | any map or rows in; into a channels_last | position    | sizes below   |
+|           |                  |          | map                                      |             | 2**31         |
 
 The spatially adaptive residual update of Figurnov et al. 2017, arXiv 1612.02297: positions that have halted keep their
 value.
@@ -71,6 +73,55 @@ def masked_conv2d(
     return run(x, weight, bias, *sets, residual, *geometry, activation)
 
 
+def masked_conv2d_(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    active: ActiveSet,
+    *,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    activation: str = "none",
+    accumulate: bool = False,
+    source: ActiveSet | None = None,
+) -> Tensor:
+    """The same in place: nothing but the active positions of `out` is touched, so that an empty set costs nothing.
+
+    Args:
+        out: [N, K, H_out, W_out], channels_last, sharing no memory with x. Active positions are set to
+            activation(conv2d(x) + bias); with `accumulate`, to activation(out + conv2d(x) + bias).
+        The others are those of `masked_conv2d`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError, TypeError: as `masked_conv2d`; also where out is not channels_last, shares memory with x, or where
+            a gradient is needed.
+    """
+    in_size = _input_size(x, source)
+    check_conv("masked_conv2d_", x, weight, bias, out, stride, padding, dilation, groups, activation)
+    _check_sets(x, weight, active, out, in_size, stride, padding, dilation)
+    if not out.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(
+            f"masked_conv2d_: out must be contiguous in channels_last, got strides {out.stride()}: convert it with "
+            ".contiguous(memory_format=torch.channels_last)"
+        )
+    if x.untyped_storage()._cdata == out.untyped_storage()._cdata:
+        raise ValueError("masked_conv2d_: out shares memory with x, which neighbouring positions still read: clone x")
+    if needs_grad(out, x, weight, bias):
+        raise ValueError("masked_conv2d_ has no backward: call masked_conv2d, or run it under torch.no_grad()")
+    sets = (active.positions, active.counts, None if source is None else source.positions)
+    geometry = (in_size, (active.height, active.width), stride, padding, dilation, groups)
+    direct = is_direct(out, x, weight, bias)
+    run = implementation("masked_conv2d_", x, "masked_conv2d") if direct else _CONV_IN_PLACE
+    run(out, x, weight, bias, *sets, *geometry, activation, accumulate)
+    return out
+
+
 def macs(active: ActiveSet, weight: Tensor) -> int:
     """Executed multiply-accumulates of one call."""
     return conv_macs(active.total, weight.shape)
@@ -112,6 +163,22 @@ def _check_sets(x, weight, active, residual, in_size, stride, padding, dilation)
 )
 def _conv(x, *arguments):
     return implementation("masked_conv2d", x)(x, *arguments)
+
+
+@torch.library.custom_op(
+    "accel::masked_conv2d_",
+    mutates_args=("out",),
+    schema="(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor counts, "
+    "Tensor? source_positions, SymInt[] in_size, SymInt[] out_size, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, SymInt groups, str activation, bool accumulate) -> ()",
+)
+def _conv_in_place(out, x, *arguments):
+    implementation("masked_conv2d_", x, "masked_conv2d")(out, x, *arguments)
+
+
+@_conv_in_place.register_fake
+def _(out, *arguments):
+    return None
 
 
 @_conv.register_fake
@@ -161,4 +228,6 @@ def _active_map(positions: Tensor, like: Tensor) -> Tensor:
 
 _conv.register_autograd(_grad, setup_context=_setup)
 register_macs("masked_conv2d", lambda args, out: conv_macs(args[3][0], args[1]))
+register_macs("masked_conv2d_", lambda args, out: conv_macs(args[4][0], args[2]))
 _CONV = torch.ops.accel.masked_conv2d.default
+_CONV_IN_PLACE = torch.ops.accel.masked_conv2d_.default

@@ -11,7 +11,7 @@ import os
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.backward import masked_conv2d_backward, perforated_conv2d_backward
 from accel.kernels.cpu.fitted import interpolate_fitted, interpolate_fitted_backward
-from accel.kernels.cpu.forward import masked_conv2d, perforated_conv2d
+from accel.kernels.cpu.forward import masked_conv2d, masked_conv2d_, perforated_conv2d
 from accel.kernels.cpu.sets import (
     active_positions,
     halting_step,
@@ -36,6 +36,7 @@ __all__ = [
     "interpolate_fitted_backward",
     "local_deviation",
     "masked_conv2d",
+    "masked_conv2d_",
     "masked_conv2d_backward",
     "max_rows",
     "perforated_conv2d",

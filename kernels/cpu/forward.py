@@ -110,33 +110,92 @@ def masked_conv2d(
     activation: str,
 ) -> Tensor:
     """Convolution at a dynamic position set; arguments and result as in `accel.kernels.reference.masked_conv2d`."""
-    require_float32(x, weight, bias, residual)
-    batch, height, width = in_size
+    require_float32(residual)
+    rows, out_channels = int(counts.sum()), weight.shape[0]
+    if residual is None:
+        out = torch.empty((positions.numel(), out_channels))
+        out[rows:] = 0
+    else:
+        out = torch.empty((in_size[0], out_channels, *out_size), memory_format=torch.channels_last)
+        _engine.use_huge_pages(out.data_ptr(), out.nbytes)
+        out.copy_(residual)
+    geometry = _zero_padded(in_size, weight, stride, padding, dilation)
+    # the copy already holds the residual
+    _convolve_active(
+        out, x, weight, bias, positions, rows, source_positions, in_size[0], out_size, geometry, groups, activation,
+        scatter=residual is not None, accumulate=residual is not None,
+    )  # fmt: skip
+    return out
+
+
+def masked_conv2d_(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    counts: Tensor,
+    source_positions: Tensor | None,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    accumulate: bool,
+) -> None:
+    """The same in place; arguments as in `accel.kernels.reference.masked_conv2d`."""
+    require_float32(out)
+    geometry = _zero_padded(in_size, weight, stride, padding, dilation)
+    _convolve_active(
+        out, x, weight, bias, positions, int(counts.sum()), source_positions, in_size[0], out_size, geometry, groups,
+        activation, scatter=True, accumulate=accumulate,
+    )  # fmt: skip
+
+
+def _zero_padded(
+    in_size: Sequence[int], weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Geometry:
+    return Geometry(
+        tuple(in_size[1:]), tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), "zeros"
+    )
+
+
+def _convolve_active(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    rows: int,
+    source_positions: Tensor | None,
+    batch: int,
+    out_size: Sequence[int],
+    geometry: Geometry,
+    groups: int,
+    activation: str,
+    scatter: bool,
+    accumulate: bool,
+) -> None:
+    """Write the first `rows` active positions: to rows of `out`, or with `scatter` to their places in a map."""
+    require_float32(x, weight, bias)
+    if rows == 0:
+        return
     out_channels, c_group, kh, kw = weight.shape
-    channels, in_pixels, out_pixels = c_group * groups, height * width, out_size[0] * out_size[1]
-    geometry = Geometry((height, width), (kh, kw), tuple(stride), tuple(padding), tuple(dilation), "zeros")
+    in_pixels, out_pixels = geometry.in_size[0] * geometry.in_size[1], out_size[0] * out_size[1]
     table = full_table(geometry)
     inverse = None if source_positions is None else invert(source_positions, batch * in_pixels)
     x, positions = pixels_first(x), positions.contiguous()
     bias = None if bias is None else bias.contiguous()
     kind = forward_kind(weight.shape, groups)
     packed = packed_weight(weight, groups, kind)
-    rows = int(counts.sum())
-    if residual is None:
-        out = torch.empty((positions.numel(), out_channels))
-        out[rows:] = 0
-    else:
-        out = torch.empty((batch, out_channels, *out_size), memory_format=torch.channels_last)
-        _engine.use_huge_pages(out.data_ptr(), out.nbytes)
-        out.copy_(residual)
-    scattered = 0 if residual is None else out.data_ptr()  # the copy already holds the residual
     _engine.convolve(
-        x.data_ptr(), packed.address, packed.zero, address(bias), scattered, out.data_ptr(), table.data_ptr(),
-        positions.data_ptr(), 0, 0, address(inverse), 1, residual is not None, rows, out_pixels, in_pixels, channels,
-        kh * kw, c_group, out_pixels, out_channels, groups, kind == "depthwise", ACTIVATIONS[activation],
-        torch.get_num_threads(),
+        x.data_ptr(), packed.address, packed.zero, address(bias), out.data_ptr() if accumulate else 0, out.data_ptr(),
+        table.data_ptr(), positions.data_ptr(), 0, 0, address(inverse), 1, scatter, rows, out_pixels, in_pixels,
+        c_group * groups, kh * kw, c_group, out_pixels, out_channels, groups, kind == "depthwise",
+        ACTIVATIONS[activation], torch.get_num_threads(),
     )  # fmt: skip
-    return out
 
 
 def forward_kind(weight_shape: Sequence[int], groups: int) -> str:

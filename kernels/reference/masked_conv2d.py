@@ -61,6 +61,39 @@ def masked_conv2d(
     return table_to_input(table, residual)
 
 
+def masked_conv2d_(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    counts: Tensor,
+    source_positions: Tensor | None,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    accumulate: bool,
+) -> None:
+    """Set the active positions of `out` [N, K, H_out, W_out] to activation(conv), or activation(out + conv).
+
+    Args:
+        accumulate: add to what `out` holds there. The others are those of `masked_conv2d`.
+    """
+    live = positions >= 0
+    where = positions[live].long()
+    height, width = out_size
+    place = (where // (height * width), slice(None), where // width % height, where % width)
+    rows = masked_conv2d(
+        x, weight, bias, positions, counts, source_positions, None, in_size, out_size, stride, padding, dilation,
+        groups, "none",
+    )[live]  # fmt: skip
+    out[place] = activate(out[place] + rows if accumulate else rows, activation)
+
+
 def masked_conv2d_backward(
     grad: Tensor,
     x: Tensor,

@@ -89,3 +89,12 @@ def test_layers_are_found_once_each_when_distinct():
     assert (layers[0].name, layers[0].geometry) == ("conv1", "7x7/2 3>64 @64x64")
     assert [layer.name for layer in distinct][:3] == ["conv1", "layer1.0.conv1", "layer2.0.conv1"]
     assert len(distinct) == len({layer.geometry for layer in layers}) == 11
+
+
+def test_a_part_of_a_network_keeps_the_rules_and_states_its_peak_memory():
+    case = {"model": "torchvision:vgg11", "part": "features", "size": [32, 32], "batch": [1], "keep": [0.25]}
+    (row,) = bench.load_kind("networks").rows({**case, "mask": "lattice"}, QUICK)
+    assert row["correct"]
+    # the largest two neighbours: 64 channels at 32x32 (dense by rule) and its pooling at 16x16, in fp32
+    assert row["peak_mb_dense_channels_last"] >= round(4 * 64 * (32 * 32 + 16 * 16) / 1e6, 2)
+    assert 0 < row["peak_mb_converted"] <= row["peak_mb_dense_channels_last"]

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from accel.kernels.masked_conv2d import macs
 from accel.kernels.positions import ActiveSet
-from accel.ops import active_positions, masked_conv2d
+from accel.ops import active_positions, masked_conv2d, masked_conv2d_
 
 GEOMETRY = {
     "plain": {},
@@ -249,3 +249,63 @@ def test_activation_without_backward_is_refused_in_training():
     active = active_positions(mask_of("random"))
     with pytest.raises(ValueError, match="hardswish has no backward"):
         masked_conv2d(x, weight.requires_grad_(), bias, active, padding=(1,) * 4, activation="hardswish")
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*((kind, "plain") for kind in MASKS), *(("random", name) for name in GEOMETRY if name != "plain")],
+)
+def test_in_place_touches_active_positions_only(backend, needs, device, assert_close, kind, name, accumulate):
+    needs("masked_conv2d_", "masked_conv2d")
+    geometry = GEOMETRY[name]
+    x, weight, bias, before = tensors(geometry, device=device)
+    mask = mask_of(kind, size=before.shape[2:]).to(device)
+    out = before.clone(memory_format=torch.channels_last)
+    got = masked_conv2d_(
+        out, x, weight, bias, active_positions(mask), padding=padding(geometry), **geometry, activation="relu",
+        accumulate=accumulate,
+    )  # fmt: skip
+    assert got is out
+    values = dense(x.double(), weight.double(), bias.double(), geometry) + accumulate * before.double()
+    assert_close(out, torch.where(mask[:, None], values.relu(), before.double()))
+    assert torch.equal(rows_at(out, ~mask), rows_at(before, ~mask))  # the others bit by bit
+
+
+def test_in_place_reads_compact_rows(backend, needs, device, assert_close):
+    needs("masked_conv2d_", "masked_conv2d")
+    x, weight, bias, before = tensors({}, device=device)
+    mask = mask_of("random").to(device)
+    active, source = active_positions(mask), active_positions(mask, dilate=1)
+    wide = F.max_pool2d(mask[:, None].float(), 3, 1, 1)[:, 0] > 0
+    rows = torch.zeros(len(source.positions), 6, device=device)
+    rows[: source.total] = rows_at(x, wide)
+    out = before.clone(memory_format=torch.channels_last)
+    masked_conv2d_(out, rows, weight, bias, active, padding=(1,) * 4, accumulate=True, source=source)
+    values = dense(x.double(), weight.double(), bias.double(), {}) + before.double()
+    assert_close(out, torch.where(mask[:, None], values, before.double()))
+
+
+def test_in_place_op_is_registered():
+    x, weight, bias, out = tensors({})
+    active = active_positions(mask_of("random"))
+    out = out.contiguous(memory_format=torch.channels_last)
+    geometry = ((3, 7, 11), (7, 11), (1, 1), (1, 1, 1, 1), (1, 1), 1)
+    arguments = (out, x, weight, bias, active.positions, active.counts, None, *geometry, "relu", True)
+    results = torch.library.opcheck(torch.ops.accel.masked_conv2d_.default, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+    with FlopCounterMode(display=False) as counter:
+        masked_conv2d_(out, x, weight, bias, active, padding=(1,) * 4)
+    assert counter.get_total_flops() == 2 * len(active.positions) * weight.numel()
+
+
+def test_in_place_refuses_what_it_cannot_do():
+    x, weight, bias, out = tensors({})
+    active = active_positions(mask_of("random"))
+    with pytest.raises(ValueError, match="must be contiguous in channels_last"):
+        masked_conv2d_(out, x, weight, bias, active, padding=(1,) * 4)
+    out = out.contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="shares memory with x"):
+        masked_conv2d_(out, out, weight, bias, active, padding=(1,) * 4)
+    with pytest.raises(ValueError, match="has no backward"):
+        masked_conv2d_(out, x, weight.requires_grad_(), bias, active, padding=(1,) * 4)
