@@ -23,6 +23,8 @@ VERB_MODULES = (
     "accel.cli.plan",
     "accel.cli.profile",
     "accel.cli.convert",
+    "accel.cli.search",
+    "accel.cli.finetune",
     "accel.cli.bench",
     "accel.cli.train",
 )

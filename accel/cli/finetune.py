@@ -1,0 +1,69 @@
+"""`accel finetune`: a converted model learns to give the outputs of its dense original."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import time
+
+from accel.cli import common, learning, models
+
+_HELD_OUT = 0.25  # of the pictures of a folder, to compare the outputs on
+
+
+def add_parser(sub: argparse._SubParsersAction) -> None:
+    parser = common.add_verb(
+        sub,
+        "finetune",
+        run,
+        "train a converted model to give the outputs of its dense original; goes on where it was interrupted",
+        "accel finetune out/model --teacher zoo:hed_vgg16 --weights hed.safetensors --images photos/ -o tuned/",
+    )
+    parser.add_argument("model", type=pathlib.Path, metavar="FOLDER", help="a model saved by convert")
+    parser.add_argument("--teacher", required=True, metavar="MODEL", help=f"the dense original: {models.MODEL_HELP}")
+    parser.add_argument("--weights", metavar="FILE", help="the teacher's weights: .safetensors or .pt, or download")
+    parser.add_argument("--steps", type=common.positive, default=200, metavar="N", help="batches (default 200)")
+    parser.add_argument("--lr", type=float, default=1e-5, help="peak learning rate of AdamW (default 1e-5)")
+    parser.add_argument("--labels", type=float, default=0.0, metavar="W", help="weight of the labels of --data, 0 to 1")
+    parser.add_argument("--features", type=float, default=0.0, metavar="W", help="weight of the layers' own outputs")
+    parser.add_argument("--checkpoint-every", type=common.positive, default=50, metavar="N", help="steps (default 50)")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events to the folder as well")
+    learning.add_pictures(parser)
+    parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="folder of the run")
+    common.add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    import accel
+    from accel.cli.convert import trained_weights
+    from accel.cli.training_log import training_log
+
+    resolved = models.resolve(args.teacher, args.weights or trained_weights(args.teacher))
+    fast = accel.load_converted(args.model, resolved.model)
+    data = learning.learn_from(args, resolved.name, resolved.model, _HELD_OUT)
+    rows = [{"model": "before", **data.judge(fast)}]
+    args.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)  # dropout
+    start = time.perf_counter()
+    with training_log(args.output, args.steps, {}, args) as log:
+        accel.finetune(
+            fast,
+            teacher=resolved.model,
+            data=data.batches,
+            steps=args.steps,
+            lr=args.lr,
+            labels=args.labels,
+            features=args.features,
+            checkpoint=args.output / "checkpoint.pt",
+            checkpoint_every=args.checkpoint_every,
+            log=log,
+        )
+    minutes = (time.perf_counter() - start) / 60
+    accel.save_converted(fast, args.output / "model")
+    models.write_source(args.output / "model", resolved.name)
+    rows.append({"model": "after", **data.judge(fast)})
+    common.print_rows(rows, args)
+    common.note(args, f"{minutes:.1f} minutes of training; saved in {args.output / 'model'}/")
+    return 0

@@ -1,0 +1,62 @@
+"""`accel search`: what to keep in which layer, so that the network is as fast as asked and loses the least."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from accel.cli import common, learning, models
+
+_LABELLED = 4096  # pictures of a data set that a search may read
+
+
+def add_parser(sub: argparse._SubParsersAction) -> None:
+    parser = common.add_verb(
+        sub,
+        "search",
+        run,
+        "find what to keep in which layer for a speed-up, by measured time; goes on where it was interrupted",
+        "accel search zoo:hed_vgg16 --weights hed.safetensors --images photos/ --speedup 2 -o found/\n"
+        "  accel convert zoo:hed_vgg16 --weights hed.safetensors --images photos/ --rules found/rules.json -o out/",
+    )
+    models.add_model(parser)
+    target = parser.add_argument_group("target").add_mutually_exclusive_group(required=True)
+    target.add_argument("--speedup", type=float, metavar="S", help="times faster than the fastest dense form")
+    target.add_argument("--max-drop", type=float, metavar="D", help="the most that may be lost, see accel.search")
+    target.add_argument("--macs", type=float, metavar="M", help="share of the dense MACs to execute; needs no clock")
+    parser.add_argument("--dense", action="append", default=[], metavar="PATTERN", help="leave these layers alone")
+    learning.add_pictures(parser)
+    parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="folder for rules, trace and plot")
+    common.add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import accel
+    from accel.cli.convert import trained_weights
+    from accel.errors import ConversionError
+    from accel.greedy.trace import PLOT, RULES, STEPS
+
+    resolved = models.resolve(args.model, args.weights or trained_weights(args.model))
+    if resolved.converted:
+        raise ConversionError(f"{args.model} is converted already: give the model it was made from")
+    batches = learning.learn_from(args, resolved.name, resolved.model).batches
+    if callable(batches):
+        batches = [batches(step) for step in range(min(batches.steps_per_epoch, max(1, _LABELLED // batches.batch)))]
+    first = batches[0]
+    found = accel.search(
+        resolved.model,
+        example_inputs=first[0] if isinstance(first, tuple) else first,
+        calibration=batches,
+        speedup=args.speedup,
+        max_drop=args.max_drop,
+        macs=args.macs,
+        rules=dict.fromkeys(args.dense) or None,
+        folder=args.output,
+        seed=args.seed,
+        track=lambda items, what: common.progress(args, items, what, total=len(items)),
+    )
+    total = found.report.total
+    said = [f"{key} {total[key]:.4g}" for key in ("speedup", "drop", "loss") if key in total]
+    common.print_report(found.report, args, lines=[f"the whole network: {', '.join(said)}"])
+    common.note(args, f"{RULES} (for accel convert --rules), {STEPS} and {PLOT} are in {args.output}/")
+    return 0
