@@ -6,6 +6,7 @@ The convolution ops and their gradients are all calls of `multiply` and `weight_
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,7 +40,7 @@ WEIGHT_ROWS_BLOCK = {
 }
 INVERT_BLOCK = 1024
 # What a tuned choice depends on, besides dtypes; constexprs all.
-WEIGHT_TUNED_BY = ("C", "K", "GROUPS", "KH", "KW", "STRIDE_H", "STRIDE_W", "PRECISION")
+WEIGHT_TUNED_BY = ("C", "K", "GROUPS", "KERNEL", "STRIDE", "PRECISION")
 TUNED_BY = (*WEIGHT_TUNED_BY, "TRANSPOSED", "STORE")
 
 
@@ -81,14 +82,10 @@ def taps(
 ) -> dict:
     """The constexpr geometry of a convolution; `padding` is (top, bottom, left, right)."""
     return {
-        "KH": kernel[0],
-        "KW": kernel[1],
-        "STRIDE_H": stride[0],
-        "STRIDE_W": stride[1],
-        "PAD_TOP": padding[0],
-        "PAD_LEFT": padding[2],
-        "DILATION_H": dilation[0],
-        "DILATION_W": dilation[1],
+        "KERNEL": tuple(kernel),
+        "STRIDE": tuple(stride),
+        "PADDING": (padding[0], padding[2]),
+        "DILATION": tuple(dilation),
         "PADDING_MODE": padding_mode,
     }
 
@@ -189,7 +186,7 @@ def weight_gradient(
     shape = (weight.shape[0], *weight.shape[2:], weight.shape[1])
     x, _ = align_channels(x, x, groups)
     k, c = weight.shape[0] // groups, x.shape[1] // groups
-    count = geometry["KH"] * geometry["KW"]
+    count = math.prod(geometry["KERNEL"])
     programs = cdiv(k, 64) * cdiv(c, 64) * groups * count
     splits = max(1, min(cdiv(WEIGHT_PROGRAMS, programs), rows.count // WEIGHT_ROWS))
     partial = torch.empty(splits, weight.shape[0], count, c, dtype=torch.float32, device=x.device)

@@ -36,16 +36,7 @@ def _fold(i, size, MODE: tl.constexpr):
 
 
 @triton.jit
-def _locate(
-    row,
-    rows,
-    positions,
-    per_image,
-    out_h,
-    out_w,
-    DYNAMIC: tl.constexpr,
-    ALL: tl.constexpr,
-):
+def _locate(row, rows, positions, per_image, out_h, out_w, DYNAMIC: tl.constexpr):
     """Rows -> (image, y, x, whether there is such a row)."""
     inside = row < rows
     if DYNAMIC:
@@ -57,7 +48,7 @@ def _locate(
     else:
         image = row // per_image
         pixel = row % per_image
-        if not ALL:
+        if positions is not None:
             pixel = tl.load(positions + pixel, mask=inside, other=0)
         valid = inside
     return image, pixel // out_w, pixel % out_w, valid
@@ -66,39 +57,34 @@ def _locate(
 @triton.jit
 def _input_row(
     tap,
-    image,
-    y,
-    x,
-    valid,
+    place,
     source,
-    in_h,
-    in_w,
-    source_rows,
-    source_stride,
-    KW: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_TOP: tl.constexpr,
-    PAD_LEFT: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    sizes,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
     PADDING_MODE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    COMPACT_INPUT: tl.constexpr,
 ):
-    """The row of the input, int64, that each position reads through `tap`; -1 for padding and values never computed."""
-    tap_y = tap // KW * DILATION_H
-    tap_x = tap % KW * DILATION_W
+    """The row of the input, int64, that each place reads through `tap`; -1 for padding and values never computed.
+
+    `place` comes from `_locate`; sizes: (in_h, in_w, source_rows, source_stride).
+    """
+    image, y, x, valid = place
+    in_h, in_w, source_rows, source_stride = sizes
+    tap_y = tap // KERNEL[1] * DILATION[0]
+    tap_x = tap % KERNEL[1] * DILATION[1]
     if TRANSPOSED:
-        from_y = y + PAD_TOP - tap_y
-        from_x = x + PAD_LEFT - tap_x
-        reads = valid & (from_y >= 0) & (from_x >= 0) & (from_y % STRIDE_H == 0) & (from_x % STRIDE_W == 0)
-        from_y = from_y // STRIDE_H
-        from_x = from_x // STRIDE_W
+        from_y = y + PADDING[0] - tap_y
+        from_x = x + PADDING[1] - tap_x
+        reads = valid & (from_y >= 0) & (from_x >= 0) & (from_y % STRIDE[0] == 0) & (from_x % STRIDE[1] == 0)
+        from_y = from_y // STRIDE[0]
+        from_x = from_x // STRIDE[1]
         reads = reads & (from_y < in_h) & (from_x < in_w)
     else:
-        from_y = y * STRIDE_H - PAD_TOP + tap_y
-        from_x = x * STRIDE_W - PAD_LEFT + tap_x
+        from_y = y * STRIDE[0] - PADDING[0] + tap_y
+        from_x = x * STRIDE[1] - PADDING[1] + tap_x
         if PADDING_MODE == "zeros":
             reads = valid & (from_y >= 0) & (from_x >= 0) & (from_y < in_h) & (from_x < in_w)
         else:
@@ -106,7 +92,7 @@ def _input_row(
             from_x = _fold(from_x, in_w, PADDING_MODE)
             reads = valid
     pixel = from_y * in_w + from_x
-    if COMPACT_INPUT:
+    if source is not None:
         found = tl.load(source + image * source_stride + pixel, mask=reads, other=-1)
         reads = found >= 0
         row = image.to(tl.int64) * source_rows + found
@@ -131,7 +117,7 @@ def _activate(value, ACTIVATION: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def gather_gemm(
     x,  # rows of C * GROUPS channels
-    weight,  # [K * GROUPS, KH * KW, C]
+    weight,  # [K * GROUPS, taps, C]
     bias,  # [K * GROUPS] or None
     residual,  # rows of K * GROUPS channels, at the position (dense stores) or the row (STORE "rows"); or None
     out,
@@ -150,14 +136,10 @@ def gather_gemm(
     C: tl.constexpr,  # per group, as K
     K: tl.constexpr,
     GROUPS: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_TOP: tl.constexpr,
-    PAD_LEFT: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    KERNEL: tl.constexpr,  # pairs: height, width
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,  # top, left
+    DILATION: tl.constexpr,
     PADDING_MODE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     DYNAMIC: tl.constexpr,
@@ -171,7 +153,7 @@ def gather_gemm(
     """One tile of BLOCK_ROWS rows x BLOCK_OUT channels of one group. Grid: (row tiles * groups * channel tiles,)."""
     TILES_OUT: tl.constexpr = (K + BLOCK_OUT - 1) // BLOCK_OUT
     CHANNEL_BLOCKS: tl.constexpr = (C + BLOCK_IN - 1) // BLOCK_IN
-    LAST_TAP: tl.constexpr = KH * KW - 1
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
     # channel tiles run fastest: neighbours in time share their gathered rows in L2
     program = tl.program_id(0)
     group = program // TILES_OUT % GROUPS
@@ -180,27 +162,24 @@ def gather_gemm(
         if tl.load(positions + first_row) < 0:  # positions are packed: nothing from here on
             return
     row = first_row + tl.arange(0, BLOCK_ROWS)
-    image, y, x_pos, valid = _locate(row, rows, positions, per_image, out_h, out_w, DYNAMIC, positions is None)
+    sizes = in_h, in_w, source_rows, source_stride
+    place = _locate(row, rows, positions, per_image, out_h, out_w, DYNAMIC)
     k = program % TILES_OUT * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     k_in = k < K
     channel = tl.arange(0, BLOCK_IN)
-    weights = weight + (group * K + k).to(tl.int64)[None, :] * (KH * KW * C)
+    weights = weight + (group * K + k).to(tl.int64)[None, :] * (TAPS * C)
     acc = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
 
     # The row that an iteration gathers is found one iteration ahead: an index loaded in the iteration that uses it
     # would cost two of the pipeline's stages (with 3 stages on sm80, one buffer instead of two).
-    from_row = _input_row(
-        0, image, y, x_pos, valid, source, in_h, in_w, source_rows, source_stride, KW, STRIDE_H, STRIDE_W,
-        PAD_TOP, PAD_LEFT, DILATION_H, DILATION_W, PADDING_MODE, TRANSPOSED, source is not None,
-    )  # fmt: skip
-    for step in range(0, KH * KW * CHANNEL_BLOCKS):
+    from_row = _input_row(0, place, source, sizes, KERNEL, STRIDE, PADDING, DILATION, PADDING_MODE, TRANSPOSED)
+    for step in range(0, TAPS * CHANNEL_BLOCKS):
         tap = step // CHANNEL_BLOCKS
         c = step % CHANNEL_BLOCKS * BLOCK_IN + channel
-        next_tap = tl.minimum((step + 1) // CHANNEL_BLOCKS, LAST_TAP)
+        next_tap = tl.minimum((step + 1) // CHANNEL_BLOCKS, TAPS - 1)
         next_row = _input_row(
-            next_tap, image, y, x_pos, valid, source, in_h, in_w, source_rows, source_stride, KW, STRIDE_H, STRIDE_W,
-            PAD_TOP, PAD_LEFT, DILATION_H, DILATION_W, PADDING_MODE, TRANSPOSED, source is not None,
-        )  # fmt: skip
+            next_tap, place, source, sizes, KERNEL, STRIDE, PADDING, DILATION, PADDING_MODE, TRANSPOSED
+        )
         a_mask = (from_row >= 0)[:, None]
         b_mask = k_in[None, :]
         if C % BLOCK_IN != 0:
@@ -211,6 +190,7 @@ def gather_gemm(
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
         from_row = next_row
 
+    image, y, x_pos, valid = place
     column = (group * K + k)[None, :]
     mask = valid[:, None] & k_in[None, :]
     if bias is not None:
@@ -236,7 +216,7 @@ def gather_gemm(
 def gather_gemm_weight(
     x,  # rows of C * GROUPS channels
     grad,  # [rows, K * GROUPS]
-    partial,  # float32 [splits, K * GROUPS, KH * KW, C]
+    partial,  # float32 [splits, K * GROUPS, taps, C]
     positions,
     source,
     total,  # int32 [1], number of rows of a dynamic set, on the device; None for a static set
@@ -252,14 +232,10 @@ def gather_gemm_weight(
     C: tl.constexpr,
     K: tl.constexpr,
     GROUPS: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_TOP: tl.constexpr,
-    PAD_LEFT: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
     PADDING_MODE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
@@ -272,6 +248,7 @@ def gather_gemm_weight(
     """
     TILES_OUT: tl.constexpr = (K + BLOCK_OUT - 1) // BLOCK_OUT
     TILES_IN: tl.constexpr = (C + BLOCK_IN - 1) // BLOCK_IN
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
     DYNAMIC: tl.constexpr = total is not None
     program = tl.program_id(0)
     group = program // (TILES_OUT * TILES_IN) % GROUPS
@@ -288,26 +265,19 @@ def gather_gemm_weight(
     acc = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
 
     row = begin + tl.arange(0, BLOCK_ROWS)
-    image, y, x_pos, valid = _locate(row, end, positions, per_image, out_h, out_w, DYNAMIC, positions is None)
-    from_row = _input_row(
-        tap, image, y, x_pos, valid, source, in_h, in_w, source_rows, source_stride, KW, STRIDE_H, STRIDE_W,
-        PAD_TOP, PAD_LEFT, DILATION_H, DILATION_W, PADDING_MODE, False, source is not None,
-    )  # fmt: skip
+    sizes = in_h, in_w, source_rows, source_stride
+    place = _locate(row, end, positions, per_image, out_h, out_w, DYNAMIC)
+    from_row = _input_row(tap, place, source, sizes, KERNEL, STRIDE, PADDING, DILATION, PADDING_MODE, False)
     for first in range(begin, end, BLOCK_ROWS):
         row = first + tl.arange(0, BLOCK_ROWS)
         g_mask = k_in[:, None] & (row < end)[None, :]
         g = tl.load(grad + row.to(tl.int64)[None, :] * (K * GROUPS) + (group * K + k)[:, None], mask=g_mask, other=0.0)
         a_mask = (from_row >= 0)[:, None] & c_in[None, :]
         a = tl.load(x + from_row[:, None] * (C * GROUPS) + (group * C + c)[None, :], mask=a_mask, other=0.0)
-        image, y, x_pos, valid = _locate(
-            row + BLOCK_ROWS, end, positions, per_image, out_h, out_w, DYNAMIC, positions is None
-        )
-        from_row = _input_row(
-            tap, image, y, x_pos, valid, source, in_h, in_w, source_rows, source_stride, KW, STRIDE_H, STRIDE_W,
-            PAD_TOP, PAD_LEFT, DILATION_H, DILATION_W, PADDING_MODE, False, source is not None,
-        )  # fmt: skip
+        place = _locate(row + BLOCK_ROWS, end, positions, per_image, out_h, out_w, DYNAMIC)
+        from_row = _input_row(tap, place, source, sizes, KERNEL, STRIDE, PADDING, DILATION, PADDING_MODE, False)
         acc = tl.dot(g, a, acc, input_precision=PRECISION)
 
     out_row = (tl.program_id(1) * GROUPS + group).to(tl.int64) * K + k
-    where = out_row[:, None] * (KH * KW * C) + (tap * C + c)[None, :]
+    where = out_row[:, None] * (TAPS * C) + (tap * C + c)[None, :]
     tl.store(partial + where, acc, mask=k_in[:, None] & c_in[None, :])
