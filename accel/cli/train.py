@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from typing import TYPE_CHECKING
 
 from accel.cli.common import add_verb
+
+if TYPE_CHECKING:
+    from accel.cli.training import Task
 
 
 def add_parser(sub: argparse._SubParsersAction) -> None:
@@ -42,15 +46,17 @@ def run(args: argparse.Namespace) -> int:
     return _finish(task, args.output / "model.safetensors")
 
 
-def _finish(task, weights: pathlib.Path) -> int:
+def _finish(task: Task, weights: pathlib.Path) -> int:
     """Save the trained weights and say what they reach on the test pictures."""
-    from accel.cli.training import accuracy, macs_per_image, save_state
+    from accel.cli.training import accuracy, dense_macs, macs_per_image, save_state
     from accel.nn.adaptive import adaptive_stages
 
-    save_state(task.model, weights)
-    right = accuracy(task.model, task.test, task.batches.preprocess)
-    print(f"test accuracy {right:.4f} on {len(task.test)} pictures; weights in {weights}")
-    if adaptive_stages(task.model):
-        executed = macs_per_image(task.model, task.test, task.batches.preprocess).double()
-        print(f"executed MACs per picture: mean {executed.mean():.4g}, deviation {executed.std():.3g}")
+    model, test, prepare = task.model, task.test, task.batches.preprocess
+    save_state(model, weights)
+    right = accuracy(model, test, prepare)
+    print(f"test accuracy {right:.4f} on {len(test)} pictures; weights in {weights}")
+    if adaptive_stages(model):
+        executed, dense = macs_per_image(model, test, prepare).double(), dense_macs(model, test, prepare)
+        mean, deviation = float(executed.mean()) / dense, float(executed.std()) / dense
+        print(f"executed MACs: mean {mean:.4f} of the dense network's {dense:.4g} a picture, deviation {deviation:.4f}")
     return 0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from accel.api import convert_model
 from accel.cli.common import read_toml
 from accel.config import ACT, SACT
+from accel.convert import revert_model
 from accel.errors import ConfigError
 from accel.nn.adaptive import AdaptiveOutput, ponder_loss
 from accel.profiling.flops import count_macs
@@ -144,6 +145,12 @@ def accuracy(model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Te
 def macs_per_image(model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Tensor], Tensor]) -> Tensor:
     """Executed MACs of the model, in eval mode, on each of `pictures`: int64 [N]."""
     return torch.cat([count_macs(model, x, per_image=True) for x, _ in _in_batches(model, pictures, prepare)])
+
+
+def dense_macs(model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Tensor], Tensor]) -> int:
+    """MACs per picture of the plain network that an adaptive model was made from."""
+    plain = revert_model(model)
+    return count_macs(plain, prepare(pictures.pictures[:1]).to(next(plain.parameters()).device))
 
 
 def _in_batches(

@@ -4,6 +4,7 @@ import csv
 import gzip
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import accel
 from accel.cli.main import main
 from accel.cli.training import build, save_state
 from accel.errors import DataError, WeightsError
@@ -148,7 +150,10 @@ def test_two_processes_have_the_losses_of_one_with_the_doubled_batch(tmp_path, d
 
 def test_the_log_of_an_adaptive_run(tmp_path, data, capsys):
     assert train(tmp_path, data, "a", adaptive=ADAPTIVE) == 0
-    assert "executed MACs per picture: mean " in capsys.readouterr().out
+    found = re.search(r"mean (\S+) of the dense network's (\S+) a picture", capsys.readouterr().out)
+    assert 0.3 < float(found[1]) < 1.1
+    dense = accel.count_macs(get_model("zoo:resnet20_cifar"), torch.ones(1, 3, 16, 16))
+    assert float(found[2]) == pytest.approx(dense, rel=1e-3)
     for row in rows(tmp_path / "a"):
         values = {name: float(value) for name, value in row.items()}
         assert values["loss"] == pytest.approx(
