@@ -8,7 +8,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
 
 from accel.errors import ConfigError
-from accel.masks import MASKS, lattice_keep
+from accel.masks import ADAPTIVE_BASE, MASKS, lattice_keep
 
 VERSION = 1
 INTERPOLATIONS = ("nearest", "fitted", "weighted", "zero")
@@ -28,7 +28,8 @@ class Perforate:
         max_drop: the most that may be lost, see `accel.search`; at least 0.
         macs: share of the dense multiply-accumulates to execute, in (0, 1].
         mask: 'uniform', 'grid', 'pooling', 'impact' (needs calibration data) or 'lattice' (keep near 1/4, 1/3, 1/2,
-            2/3, 3/4 or 1); see `accel.masks.build_mask`.
+            2/3, 3/4 or 1), see `accel.masks.build_mask`; or 'adaptive' (keep above 1/4): the staggered quarter lattice
+            and, in each image, the positions whose input deviates most from its local mean.
         interpolate: what stands at the other positions: 'nearest', the value of the nearest computed position;
             'fitted', per channel the least-squares weighted sum of the nearest computed positions plus a constant
             (needs calibration data); 'weighted', their sum weighted by 1 / distance**2; or 'zero'.
@@ -58,6 +59,12 @@ class Perforate:
             raise ConfigError(f"seed must be an integer, got {self.seed!r}")
         if self.mask == "lattice":
             lattice_keep(self.keep)
+        if self.mask == "adaptive" and self.keep <= ADAPTIVE_BASE:
+            raise ConfigError(
+                f"mask 'adaptive' keeps a quarter lattice and more: keep must exceed 1/4, got {self.keep!r}"
+            )
+        if self.mask == "adaptive" and self.interpolate == "zero":
+            raise ConfigError("mask 'adaptive' fills in from its lattice: take interpolate 'nearest' or 'fitted'")
 
     def _check_aim(self) -> None:
         given = [name for name in ("keep", *TARGETS) if getattr(self, name) is not None]

@@ -66,6 +66,11 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
         config = next((config for config in decided if config is not MISSING), None)
         if isinstance(config, Perforate) and left_dense(layer) is None:
             assigned[aliases[0]] = config
+            if config.mask == "adaptive" and layer.padding_mode != "zeros":
+                raise ConfigError(
+                    f"mask 'adaptive' of layer {aliases[0]!r} needs zero padding, got {layer.padding_mode!r}: "
+                    "give it another mask by a rule of its own"
+                )
     inside = next((name for name in assigned if any(name.startswith(f"{stage}.") for stage in stages)), None)
     if inside is not None:
         raise ConfigError(

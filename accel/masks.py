@@ -17,7 +17,8 @@ from torch import Tensor
 from accel.errors import ConfigError
 from accel.kernels.positions import PositionSet
 
-MASKS = ("uniform", "grid", "pooling", "impact", "lattice")
+MASKS = ("uniform", "grid", "pooling", "impact", "lattice", "adaptive")
+ADAPTIVE_BASE = 1 / 4  # the lattice under an adaptive mask; the rest of keep is chosen from each input
 LATTICE_KEEPS = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
 _LATTICE_TOLERANCE = 0.01  # so that 0.33 and 0.67 name the thirds
 _CHUNK = 1 << 18  # pixels resolved at a time in `nearest_map`, which bounds its memory to some tens of MB
@@ -63,7 +64,8 @@ def build_mask(
 
     Args:
         kind: one of MASKS. `pooling` keeps the positions that the most pooling windows read, and is `uniform` where no
-            pooling follows (`pooling=None`: every position counts the same); `impact` keeps the highest of `impact`.
+            pooling follows (`pooling=None`: every position counts the same); `impact` keeps the highest of `impact`;
+            of `adaptive` this is the static part, the staggered quarter lattice.
         keep: fraction of positions to compute, in (0, 1]. The set's own `.keep` is what it really keeps: uniform,
             pooling and impact keep floor(keep * height * width), the grid round(height * sqrt(keep)) rows and
             round(width * sqrt(keep)) columns; never less than one position.
@@ -79,8 +81,8 @@ def build_mask(
         raise ConfigError(f"keep is the fraction of positions computed and must lie in (0, 1], got {keep!r}")
     if kind == "grid":
         positions = _grid(keep, height, width, generator)
-    elif kind == "lattice":
-        positions = _lattice(lattice_keep(keep), height, width)
+    elif kind in ("lattice", "adaptive"):
+        positions = _lattice(lattice_keep(keep) if kind == "lattice" else ADAPTIVE_BASE, height, width)
     else:
         positions = _highest(_weights(kind, height, width, generator, pooling, impact), keep)
     return PositionSet(positions, nearest_map(positions, height, width, generator), height, width)

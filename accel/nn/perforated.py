@@ -12,9 +12,12 @@ from accel.config import Perforate
 from accel.errors import ConfigError
 from accel.kernels.checks import sizes
 from accel.kernels.interpolate import interpolate
+from accel.kernels.masked_conv2d import masked_conv2d
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.positions import Neighbors, PositionSet, output_size
+from accel.kernels.reference.activation import activate
 from accel.masks import Pooling, build_mask, layer_generator
+from accel.nn.chosen import choose_positions
 from accel.nn.compact import Compact
 from accel.nn.fitted import Fit, weighted_by_distance
 from accel.nn.folding import Folded, FoldedWeights
@@ -140,7 +143,22 @@ class PerforatedConv2d(nn.Conv2d):
         else:
             x, source, batch, size = input, None, len(input), sizes(input)[2:]
         positions = self.position_set(*self.output_size(*size), x.device)
-        summed = self.config.interpolate in ("fitted", "weighted") and not positions.is_full
+        if self.config.mask == "adaptive":
+            return self._fill_adaptively(x, positions, norm, activation)
+        return self._fill(x, positions, source, batch, norm, activation, compact)
+
+    def _fill(
+        self,
+        x: Tensor,
+        positions: PositionSet,
+        source: PositionSet | None,
+        batch: int,
+        norm: nn.BatchNorm2d | None,
+        activation: str,
+        compact: bool,
+    ) -> Tensor | Compact:
+        """Convolve at a static set and fill in the rest."""
+        summed = self._sums(positions)
         weights = self._weights(norm, positions if summed else None)
         if summed:
             rows = self._convolve(x, weights, positions, source, "none", compact=True)
@@ -150,6 +168,34 @@ class PerforatedConv2d(nn.Conv2d):
         if compact:
             return Compact(out, positions, batch)
         return fill_with_zeros(out, positions, batch) if zero else out
+
+    def _fill_adaptively(
+        self, x: Tensor, positions: PositionSet, norm: nn.BatchNorm2d | None, activation: str
+    ) -> Tensor:
+        """Convolve at the lattice, fill in the rest, and put the exact values at the positions chosen in each image."""
+        fused = "none" if torch.is_grad_enabled() else activation
+        dense = self._fill(x, positions, None, len(x), norm, fused, compact=False)
+        chosen = choose_positions(self, x, positions)
+        weights = self._weights(norm, positions if self._sums(positions) else None)
+        rows = masked_conv2d(
+            x,
+            weights.weight,
+            weights.bias,
+            chosen,
+            stride=self.stride,
+            padding=self.padding_sides(),
+            dilation=self.dilation,
+            groups=self.groups,
+            activation=fused,
+        )
+        pixels = dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1])
+        put = pixels.index_copy if torch.is_grad_enabled() else pixels.index_copy_
+        filled = put(0, chosen.positions.long(), rows).view(len(x), *dense.shape[2:], -1).permute(0, 3, 1, 2)
+        return filled if fused == activation else activate(filled, activation)
+
+    def _sums(self, positions: PositionSet) -> bool:
+        """Whether skipped positions are weighted sums of computed ones."""
+        return self.config.interpolate in ("fitted", "weighted") and not positions.is_full
 
     def rows_at(self, x: Tensor, positions: PositionSet) -> Tensor:
         """[N * P, K], the plain convolution of x [N, C, H, W] at the positions."""

@@ -168,7 +168,7 @@ def _origins(graph: fx.Graph, modules: Modules) -> dict[fx.Node, fx.Node]:
     for node in graph.nodes:
         module = module_of(node, modules)
         if isinstance(module, PerforatedConv2d):
-            if module.config.interpolate == "nearest" and module.config.keep < 1:
+            if module.config.interpolate == "nearest" and module.config.keep < 1 and _is_static(module):
                 origins[node] = node
         elif is_pointwise(node, modules) or is_pointwise_conv(module):
             if node.args and node.args[0] in origins and len(node.all_input_nodes) == 1:
@@ -189,7 +189,9 @@ def _compact_nodes(modules: Modules, origins: dict[fx.Node, fx.Node]) -> set[fx.
             return reader in compacted
         if not reader.args or reader.args[0] is not node:
             return False
-        if isinstance(module, PerforatedConv2d) or _is_global_mean(module) or is_pointwise_conv(module):
+        if isinstance(module, PerforatedConv2d):
+            return _is_static(module)
+        if _is_global_mean(module) or is_pointwise_conv(module):
             return True
         pool = pool_of(reader, modules)
         if pool is not None:
@@ -207,6 +209,11 @@ def _compact_nodes(modules: Modules, origins: dict[fx.Node, fx.Node]) -> set[fx.
             and all(takes_rows(reader, node, before) for reader in node.users)
         }
     return compacted
+
+
+def _is_static(layer: PerforatedConv2d) -> bool:
+    """Whether its positions are known before its input, which an adaptive mask reads as a map."""
+    return layer.config.mask != "adaptive"
 
 
 def _is_global_mean(module: nn.Module | None) -> bool:

@@ -1,0 +1,35 @@
+"""Positions chosen from the input: what an adaptive mask computes beside its lattice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from accel.kernels.local_deviation import local_deviation
+from accel.kernels.positions import ActiveSet, PositionSet
+from accel.kernels.select_positions import select_positions
+
+
+def choose_positions(layer: nn.Conv2d, x: Tensor, lattice: PositionSet) -> ActiveSet:
+    """The positions of each image outside the lattice whose input deviates most from its local mean.
+
+    Args:
+        layer: a perforated convolution; the chosen positions and the lattice make up `layer.config.keep` of the map.
+        x: [N, C, H, W], its input.
+        lattice: on its output map.
+    """
+    height, width = lattice.height, lattice.width
+    score = _under_the_middle(layer, local_deviation(x), (height, width))
+    score = score.flatten(1).index_fill(1, lattice.positions.long(), -1.0)  # below every deviation
+    budget = max(0, round(layer.config.keep * height * width) - len(lattice))
+    return select_positions(score.view(-1, height, width), budget)
+
+
+def _under_the_middle(layer: nn.Conv2d, score: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, H', W'], for every output position the score [N, H, W] of the input pixel under the kernel's middle."""
+    for axis in range(2):
+        first = layer.dilation[axis] * (layer.kernel_size[axis] - 1) // 2 - layer.padding_sides()[2 * axis]
+        if (first, layer.stride[axis], score.shape[axis + 1]) != (0, 1, size[axis]):
+            at = first + layer.stride[axis] * torch.arange(size[axis], device=score.device)
+            score = score.index_select(axis + 1, at.clamp(0, score.shape[axis + 1] - 1))
+    return score
