@@ -111,14 +111,14 @@ static void point_dynamic(const Job *job, int64_t first, int64_t count, int64_t 
 /* Framed: the border of the input is there in memory, so every tap lies at the same offset from the row's base. */
 static void point_framed(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
 {
-    const float *x = job->x;
-    const int64_t pitch = job->in_pitch;
-    const int32_t *restrict bases = job->positions + first;
+    const float *bases[MAX_ROWS];
+    for (int64_t r = 0; r < count; r++)
+        bases[r] = job->x + job->positions[first + r] * job->in_pitch;
     for (int64_t t = 0; t < job->taps; t++) {
-        const float **restrict to = rows + t * stride;
-        const int64_t offset = job->table[t];
+        const float **to = rows + t * stride;
+        const int64_t offset = job->table[t] * job->in_pitch;
         for (int64_t r = 0; r < count; r++)
-            to[r] = x + (bases[r] + offset) * pitch;
+            to[r] = bases[r] + offset;
     }
 }
 

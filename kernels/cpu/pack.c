@@ -62,7 +62,10 @@ void accel_frame(const Frame *f)
             continue;
         }
         const float *from = f->x + i / f->pixels * f->stride_n + pixel * f->stride_pixel;
-        for (int64_t c = 0; c < f->channels; c++)
-            to[c] = from[c * f->stride_c];
+        if (f->stride_c == 1)
+            memcpy(to, from, (size_t)f->channels * sizeof(float));
+        else
+            for (int64_t c = 0; c < f->channels; c++)
+                to[c] = from[c * f->stride_c];
     }
 }

@@ -193,8 +193,11 @@ static void halt_rows(const Group *g, int64_t k, int64_t start, int64_t end)
     const int scored = s->spatial && k + 1 < s->unit_count;
     if (scored)
         accel_isa->score_rows(&rows, s->head_offsets, s->head_taps, AT(const float *, u->weights), g->weight + start);
+    int64_t n = 0;
     for (int64_t r = start; r < end; r++) {
-        const int64_t n = g->flat[r] / pixels, p = g->flat[r] % pixels, image = g->first + n;
+        while (r >= g->starts[0][n + 1])
+            n++;
+        const int64_t p = g->flat[r] - n * pixels, image = g->first + n;
         int going;
         if (!s->spatial) { /* decided already, once for the image */
             g->weight[r] = s->shares[image * s->unit_count + k];
@@ -304,8 +307,18 @@ static size_t place_arrays(const Stage *s, Group *g, char *block)
     return used;
 }
 
-/* Groups side by side where there are enough of them, else one after the other with all threads in each. Returns 0, or
- * -1 when memory ran out. */
+/* Group i of `groups`, in the arrays and buffers of one worker. */
+static int run_one(const Stage *s, int64_t i, int64_t groups, char *block, int64_t worker, int threads)
+{
+    const int64_t first = i * s->images / groups;
+    Group g = {.s = s, .first = first, .images = (i + 1) * s->images / groups - first, .threads = threads};
+    g.memory = s->memory + worker * s->memory_each;
+    place_arrays(s, &g, block);
+    return run_group(&g);
+}
+
+/* Groups side by side where there are enough of them, else one after the other with all threads in each: then outside of
+ * any parallel region, since libgomp starts fresh threads for a nested one. Returns 0, or -1 when memory ran out. */
 int accel_run_stage(const Stage *s)
 {
     const int threads = accel_threads(s->threads);
@@ -313,26 +326,24 @@ int accel_run_stage(const Stage *s)
     const int team = groups >= 4 * threads ? threads : 1;
     Group sizes;
     const size_t each = place_arrays(s, &sizes, NULL);
-    char *memory = malloc(each * (size_t)team + 1);
+    char *memory = malloc(each * (size_t)team);
     int failed = memory == NULL;
     if (failed)
         return -1;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team) if (team > 1)
+    if (team == 1) {
+        for (int64_t i = 0; i < groups && !failed; i++)
+            failed = run_one(s, i, groups, memory, 0, threads);
+        free(memory);
+        return failed;
+    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team) reduction(| : failed)
     for (int64_t i = 0; i < groups; i++) {
         int64_t worker = 0;
 #ifdef _OPENMP
         worker = omp_get_thread_num();
 #endif
-        const int64_t first = i * s->images / groups;
-        Group g = {.s = s, .first = first, .images = (i + 1) * s->images / groups - first};
-        g.threads = team > 1 ? 1 : threads;
-        g.memory = s->memory + worker * s->memory_each;
-        place_arrays(s, &g, memory + (size_t)worker * each);
-        if (run_group(&g)) {
-#pragma omp atomic write
-            failed = 1;
-        }
+        failed |= run_one(s, i, groups, memory + (size_t)worker * each, worker, 1);
     }
     free(memory);
-    return failed ? -1 : 0;
+    return failed;
 }
