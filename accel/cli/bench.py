@@ -23,7 +23,7 @@ from typing import Any
 from accel.cli import common
 from accel.errors import ConfigError
 
-KINDS = ("exactness", "layers", "networks", "masked", "backward", "nearest", "adaptive", "gpu")
+KINDS = ("exactness", "layers", "networks", "rivals", "masked", "backward", "nearest", "adaptive", "gpu")
 STUDIES = ("mc", "distributions")  # these write figures and tables of their own
 ROW_SCHEMA = 1
 
