@@ -6,7 +6,8 @@
 
 enum {
     GRAD_ROWS = 128, /* rows of a block: their gradients for one panel (32 KiB) stay in the L1 cache */
-    OUTER_CHANNELS = 48 /* input channels of one item of dW: enough to pay for listing the rows */
+    OUTER_CHANNELS = 96, /* input channels of one item of dW: enough to pay for listing the rows */
+    ITEMS_PER_THREAD = 6 /* enough that the last ones to finish do not matter */
 };
 
 static const int32_t one_target[1] = {0};
@@ -86,46 +87,57 @@ static void add_outer(OuterArgs *g, int64_t vectors, int64_t c0, int64_t c1, flo
     }
 }
 
-/* dW of one group, tap, panel of output channels and run of input channels. */
-static void grad_weight_item(const GradJob *job, int64_t group, int64_t t, int64_t vector0, const Panels *cut,
-                             int64_t c0, int64_t c1)
+/* What one item of dW writes: taps [t0, t1) of one group, a panel of output channels, a run of input channels. */
+typedef struct {
+    int64_t group, t0, t1, vector0, c0, c1;
+} WeightItem;
+
+/* Rows in blocks, and all taps of a block in turn: they read the same gradients and neighbouring pixels, from the cache. */
+static void grad_weight_item(const GradJob *job, const WeightItem *it, const Panels *cut)
 {
     const int64_t c_group = job->in_pitch / job->groups, k_group = job->out_channels / job->groups;
-    const int64_t k0 = vector0 * accel_isa->lanes, vectors = smaller(cut->vectors, cut->all_vectors - vector0);
+    const int64_t k0 = it->vector0 * accel_isa->lanes, vectors = smaller(cut->vectors, cut->all_vectors - it->vector0);
     const float *grads[GRAD_ROWS], *xs[GRAD_ROWS];
-    float *out = job->dw + (group * job->taps + t) * c_group * k_group + k0;
     OuterArgs g = {
-        .x = xs, .grad = grads, .count = 0, .grad_shift = group * k_group + k0, .out_pitch = k_group,
+        .x = xs, .grad = grads, .grad_shift = it->group * k_group + k0, .out_pitch = k_group,
         .channels = smaller(vectors * accel_isa->lanes, k_group - k0),
     };
     for (int64_t image = 0; image < job->images; image++)
-        for (int64_t r = job->row_image[image]; r < job->row_image[image + 1]; r++) {
-            const int64_t at = touched(job, image, r, t);
-            if (at < 0)
-                continue;
-            grads[g.count] = job->grad + r * job->out_channels;
-            xs[g.count++] = job->x + at;
-            for (int64_t c = c0; c < c1; c += 16) /* a line at a time: what the first tile is about to read */
-                __builtin_prefetch(job->x + at + group * c_group + c);
-            if (g.count == GRAD_ROWS) {
-                add_outer(&g, vectors, c0, c1, out, group * c_group);
+        for (int64_t row = job->row_image[image]; row < job->row_image[image + 1]; row += GRAD_ROWS)
+            for (int64_t t = it->t0; t < it->t1; t++) {
+                const int64_t end = smaller(row + GRAD_ROWS, job->row_image[image + 1]);
                 g.count = 0;
+                for (int64_t r = row; r < end; r++) {
+                    const int64_t at = touched(job, image, r, t);
+                    if (at < 0)
+                        continue;
+                    grads[g.count] = job->grad + r * job->out_channels;
+                    xs[g.count++] = job->x + at;
+                    for (int64_t c = it->c0; c < it->c1; c += 16) /* a line at a time: read soon */
+                        __builtin_prefetch(job->x + at + it->group * c_group + c);
+                }
+                add_outer(&g, vectors, it->c0, it->c1,
+                          job->dw + (it->group * job->taps + t) * c_group * k_group + k0, it->group * c_group);
             }
-        }
-    add_outer(&g, vectors, c0, c1, out, group * c_group);
 }
 
+/* Taps are dealt to several items only where there would be too few for the threads. */
 void accel_grad_weight(const GradJob *job)
 {
     const int64_t c_group = job->in_pitch / job->groups;
     const Panels cut = cut_panels(job->out_channels / job->groups, MAX_VECTORS);
-    const int64_t runs = (c_group + OUTER_CHANNELS - 1) / OUTER_CHANNELS;
+    const int64_t runs = (c_group + OUTER_CHANNELS - 1) / OUTER_CHANNELS, fewest = job->groups * cut.panels * runs;
     const int threads = accel_threads(job->threads);
+    const int64_t wanted = threads == 1 ? 1 : (ITEMS_PER_THREAD * threads + fewest - 1) / (fewest ? fewest : 1);
+    const int64_t parts = smaller(job->taps, wanted);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (int64_t item = 0; item < job->groups * job->taps * cut.panels * runs; item++) {
-        const int64_t run = item % runs, panel = item / runs % cut.panels, tap = item / runs / cut.panels;
-        grad_weight_item(job, tap / job->taps, tap % job->taps, panel * cut.vectors, &cut, run * c_group / runs,
-                         (run + 1) * c_group / runs);
+    for (int64_t i = 0; i < fewest * parts; i++) {
+        const int64_t part = i % parts, run = i / parts % runs, panel = i / parts / runs % cut.panels;
+        const WeightItem it = {
+            .group = i / parts / runs / cut.panels, .t0 = part * job->taps / parts, .t1 = (part + 1) * job->taps / parts,
+            .vector0 = panel * cut.vectors, .c0 = run * c_group / runs, .c1 = (run + 1) * c_group / runs,
+        };
+        grad_weight_item(job, &it, &cut);
     }
 }
 
