@@ -39,7 +39,7 @@ def test_every_mask_is_a_set_with_an_exact_nearest_map(kind, size):
         chosen = distance.gather(1, found.nearest.long()[:, None])[:, 0]
         assert torch.equal(chosen, distance.min(1).values)
         assert torch.equal(found.nearest[found.positions.long()], torch.arange(len(found), dtype=torch.int32))
-        assert (keep < 1) or found.is_full
+        assert keep < 1 or kind == "adaptive" or found.is_full  # of an adaptive mask this is the static part
 
 
 @pytest.mark.parametrize("kind", masks.MASKS)

@@ -12,7 +12,7 @@ from accel.config import Perforate
 from accel.errors import ConfigError
 from accel.kernels.checks import sizes
 from accel.kernels.interpolate import interpolate
-from accel.kernels.masked_conv2d import masked_conv2d
+from accel.kernels.masked_conv2d import masked_conv2d, masked_conv2d_
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.positions import Neighbors, PositionSet, output_size
 from accel.kernels.reference.activation import activate
@@ -173,25 +173,18 @@ class PerforatedConv2d(nn.Conv2d):
         self, x: Tensor, positions: PositionSet, norm: nn.BatchNorm2d | None, activation: str
     ) -> Tensor:
         """Convolve at the lattice, fill in the rest, and put the exact values at the positions chosen in each image."""
-        fused = "none" if torch.is_grad_enabled() else activation
+        training = torch.is_grad_enabled()
+        fused = "none" if training else activation
         dense = self._fill(x, positions, None, len(x), norm, fused, compact=False)
         chosen = choose_positions(self, x, positions)
         weights = self._weights(norm, positions if self._sums(positions) else None)
-        rows = masked_conv2d(
-            x,
-            weights.weight,
-            weights.bias,
-            chosen,
-            stride=self.stride,
-            padding=self.padding_sides(),
-            dilation=self.dilation,
-            groups=self.groups,
-            activation=fused,
-        )
-        pixels = dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1])
-        put = pixels.index_copy if torch.is_grad_enabled() else pixels.index_copy_
-        filled = put(0, chosen.positions.long(), rows).view(len(x), *dense.shape[2:], -1).permute(0, 3, 1, 2)
-        return filled if fused == activation else activate(filled, activation)
+        geometry = {"stride": self.stride, "padding": self.padding_sides(), "dilation": self.dilation}
+        geometry |= {"groups": self.groups, "activation": fused}
+        if not training:
+            return masked_conv2d_(dense, x, weights.weight, weights.bias, chosen, **geometry)
+        rows = masked_conv2d(x, weights.weight, weights.bias, chosen, **geometry)
+        pixels = dense.permute(0, 2, 3, 1).flatten(0, 2).index_copy(0, chosen.positions.long(), rows)
+        return activate(pixels.view(len(x), *dense.shape[2:], -1).permute(0, 3, 1, 2), activation)
 
     def _sums(self, positions: PositionSet) -> bool:
         """Whether skipped positions are weighted sums of computed ones."""

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from accel.errors import AccelError
 from accel.kernels import masked_conv2d, perforated_conv2d  # noqa: F401  (they register the ops counted here)
 
-_FVCORE_KEPT = ("conv", "linear", "perforated_conv2d", "masked_conv2d")
+_FVCORE_KEPT = ("conv", "linear", "perforated_conv2d", "masked_conv2d", "masked_conv2d_")
 
 
 @dataclasses.dataclass
@@ -195,6 +195,12 @@ def _masked(args: tuple, out: Tensor) -> _Work:
     return _Work(len(counts), counts.long() * weight.numel(), dense)
 
 
+def _masked_in_place(args: tuple, out: Tensor) -> _Work:
+    """What refines a map counts as executed only: the dense work was counted where the map was made."""
+    weight, counts = args[2], args[5]
+    return _Work(len(counts), counts.long() * weight.numel(), 0)
+
+
 def _static(images: int, macs: int) -> _Work:
     return _Work(images, macs // images, macs)
 
@@ -210,4 +216,5 @@ _FORMULAS: dict[object, Callable[[tuple, Tensor], _Work]] = {
     torch.ops.aten.linear: _linear,
     torch.ops.accel.perforated_conv2d: _perforated,
     torch.ops.accel.masked_conv2d: _masked,
+    torch.ops.accel.masked_conv2d_: _masked_in_place,
 }

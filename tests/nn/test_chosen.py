@@ -9,6 +9,7 @@ from accel import Perforate
 from accel.errors import ConfigError
 from accel.nn.chosen import choose_positions
 from accel.ops import local_deviation
+from accel.profiling.flops import layer_macs
 
 
 def image(batch=2, channels=3, height=12, width=14, seed=0):
@@ -72,6 +73,8 @@ def test_executed_macs_are_those_of_keep():
     x = image(height=16, width=16)
     fast = adaptive(nn.Conv2d(3, 5, 3, padding=1), x, keep=0.75)
     assert accel.count_macs(fast, x) == 2 * 192 * 27 * 5
+    assert accel.count_macs(fast, x, per_image=True).tolist() == [192 * 27 * 5] * 2
+    assert sum(layer.dense for layer in layer_macs(fast, x)) == 2 * 256 * 27 * 5
 
 
 def test_a_saved_model_comes_back_the_same(tmp_path):
