@@ -229,6 +229,28 @@ static PyObject *py_halting_step(PyObject *self, PyObject *const *args, Py_ssize
     Py_RETURN_NONE;
 }
 
+static PyObject *py_halting_step_backward(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 15) {
+        PyErr_Format(PyExc_TypeError, "halting_step_backward expects 14 ints and eps, got %zd values", given);
+        return NULL;
+    }
+    const double eps = PyFloat_AsDouble(args[14]);
+    if (eps == -1 && PyErr_Occurred())
+        return NULL;
+    given = 14;
+    READ("halting_step_backward", 14)
+    const HaltingGradJob job = {
+        .h = POINTER(const float *, 0), .x = POINTER(const float *, 1), .remainder = POINTER(const float *, 2),
+        .d_remainder = POINTER(const float *, 3), .d_ponder = POINTER(const float *, 4),
+        .d_output = POINTER(const float *, 5), .d_weight = POINTER(const float *, 6), .d_h = POINTER(float *, 7),
+        .d_x = POINTER(float *, 8), .d_old = POINTER(float *, 9), .positions = a[10], .channels = a[11],
+        .last = a[12], .threads = a[13], .eps = (float)eps,
+    };
+    WITHOUT_GIL(accel_halting_step_backward(&job))
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_ponder_cost(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     READ("ponder_cost", 6)
@@ -379,6 +401,7 @@ static PyMethodDef methods[] = {
     FAST(local_deviation, "local_deviation(x, images, height, width, pitch, channels, score, threads): see sets.c."),
     FAST(select, "select(score, images, pixels, budget, positions, threads): the highest scores of each image."),
     FAST(halting_step, "halting_step(16 ints, eps): the fields of HaltingJob in engine.h in order."),
+    FAST(halting_step_backward, "halting_step_backward(14 ints, eps): the fields of HaltingGradJob in engine.h in order."),
     FAST(ponder_cost, "ponder_cost(ponder, units, images, pixels, rho, executed): sums of each image."),
     FAST(run_stage, "run_stage(35 ints, eps): an ACT or SACT stage, fields of Stage in engine.h: see kernels/cpu/stage.py."),
     FAST(fingerprints, "fingerprints(addresses, counts, count): one hash of some values of many dense fp32 tensors."),

@@ -220,6 +220,16 @@ typedef struct {
 } HaltingJob;
 
 void accel_halting_step(const HaltingJob *job);
+
+/* Its gradients: d_* of the new state in, those of the scores, x and the old remainder out. */
+typedef struct {
+    const float *h, *x, *remainder, *d_remainder, *d_ponder, *d_output, *d_weight;
+    float *d_h, *d_x, *d_old;
+    int64_t positions, channels, last, threads;
+    float eps;
+} HaltingGradJob;
+
+void accel_halting_step_backward(const HaltingGradJob *job);
 void accel_ponder_cost(const float *ponder, const int32_t *units, int64_t images, int64_t pixels, float *rho,
                        int64_t *executed);
 

@@ -1,4 +1,6 @@
 /* One unit of adaptive computation time, and the sums of its cost: see kernels/reference/halting_step.py. */
+#include <string.h>
+
 #include "engine.h"
 
 /* One pass: each position decides, then adds its share of x to the output. In place, positions of weight 0 are skipped. */
@@ -24,6 +26,46 @@ void accel_halting_step(const HaltingJob *j)
         float *out = j->new_output + i * j->channels;
         for (int64_t c = 0; c < j->channels; c++)
             out[c] = old[c] + weight * x[c];
+    }
+}
+
+/* dx = weight * dy; returns the sum of dy * x, in double: an image of ACT has as many values as its map. */
+static double weigh(const float *dy, const float *x, float weight, float *dx, int64_t channels)
+{
+    double part[8] = {0}, sum = 0;
+    const int64_t whole = channels / 8 * 8;
+    for (int64_t c = 0; c < whole; c += 8)
+        for (int64_t lane = 0; lane < 8; lane++) {
+            part[lane] += (double)dy[c + lane] * x[c + lane];
+            dx[c + lane] = weight * dy[c + lane];
+        }
+    for (int64_t c = whole; c < channels; c++) {
+        sum += (double)dy[c] * x[c];
+        dx[c] = weight * dy[c];
+    }
+    for (int64_t lane = 0; lane < 8; lane++)
+        sum += part[lane];
+    return sum;
+}
+
+void accel_halting_step_backward(const HaltingGradJob *j)
+{
+    const int threads = accel_threads(j->threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && j->positions * j->channels > 1 << 14)
+    for (int64_t i = 0; i < j->positions; i++) {
+        const float left = j->remainder[i];
+        const int running = left > 0, going = running && !j->last && left - j->h[i] > j->eps;
+        float *dx = j->d_x + i * j->channels;
+        j->d_h[i] = j->d_old[i] = 0;
+        if (!running) {
+            memset(dx, 0, (size_t)j->channels * sizeof(float));
+            continue;
+        }
+        const float *dy = j->d_output + i * j->channels, *x = j->x + i * j->channels;
+        const float through = (float)(j->d_weight[i] + weigh(dy, x, going ? j->h[i] : left, dx, j->channels));
+        if (going) /* the score of the unit it halts in decided that it halts, no more: no gradient */
+            j->d_h[i] = through - j->d_remainder[i];
+        j->d_old[i] = going ? j->d_remainder[i] : through + j->d_ponder[i];
     }
 }
 

@@ -135,6 +135,35 @@ def halting_step_(
     return running
 
 
+def halting_step_backward(
+    h: Tensor | None,
+    x: Tensor,
+    remainder: Tensor,
+    d_remainder: Tensor,
+    d_ponder: Tensor,
+    d_output: Tensor,
+    d_weight: Tensor,
+    eps: float,
+    last: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one step; arguments and result as in `accel.kernels.reference.halting_step`."""
+    if not _takes(h, x, remainder, remainder, remainder, x):
+        return reference.halting_step_backward(
+            h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last
+        )  # fmt: skip
+    require_float32(d_remainder, d_ponder, d_output, d_weight)
+    d_states = [tensor.contiguous() for tensor in (d_remainder, d_ponder, d_weight)]
+    d_output = pixels_first(d_output) if remainder.dim() == 3 else d_output.contiguous()
+    d_h, d_x, d_old = torch.empty_like(remainder), torch.empty_like(x), torch.empty_like(remainder)
+    positions = remainder.numel()
+    _engine.halting_step_backward(
+        address(h), x.data_ptr(), remainder.data_ptr(), d_states[0].data_ptr(), d_states[1].data_ptr(),
+        d_output.data_ptr(), d_states[2].data_ptr(), d_h.data_ptr(), d_x.data_ptr(), d_old.data_ptr(), positions,
+        x.numel() // max(positions, 1), last or h is None, torch.get_num_threads(), eps,
+    )  # fmt: skip
+    return d_h, d_x, d_old
+
+
 def ponder_cost(ponder: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of each image; arguments and result as in `accel.kernels.reference.ponder_cost`."""
     require_float32(ponder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from accel.kernels.reference import halting_step as reference
 from accel.ops import halting_step, halting_step_
 
 SHAPES = {
@@ -126,6 +127,23 @@ def test_gradients_are_the_rules(backend, needs, device, assert_close, shapes, l
         (new[0], new[1], new[3], new[4]), wanted, [u.float().to(device) for u in upstream], materialize_grads=True
     )
     for gradient, value in zip(got, right):
+        assert_close(gradient, value)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_gradients_of_maps_with_contiguous_pixels(backend, needs, device, assert_close, monkeypatch, shapes, last):
+    """The layout that the C engine steps itself, without the reference; every gradient in a layout of its own."""
+    needs("halting_step_backward", "halting_step")
+    h, x, remainder, ponder, _, output = state_of(*shapes)
+    exact = [t.double() for t in (h, x, remainder, h + 1, ponder, output, ponder - 1)]
+    expected = reference.halting_step_backward(*exact, EPS, last)
+    if backend == "cpu":
+        monkeypatch.setattr(reference, "halting_step_backward", None)
+    given = [t.float().to(device) for t in exact]
+    if h.dim() == 3:
+        given[1] = given[1].contiguous(memory_format=torch.channels_last)
+        given[4] = given[4].transpose(1, 2).contiguous().transpose(1, 2)
+    for gradient, value in zip(torch.ops.accel.halting_step_backward(*given, EPS, last), expected):
         assert_close(gradient, value)
 
 
