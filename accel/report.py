@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import as_arguments, evaluation, replaced_forwards
+from accel.nn.running import as_arguments, evaluation, observer, replaced_forwards
 from accel.profiling.flops import layer_macs
 from accel.profiling.latency import compare
 from accel.profiling.memory import peak_activation_bytes
@@ -229,11 +229,11 @@ def _timed_run(model: nn.Module, names: Sequence[str], arguments: tuple) -> dict
             spent[name] = spent.get(name, 0.0) + _now_ms() - start
             return out
 
-        run.observes_only = True
         return run
 
     layers = {name: layer for name, layer in model.named_modules() if name in names and name}
-    with replaced_forwards({layer: timed(name, layer.forward) for name, layer in layers.items()}):
+    watched = {layer: observer(layer.forward, functools.partial(timed, name)) for name, layer in layers.items()}
+    with replaced_forwards(watched):
         model(*arguments)
     return spent
 

@@ -8,6 +8,7 @@ reads it are included, and the parts add up to the whole. The networks take turn
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import statistics
 import time
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from accel.errors import ConfigError
-from accel.nn.running import evaluation, replaced_forwards
+from accel.nn.running import evaluation, observer, replaced_forwards
 
 DENSE = "dense"  # the label of a layer that is left as it is
 REPEATS = 9
@@ -95,11 +96,11 @@ def _segments(network: nn.Module, names: Sequence[str], arguments: tuple) -> dic
             marks.append((name, _now_ms()))
             return forward(*args, **kwargs)
 
-        run.observes_only = True
         return run
 
     modules = {name: network.get_submodule(name) for name in names}
-    with evaluation(network), replaced_forwards({m: marked(name, m.forward) for name, m in modules.items()}):
+    watched = {m: observer(m.forward, functools.partial(marked, name)) for name, m in modules.items()}
+    with evaluation(network), replaced_forwards(watched):
         marks[0] = ("", _now_ms())
         network(*arguments)
         marks.append(("", _now_ms()))

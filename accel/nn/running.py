@@ -23,6 +23,16 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def observer(forward: Callable, around: Callable[[Callable], Callable]) -> Callable:
+    """`around(forward)`, a function that only watches: converted models run fused with it in a forward's place.
+
+    Where they run something else instead of that forward, they wrap it in `around` too.
+    """
+    run = around(forward)
+    run.observes_only, run.around = True, around
+    return run
+
+
 @contextlib.contextmanager
 def replaced_forwards(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
     """Within the block, each of the modules runs the given function as its forward; afterwards its own again."""

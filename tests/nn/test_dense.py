@@ -11,6 +11,7 @@ from accel import ops
 from accel.kernels.reference.activation import ACTIVATIONS
 from accel.nn import dense
 from accel.nn.inference import describe_paths, installed, one_by_one
+from accel.nn.running import observer, replaced_forwards
 
 CONVOLUTIONS = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -93,3 +94,22 @@ def test_a_hook_that_only_watches_sees_the_convolution():
     net[0].register_forward_hook(hook)
     torch.testing.assert_close(net(image()), before)
     assert seen == [(2, 8, 11, 9)]
+
+
+def test_an_observer_sees_what_runs_and_a_forward_of_their_own_is_called():
+    conv, seen = nn.Conv2d(3, 6, 3).eval(), []
+
+    def around(forward):
+        def run(*arguments):
+            seen.append(forward)
+            return forward(*arguments)
+
+        return run
+
+    with torch.no_grad():
+        plain = dense.convolve(conv, image(), None, "relu")
+        with replaced_forwards({conv: observer(conv.forward, around)}):
+            assert torch.equal(dense.convolve(conv, image(), None, "relu"), plain)
+        assert len(seen) == 1
+        with replaced_forwards({conv: lambda x: torch.zeros(1)}):
+            assert torch.equal(dense.convolve(conv, image(), None, "relu"), torch.zeros(1))
