@@ -261,26 +261,25 @@ static PyObject *py_ponder_cost(PyObject *self, PyObject *const *args, Py_ssize_
 
 static PyObject *py_run_stage(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    if (given != 36) {
-        PyErr_Format(PyExc_TypeError, "run_stage expects 35 ints and eps, got %zd values", given);
+    if (given != 35) {
+        PyErr_Format(PyExc_TypeError, "run_stage expects 34 ints and eps, got %zd values", given);
         return NULL;
     }
-    const double eps = PyFloat_AsDouble(args[35]);
+    const double eps = PyFloat_AsDouble(args[34]);
     if (eps == -1 && PyErr_Occurred())
         return NULL;
-    given = 35;
-    READ("run_stage", 35)
+    given = 34;
+    READ("run_stage", 34)
     const Stage stage = {
         .x = POINTER(const float *, 0), .shortcut = POINTER(const float *, 1), .x_strides = {a[2], a[3], a[4]},
         .shortcut_strides = {a[5], a[6], a[7]}, .memory = POINTER(float *, 8), .output = POINTER(float *, 9),
-        .remainder = POINTER(float *, 10), .ponder = POINTER(float *, 11), .shares = POINTER(float *, 12),
-        .executed = POINTER(int32_t *, 13), .macs = POINTER(int64_t *, 14), .images = a[15], .group = a[16],
-        .threads = a[17], .macs_before = a[18], .input_map = POINTER(const int32_t *, 19),
-        .shortcut_map = POINTER(const int32_t *, 20), .buffers = POINTER(const StageBuffer *, 21),
-        .convs = POINTER(const StageConv *, 22), .units = POINTER(const StageUnit *, 23),
-        .head_offsets = POINTER(const int32_t *, 24), .memory_each = a[25], .unit_count = a[26], .height = a[27],
-        .width = a[28], .channels = a[29], .border = a[30], .pitch = a[31], .reach = a[32], .most_pixels = a[33],
-        .head_taps = a[34] ? 9 : 0, .spatial = a[34], .eps = (float)eps,
+        .ponder = POINTER(float *, 10), .shares = POINTER(float *, 11), .executed = POINTER(int32_t *, 12),
+        .macs = POINTER(int64_t *, 13), .images = a[14], .group = a[15], .threads = a[16], .macs_before = a[17],
+        .input_map = POINTER(const int32_t *, 18), .shortcut_map = POINTER(const int32_t *, 19),
+        .buffers = POINTER(const StageBuffer *, 20), .convs = POINTER(const StageConv *, 21),
+        .units = POINTER(const StageUnit *, 22), .head_offsets = POINTER(const int32_t *, 23), .memory_each = a[24],
+        .unit_count = a[25], .height = a[26], .width = a[27], .channels = a[28], .border = a[29], .pitch = a[30],
+        .reach = a[31], .most_pixels = a[32], .head_taps = a[33] ? 9 : 0, .spatial = a[33], .eps = (float)eps,
     };
     int failed;
     WITHOUT_GIL(failed = accel_run_stage(&stage))
@@ -403,7 +402,7 @@ static PyMethodDef methods[] = {
     FAST(halting_step, "halting_step(16 ints, eps): the fields of HaltingJob in engine.h in order."),
     FAST(halting_step_backward, "halting_step_backward(14 ints, eps): the fields of HaltingGradJob in engine.h in order."),
     FAST(ponder_cost, "ponder_cost(ponder, units, images, pixels, rho, executed): sums of each image."),
-    FAST(run_stage, "run_stage(35 ints, eps): an ACT or SACT stage, fields of Stage in engine.h: see kernels/cpu/stage.py."),
+    FAST(run_stage, "run_stage(34 ints, eps): an ACT or SACT stage, fields of Stage in engine.h: see kernels/cpu/stage.py."),
     FAST(fingerprints, "fingerprints(addresses, counts, count): one hash of some values of many dense fp32 tensors."),
     FAST(grad_input, "grad_input(19 ints): dX, the fields of GradJob in engine.h in order."),
     FAST(grad_weight, "grad_weight(19 ints): dW, the fields of GradJob in engine.h in order."),

@@ -261,7 +261,7 @@ typedef struct {
     const StageConv *convs;
     const StageUnit *units;
     const int32_t *head_offsets;
-    float *memory, *output, *remainder, *ponder, *shares; /* output NHWC; shares [N][units][H][W] */
+    float *memory, *output, *ponder, *shares; /* output NHWC; shares [N][units][H][W] */
     int32_t *executed;
     int64_t *macs;
     int64_t memory_each, images, group, unit_count, height, width, channels, border, pitch, reach, most_pixels;

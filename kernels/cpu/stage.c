@@ -29,6 +29,7 @@ typedef struct {
     int32_t *flat;             /* of lists[0]: position within the group, image * pixels + p */
     int32_t *from, *to;        /* lists of a first unit, whose convolutions change the grid */
     float *weight;             /* of lists[0]: scores, then halting weights */
+    float *remainder;          /* [images * pixels], or [images] */
     float *sums, *pooled;      /* [images][channels], [images] */
     double *totals;            /* [images][channels] of the state */
     uint8_t *active, *wide, *rows; /* frames of the state; wide and rows: the dilated mask, and half of the way there */
@@ -55,21 +56,24 @@ static void enter(const Group *g, const float *x, const int64_t *strides, const 
     accel_frame(&f);
 }
 
+/* to[i] |= from[i + d * step] for d in -reach .. reach. */
+static void spread(const uint8_t *restrict from, uint8_t *restrict to, int64_t count, int64_t step, int64_t reach)
+{
+    for (int64_t d = -reach; d <= reach; d++)
+        for (int64_t i = 0; i < count; i++)
+            to[i] |= from[i + d * step];
+}
+
 /* wide[f] = whether any pixel of the mask within `reach` rows and columns of f is set; inside the border only. */
 static void dilate(const Group *g, int64_t image, int64_t reach)
 {
     const Stage *s = g->s;
-    const int64_t all = frame_pixels(g, BUFFER_STATE), start = image * all;
-    const uint8_t *mask = g->active + start;
+    const int64_t all = frame_pixels(g, BUFFER_STATE), start = image * all, lines = s->border * s->pitch;
     uint8_t *rows = g->rows + start, *wide = g->wide + start;
     memset(rows, 0, (size_t)all);
     memset(wide, 0, (size_t)all);
-    for (int64_t d = -reach; d <= reach; d++)
-        for (int64_t f = s->border; f < all - s->border; f++)
-            rows[f] |= mask[f + d];
-    for (int64_t d = -reach; d <= reach; d++)
-        for (int64_t f = s->border * s->pitch; f < all - s->border * s->pitch; f++)
-            wide[f] |= rows[f + d * s->pitch];
+    spread(g->active + start + s->border, rows + s->border, all - 2 * s->border, 1, reach);
+    spread(rows + lines, wide + lines, all - 2 * lines, s->pitch, reach);
 }
 
 /* Lists the pixels of the mask, or of the dilated one. */
@@ -173,11 +177,14 @@ static float pooled_score(const Group *g, const StageUnit *u, int64_t image)
 }
 
 /* One halting decision (kernels/reference/halting_step.py) at state i; returns the weight of this unit there. */
-static float decide(const Stage *s, int64_t k, int64_t i, float score, int *going)
+static float decide(const Group *g, int64_t k, int64_t i, float score, int *going)
 {
-    const float h = 1 / (1 + expf(-score)), left = k ? s->remainder[i] : 1;
+    const Stage *s = g->s;
+    const int64_t states = s->spatial ? s->height * s->width : 1;
+    float *remainder = g->remainder + (i - g->first * states);
+    const float h = 1 / (1 + expf(-score)), left = k ? *remainder : 1;
     *going = k + 1 < s->unit_count && left - h > s->eps;
-    s->remainder[i] = left - h;
+    *remainder = left - h;
     s->ponder[i] = (k ? s->ponder[i] : 1) + (*going ? 1 : left);
     s->executed[i] = (int32_t)k + 1;
     return *going ? h : left;
@@ -204,7 +211,7 @@ static void halt_rows(const Group *g, int64_t k, int64_t start, int64_t end)
             continue;
         }
         const float bias = scored ? AT(const float *, u->bias)[image * u->bias_step + p] + g->pooled[n] : 0;
-        g->weight[r] = decide(s, k, image * pixels + p, (scored ? g->weight[r] : 0) + bias, &going);
+        g->weight[r] = decide(g, k, image * pixels + p, (scored ? g->weight[r] : 0) + bias, &going);
         s->shares[(image * s->unit_count + k) * pixels + p] = g->weight[r];
         g->active[g->lists[0][r]] = (uint8_t)going;
     }
@@ -227,7 +234,7 @@ static void halt(const Group *g, int64_t k)
         if (!s->spatial) {
             const int64_t image = g->first + n;
             int going;
-            s->shares[image * s->unit_count + k] = decide(s, k, image, g->pooled[n], &going);
+            s->shares[image * s->unit_count + k] = decide(g, k, image, g->pooled[n], &going);
             for (int64_t r = start; r < start + count; r++)
                 g->active[g->lists[0][r]] = (uint8_t)going;
         }
@@ -298,6 +305,7 @@ static size_t place_arrays(const Stage *s, Group *g, char *block)
     g->from = take(block, &used, s->group * s->most_pixels, sizeof(int32_t));
     g->to = take(block, &used, s->group * s->most_pixels, sizeof(int32_t));
     g->weight = take(block, &used, rows, sizeof(float));
+    g->remainder = take(block, &used, rows, sizeof(float));
     g->sums = take(block, &used, s->group * s->channels, sizeof(float));
     g->pooled = take(block, &used, s->group, sizeof(float));
     g->totals = take(block, &used, s->group * s->channels, sizeof(double));

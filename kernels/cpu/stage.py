@@ -87,14 +87,14 @@ class StagePlan:
         shortcut = None if shortcut is None else _even(shortcut)
         output = torch.empty((batch, self.channels, *self.size), memory_format=torch.channels_last)
         shape = self.size if self._spatial else ()
-        remainder, ponder = torch.empty(batch, *shape), torch.empty(batch, *shape)
-        executed, macs = torch.empty(batch, *shape, dtype=torch.int32), torch.empty(batch, dtype=torch.int64)
+        ponder, executed = torch.empty(batch, *shape), torch.empty(batch, *shape, dtype=torch.int32)
+        macs = torch.empty(batch, dtype=torch.int64)
         shares = torch.empty(batch, self._units, *shape)
         spare = self._spare.setdefault(workers * floats, [])
         memory = spare.pop() if spare else torch.zeros(workers * floats)  # borders stay zero for good
         _engine.run_stage(
             x.data_ptr(), address(shortcut), *_strides(x), *((0, 0, 0) if shortcut is None else _strides(shortcut)),
-            memory.data_ptr(), output.data_ptr(), remainder.data_ptr(), ponder.data_ptr(), shares.data_ptr(),
+            memory.data_ptr(), output.data_ptr(), ponder.data_ptr(), shares.data_ptr(),
             executed.data_ptr(), macs.data_ptr(), batch, group, threads, macs_before, *constants, self._eps,
         )  # fmt: skip
         spare.append(memory)
