@@ -125,7 +125,7 @@ def _accumulate(sums: dict[str, Tensor], name: str, impact: Tensor) -> None:
     sums[name] = sums[name] + total if name in sums else total
 
 
-def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = 16) -> None:
+def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = 1 << 20) -> None:
     """Fit, in place, every layer of a converted model that has interpolate='fitted', in the order they run.
 
     One forward of a batch whose first half takes the dense path through every convolution and whose second half takes
@@ -136,14 +136,14 @@ def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = 16) 
     Args:
         model: converted; its weights, statistics and modes are left as they are.
         calibration: inputs of one size, or tuples that start with one.
-        limit: pictures used, the first ones; they make one batch.
+        limit: input pixels used: the first 13 pictures of 240x320, or 1024 of 32x32; they make one batch.
 
     Raises:
         DataError: no batch, pictures of differing sizes, or a layer that the model does not call.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PerforatedConv2d)}
     waiting = {name for name, layer in layers.items() if layer.config.interpolate == "fitted"}
-    pictures = _one_batch(calibration)[:limit]
+    pictures = _first_pictures(calibration, limit)
     with evaluation(model), one_by_one(), torch.no_grad(), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             layer.forward = functools.partial(_lockstep, name, layer, waiting)
@@ -154,11 +154,16 @@ def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = 16) 
         raise DataError(f"the calibration data never reaches layer {name!r}: leave it out by a rule {{{name!r}: None}}")
 
 
-def _one_batch(calibration: Iterable) -> Tensor:
-    pictures = [batch[0] for batch in batches(calibration)]
-    shapes = {tuple(part.shape[1:]) for part in pictures}
-    if len(shapes) > 1:
-        raise DataError(f"interpolation is fitted on pictures of one size, got {sorted(shapes)}: resize them")
+def _first_pictures(calibration: Iterable, limit: int) -> Tensor:
+    """The first inputs, at least one, of not more than `limit` pixels in all."""
+    pictures, taken = [], 0
+    for x, *_ in batches(calibration):
+        if pictures and x.shape[1:] != pictures[0].shape[1:]:
+            shapes = [tuple(part.shape[1:]) for part in (pictures[0], x)]
+            raise DataError(f"interpolation is fitted on pictures of one size, got {shapes}: resize them")
+        room = max(limit // (x.shape[-2] * x.shape[-1]), 1) - taken
+        pictures.append(x[: max(room, 0)])
+        taken += len(pictures[-1])
     return torch.cat(pictures)
 
 

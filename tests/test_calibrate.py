@@ -7,7 +7,7 @@ from torch import nn
 
 import accel
 from accel import Perforate
-from accel.calibrate import default_loss, fit_layer, impact_maps
+from accel.calibrate import default_loss, fit_interpolation, fit_layer, impact_maps
 from accel.errors import ConfigError, DataError
 
 
@@ -136,6 +136,16 @@ def test_a_fitted_network_is_closer_to_the_dense_one_on_other_pictures():
 
     assert error("fitted") < 0.9 * error("weighted")
     assert error("fitted") < 0.8 * error("nearest")
+
+
+def test_a_fit_uses_the_first_pictures_of_so_many_pixels():
+    x = image(batch=6, size=12)
+    first, all_of_it, split = (fitted(nn.Sequential(conv()).eval(), x) for _ in range(3))
+    fit_interpolation(first, [x[:2]])
+    fit_interpolation(all_of_it, [x], limit=2 * 144 + 143)
+    fit_interpolation(split, [x[:1], x[1:3], x[3:]], limit=2 * 144)
+    for model in (all_of_it, split):
+        assert torch.equal(model[0].fit.weights, first[0].fit.weights)
 
 
 def test_fitting_needs_pictures_of_one_size_that_reach_every_layer():
