@@ -4,7 +4,7 @@ A case: `model`, `weights`, `rules` (a file that `accel search` wrote), `batch`,
 `size` [H, W] and `calibrate` (the first pictures, to fit on; the others are judged) or `data` (a labelled data set;
 `calibrate` of its training pictures, `judge` of its test pictures). `finetune` (steps) trains all three by distillation
 from the dense network, with `lr`, on the first `train` pictures, which are not judged either, or on the training split.
-`parts` = {shrunk, pruned}, out of 32, are found by timing where they are not given. Paths are relative to the working
+`parts` = {shrunk, pruned}, out of 64, are found by timing where they are not given. Paths are relative to the working
 directory.
 
 Rows, one a network: `speedup` against the faster dense form, all sides interleaved; the loss of quality; for ours the
@@ -31,7 +31,7 @@ SHOWN = (
 )
 TOLERANCE = 1e-4  # relative norm, engine against readable reference
 _AS_FAST = 1.02  # a rival may take so much longer than ours when its size is chosen
-_GRAIN = 32  # sizes and shares that are tried are so many parts of the whole
+_GRAIN = 64  # sizes and shares that are tried are so many parts of the whole
 _FINAL_ROUNDS = 15
 
 
@@ -66,7 +66,8 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
         if error > TOLERANCE:
             yield {"network": "ours", "error": error, "correct": False}
             return
-        networks, chosen = _rivals(dense, fast, task.example, case.get("parts"))
+    networks, chosen = _rivals(dense, fast, task.example, case.get("parts"))
+    with torch.inference_mode():
         macs, memory = accel.count_macs(dense, task.example), _peak(dense, task.example)
         saved = {
             "macs_reduction": round(macs / accel.count_macs(fast, task.example), 3),
@@ -116,32 +117,35 @@ def _rivals(
         return pruned(dense, part / _GRAIN)
 
     if parts is None:
-        ours = _median_ms({"ours": fast}, x)["ours"]
-        parts = {"shrunk": _largest(shrink, ours, x), "pruned": _largest(thin, ours, x)}
+        parts = {"shrunk": _largest(shrink, fast, x), "pruned": _largest(thin, fast, x)}
     networks = {"ours": fast, "shrunk": shrink(parts["shrunk"]), "pruned": thin(parts["pruned"])}
     size = "x".join(map(str, networks["shrunk"].size))
     return networks, {"ours": "searched", "shrunk": size, "pruned": f"{parts['pruned']}/{_GRAIN} of the channels"}
 
 
-def _largest(make: Callable[[int], nn.Module], limit_ms: float, x: Tensor) -> int:
+def _largest(make: Callable[[int], nn.Module], ours: nn.Module, x: Tensor) -> int:
     """The most parts out of _GRAIN with which the rival is as fast as ours, by bisection."""
     low, high = 1, _GRAIN
     while low < high:
         middle = (low + high + 1) // 2
-        if _median_ms({"rival": make(middle)}, x)["rival"] <= _AS_FAST * limit_ms:
+        found = _median_ms({"ours": ours, "rival": make(middle)}, x)
+        if found["rival"] <= _AS_FAST * found["ours"]:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _median_ms(networks: Mapping[str, nn.Module], x: Tensor, rounds: int = 5) -> dict[str, float]:
+def _median_ms(networks: Mapping[str, nn.Module], x: Tensor, rounds: int = 7) -> dict[str, float]:
     """Milliseconds of every network in the faster memory format."""
+    import torch
+
     from accel.profiling.latency import compare
     from accel.profiling.sides import FORMATS, in_format
 
     sides = {(name, form): in_format(net, x, FORMATS[form]) for name, net in networks.items() for form in FORMATS}
-    timing = compare(sides, repeats=rounds)
+    with torch.inference_mode():
+        timing = compare(sides, repeats=rounds)
     return {name: min(timing[name, form].median_ms for form in FORMATS) for name in networks}
 
 

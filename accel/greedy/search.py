@@ -29,7 +29,7 @@ from accel.profiling.latency import compare, ratio
 from accel.profiling.sides import DENSE as DENSE_SIDES
 from accel.profiling.sides import FORMATS, fastest, in_format
 
-STEPS_PER_LOOK = 13
+STEPS_PER_LAYER = 1.0  # accepted steps for each layer searched, until the losses are measured anew
 _AHEAD = 4  # candidates of a layer that are tried at a time, the next cheaper ones
 _SAME_TIME = 0.05  # a plain filling has to be so much faster than the fitted one of the same mask to be tried
 _LOOK_SECONDS = 40.0  # of trying candidates, from which the number of pictures follows
@@ -123,6 +123,7 @@ class _Search:
         self.journal, self.given, self.track = journal, table, track
         self.steps: list[Step] = []
         self.refused: set[tuple[str, str]] = set()
+        self.often = max(1, round(STEPS_PER_LAYER * len(space.searched)))
 
     def prepare(self, calibration: Iterable, pictures: int | None, loss: Loss | None) -> None:
         """Measure what every step stands on: the table, the dense network's time, and its outputs."""
@@ -219,7 +220,7 @@ class _Search:
     def descend(self) -> None:
         """Step until the target is met."""
         while not self._reached():
-            options = self._options() if self.since < STEPS_PER_LOOK else []
+            options = self._options() if self.since < self.often else []
             if not options and self.since:
                 self._look()
                 options = self._options()

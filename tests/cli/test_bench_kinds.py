@@ -42,7 +42,7 @@ ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1,
 
 
 def test_every_kind_is_tried():
-    assert set(CASES) | {"gpu"} == set(bench.KINDS)  # tests/triton/test_bench.py tries that one
+    assert set(CASES) | {"gpu", "rivals"} == set(bench.KINDS)  # tests/triton/test_bench.py, test_rivals.py try these
 
 
 @pytest.mark.parametrize("kind", CASES)

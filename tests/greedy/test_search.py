@@ -62,7 +62,7 @@ def brute_force(losses: Losses, target: float) -> list[tuple[str, str]]:
 
 
 def test_steps_are_those_of_brute_force(net, pictures, monkeypatch):
-    monkeypatch.setattr(search_module, "STEPS_PER_LOOK", 1)  # so that every estimate is a measurement
+    monkeypatch.setattr(search_module, "STEPS_PER_LAYER", 0)  # so that every estimate is a measurement
     found = find(net, pictures, speedup=1.7)
     space = search_module.open_space(net, pictures[:1], [pictures], CONFIGS, None, None)
     expected = brute_force(Losses(space.model, space.candidates, (pictures,), None), 1.7)
@@ -121,7 +121,7 @@ def test_rules_decide_first(net, pictures):
 
 
 def test_an_interrupted_search_goes_on(net, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(search_module, "STEPS_PER_LOOK", 1)
+    monkeypatch.setattr(search_module, "STEPS_PER_LAYER", 0)
     whole = find(net, pictures, speedup=1.7)
     looks = 0
     look = Losses.look
