@@ -21,7 +21,9 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         active_positions,
         halting_step,
         interpolate,
+        local_deviation,
         masked_conv2d,
+        max_rows,
         perforated_conv2d,
         ponder_cost,
         select_positions,
@@ -64,6 +66,8 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "interpolate_fitted_backward": lambda: interpolate.interpolate_fitted_backward(
             maps, rows[: BATCH * half], *fitted, factors
         ),
+        "max_rows": lambda: max_rows.max_rows(rows, torch.zeros(9, half, dtype=torch.int32), BATCH),
+        "local_deviation": lambda: local_deviation.local_deviation(maps, 16),
         "active_positions": lambda: active_positions.active_positions(units == 0, 1),
         "select_positions": lambda: select_positions.select_positions(state, 5),
         "halting_step": lambda: halting_step.halting_step(*step),

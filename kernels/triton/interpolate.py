@@ -94,7 +94,7 @@ def tiles(starts: Tensor, count: int) -> Tiles:
 
 
 def readers(skipped: Tensor, neighbors: Tensor, starts: Tensor, count: int) -> Readers:
-    """The readers of `count` computed rows."""
+    """The readers of `count` computed rows; the three lists are those of one `Neighbors`."""
     if neighbors not in _READERS:
         bounds, order = _grouped(neighbors.flatten(), count)
         skip, tap = order // neighbors.shape[1], order % neighbors.shape[1]

@@ -1,9 +1,10 @@
 """Triton kernels of `accel::perforated_conv2d` and its backward; the contract is the reference's, argument by argument.
 
 Forward: one launch of `gather_gemm` over the N * P computed positions; bias, residual and activation in its epilogue,
-and, for dense output, every tile stored from registers to all the positions that its rows stand in for. Backward: dX is
-the same kernel over input pixels with the taps reversed, reading the row gradients through the map position -> row; dW
-is a reduction over the rows in fixed shares. No atomics, so every result is the same at every run.
+and, for dense output, every tile stored from registers to all the positions that its rows stand in for. A fitted map
+takes two passes: compact rows here, then `interpolate_fitted`, whose neighbours' rows other programs compute. Backward:
+dX is the same kernel over input pixels with the taps reversed, reading the row gradients through the map position ->
+row; dW is a reduction over the rows in fixed shares. No atomics, so every result is the same at every run.
 
 float16, bfloat16 and float32 (tf32 or exact, as torch's convolutions are set), accumulated in float32.
 """

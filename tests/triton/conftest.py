@@ -66,3 +66,14 @@ def assert_close():
         assert error <= ratio[got.dtype] * scale, f"RMS of the difference is {error:.2e}, of the values {scale:.2e}"
 
     return check
+
+
+@pytest.fixture
+def cuda_autocast():
+    """torch.autocast("cuda") turns itself off where there is no card; this is what it sets."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.float16)
+    yield
+    torch.set_autocast_enabled("cuda", before[0])
+    torch.set_autocast_dtype("cuda", before[1])

@@ -12,9 +12,19 @@ import torch
 from accel.kernels.reference import active_positions as reference_active
 from accel.kernels.reference import halting_step as reference_step
 from accel.kernels.reference import interpolate as reference_interpolate
+from accel.kernels.reference import local_deviation as reference_deviation
+from accel.kernels.reference import max_rows as reference_max
 from accel.kernels.reference import ponder_cost as reference_ponder
 from accel.kernels.reference import select_positions as reference_select
-from accel.kernels.triton import active_positions, halting_step, interpolate, ponder_cost, select_positions
+from accel.kernels.triton import (
+    active_positions,
+    halting_step,
+    interpolate,
+    local_deviation,
+    max_rows,
+    ponder_cost,
+    select_positions,
+)
 
 SIDE = 47  # 2209 positions: three blocks of 1024, the last one short
 
@@ -61,6 +71,21 @@ def test_interpolation_over_several_blocks(interpreter, generator, random_set, a
     grad = torch.randn(2, 70, 11, 13, generator=generator).to(dtype)
     got = interpolate.interpolate_backward(grad, here.nearest, 80)
     assert_close(got, reference_interpolate.interpolate_backward(grad.double(), here.nearest, 80))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_max_rows_over_several_blocks(interpreter, generator, dtype):
+    rows = torch.randn(2 * 90, 70, generator=generator).to(dtype)
+    taps = torch.randint(90, (4, 75), generator=generator, dtype=torch.int32)
+    assert torch.equal(max_rows.max_rows(rows, taps, 2), reference_max.max_rows(rows, taps, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [3, 16, 40])
+def test_local_deviation_over_several_blocks(interpreter, generator, assert_close, dtype, channels):
+    x = torch.randn(2, 35, 13, 11, generator=generator).to(dtype)
+    got = local_deviation.local_deviation(x, channels)
+    assert_close(got, reference_deviation.local_deviation(x.double(), channels))
 
 
 def halting_problem(generator, spatial: bool, state_dtype, dtype):

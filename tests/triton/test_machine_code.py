@@ -20,6 +20,7 @@ from accel.profiling.pretend_gpu import SHARED_LIMIT, TARGETS, Compiled, pretend
 DOT = ("gather_gemm", "gather_gemm_weight")
 # Kernels that move whole rows of activations, gradients and fitted weights.
 ROWS = {"interpolate_rows", "interpolate_fitted_rows", "sum_segments", "sum_readers", "sum_tiles", "step"}
+ROWS |= {"largest_rows", "deviations"}
 OTHERS = {"count_active", "place_active", "select_highest", "sum_ponder", "step_backward", "step_backward_state"}
 # The opcode that must carry the products, of half precision and of tf32: mma.sync, wgmma, tcgen05, MFMA.
 OPCODE = {

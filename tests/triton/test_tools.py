@@ -11,6 +11,7 @@ from triton.runtime.errors import InterpreterError
 from accel.profiling.pretend_gpu import pretend_gpu
 from accel.tests.triton_tools.fake_gpu import fake_gpu
 from accel.tests.triton_tools.interp_switch import interpret
+from accel.tests.triton_tools.synchronisation import no_synchronisation
 
 
 @triton.jit
@@ -117,3 +118,27 @@ def test_the_pretend_card_computes():
         copy[(2,)](x, y, 100, 0, BLOCK=64)
     assert torch.equal(x, y)
     assert [(launch.name, launch.grid) for launch in record.launches] == [("copy", (2, 1, 1))]
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        torch.nonzero,
+        torch.unique,
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+    ],
+    ids=["item", "bool", "mask", "nonzero", "unique", "tolist", "cpu"],
+)
+def test_a_wait_for_the_device_is_found(wait):
+    with pytest.raises(AssertionError, match="waits for the device"), no_synchronisation():
+        wait(torch.ones(3))
+
+
+def test_work_that_stays_on_the_device_is_no_wait():
+    with no_synchronisation() as seen:
+        torch.where(torch.ones(3) > 0, torch.arange(3), 0).cumsum(0)
+    assert "aten::cumsum" in seen

@@ -1,0 +1,137 @@
+"""Whole networks through the Triton launchers on a pretend card, against the same networks on the reference.
+
+VGG-16 (its 13 convolutions; what follows them is torch's), ResNet-50 and a SACT ResNet-20, at full width on small
+pictures. The tile is a wide one: the interpreter takes 2 ms for each, whatever its size.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+from torchvision.models import resnet50, vgg
+
+import accel
+from accel.kernels.dispatch import use_backend
+from accel.kernels.positions import PositionSet
+from accel.kernels.triton.launch import Tile, clip, fitting_block
+from accel.nn.perforated import PerforatedConv2d
+from accel.profiling.pretend_gpu import pretend_gpu
+from accel.tests.triton_tools.fake_gpu import fake_gpu
+from accel.tests.triton_tools.synchronisation import no_synchronisation
+from accel.zoo.cifar import CifarResNet
+
+CONVOLUTIONS = {"vgg16": 13, "resnet50": 53}
+# What building a position set or one of its lists takes.
+BUILDING = {"aten::argsort", "aten::sort", "aten::searchsorted", "aten::randperm", "aten::cumsum"}
+# float32 on either side: a rounding of 6e-8 in each of up to 53 layers, and sums in other orders
+ROUNDING = 1e-5
+
+
+def build(name: str, generator: torch.Generator) -> nn.Module:
+    """A network in evaluation, its batch norms with statistics that are not the initial ones."""
+    torch.manual_seed(0)
+    if name == "vgg16":
+        model = nn.Sequential(vgg.make_layers(vgg.cfgs["D"]), nn.Flatten(), nn.Linear(512, 10))
+    else:
+        model = resnet50(num_classes=10) if name == "resnet50" else CifarResNet(20)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture
+def wide_tile(monkeypatch):
+    """One config, as wide as shared memory allows."""
+    tile = Tile(64, 128, 128, 8, 2)
+
+    def tiles(where, family, out_channels, in_channels):
+        return clip((tile,), tile._replace(out=fitting_block(out_channels), inner=fitting_block(in_channels)))
+
+    monkeypatch.setattr("accel.kernels.triton.gather_conv.matrix_tiles", tiles)
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "interpolate", "target"), [("vgg16", "weighted", "sm100"), ("resnet50", "nearest", "sm90")]
+)
+def test_static_networks(name, interpolate, target, generator, poisoned, wide_tile):
+    x = torch.randn(2, 3, 32, 32, generator=generator)
+    config = accel.Perforate(keep=0.5, interpolate=interpolate)
+    fast = accel.convert_model(build(name, generator), config, example_inputs=x)
+    with torch.inference_mode():
+        with use_backend("reference"):
+            expected = fast(x)
+        with fake_gpu(target) as record, use_backend("triton"):
+            got = fast(x)
+        assert relative_error(got, expected) < ROUNDING
+        kernels = [launch.name for launch in record.launches]
+        assert kernels.count("gather_gemm") == CONVOLUTIONS[name]
+        assert ("interpolate_fitted_rows" in kernels) == (interpolate == "weighted")
+        # once more, launches computing nothing: all that is left is the host's part of the whole network
+        with pretend_gpu(target) as again, use_backend("triton"), no_synchronisation() as seen:
+            fast(x)
+    assert len(again.launches) == len(record.launches)
+    assert "aten::linear" in seen and not seen & BUILDING, "sets and lists are kept"
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_card_has_its_own_position_sets_and_autocasts(name, generator, cuda_autocast, monkeypatch):
+    """Shapes, dtypes and devices alone: tensors of a card that is not there, which can give the host no number."""
+    x = torch.randn(2, 3, 32, 32, generator=generator)
+    fast = accel.convert_model(build(name, generator), accel.Perforate(keep=0.5), example_inputs=x)
+    original, built = PerforatedConv2d._build_set, []
+
+    with FakeTensorMode() as mode:
+
+        def build_set(self, height, width):
+            built.append(self)
+            with _disable_current_modes():
+                made = original(self, height, width)
+            return PositionSet(mode.from_tensor(made.positions), mode.from_tensor(made.nearest), height, width)
+
+        monkeypatch.setattr(PerforatedConv2d, "_build_set", build_set)
+        to_card(fast)
+        for _ in range(2):
+            with torch.no_grad():
+                out = fast(torch.empty(2, 3, 32, 32, device="cuda"))
+            assert len(built) == len(set(built)) == CONVOLUTIONS[name]
+    assert out.dtype == torch.float16 and out.device.type == "cuda"
+
+
+def to_card(model: nn.Module) -> None:
+    """Parameters and buffers on a card under FakeTensorMode; Module.to would ask for a driver."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    moved = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                    held[name] = nn.Parameter(moved) if isinstance(tensor, nn.Parameter) else moved
+
+
+def test_a_sact_network(generator, poisoned, wide_tile):
+    """Every position of every stage halts in the same unit, and the rest of the stage runs sparse."""
+    x = torch.randn(2, 3, 16, 16, generator=generator)
+    net = accel.convert_model(build("resnet20", generator), accel.SACT(tau=0.01), example_inputs=x).eval()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.out_channels == 1 and module.bias is not None:
+            nn.init.normal_(module.weight, 0, 0.3, generator=generator)
+            nn.init.constant_(module.bias, 0.0)  # about half of the positions halt early
+    with torch.inference_mode():
+        with use_backend("reference"):
+            expected = net(x)
+        with fake_gpu("gfx942") as record, use_backend("triton"):
+            got = net(x)
+    assert {"gather_gemm", "place_active", "step"} <= {launch.name for launch in record.launches}
+    assert relative_error(got.logits, expected.logits) < ROUNDING
+    for stage, other in zip(got.stages, expected.stages, strict=True):
+        assert other.num_units.unique().numel() > 1
+        assert torch.equal(stage.num_units, other.num_units)
+        assert relative_error(stage.ponder_cost, other.ponder_cost) < ROUNDING
