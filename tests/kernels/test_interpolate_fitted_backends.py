@@ -151,6 +151,8 @@ def test_a_gradient_in_any_memory_format(backend, device):
 
 
 def test_the_result_does_not_depend_on_the_threads(backend, device):
+    if backend == "triton":
+        pytest.skip("its kernels do not run in the host's threads, and this size takes the interpreter minutes")
     problem = Problem((64, 64), 0.5, 40)
     before, found = torch.get_num_threads(), []
     try:
