@@ -15,7 +15,7 @@ from accel.errors import ConfigError, DataError
 from accel.nn.fitted import Fit, classify, common_classes, distance_weights, find_neighbors
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import batches, evaluation
+from accel.nn.running import batches, evaluation, floating_tensors, has_labels
 
 _RIDGE = 1e-3  # of the neighbours' mean variance
 _SAMPLES = 1 << 12  # per class
@@ -91,10 +91,9 @@ def default_loss(outputs: object, batch: tuple) -> Tensor:
     The proxy is the outputs' inner product with fixed random signs: with it, the impact measures how much zeroing a
     position would move the outputs, whatever they are, without labels.
     """
-    tensors = _tensors(outputs)
-    labels = batch[1] if len(batch) > 1 else None
-    if isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point() and tensors[0].dim() == 2:
-        return F.cross_entropy(tensors[0], labels, reduction="sum")
+    tensors = floating_tensors(outputs)
+    if has_labels(outputs, batch):
+        return F.cross_entropy(tensors[0], batch[1], reduction="sum")
     generator = torch.Generator().manual_seed(0)
     return sum((tensor * _signs(tensor, generator)).sum() for tensor in tensors)
 
@@ -103,16 +102,6 @@ def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Random -1 or 1 per output of one image, the same for every image."""
     bits = torch.randint(2, tensor.shape[1:], generator=generator)
     return (2 * bits - 1).to(tensor)
-
-
-def _tensors(outputs: object) -> list[Tensor]:
-    """Every floating tensor in a model's outputs."""
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    if isinstance(outputs, Mapping):
-        outputs = outputs.values()
-    found = [tensor for output in outputs for tensor in _tensors(output)] if isinstance(outputs, Iterable) else []
-    return found
 
 
 def _accumulate(sums: dict[str, Tensor], name: str, impact: Tensor) -> None:

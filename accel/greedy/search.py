@@ -25,6 +25,7 @@ from accel.greedy.journal import Journal, fingerprint
 from accel.greedy.losses import Look, Loss, Losses, Track, first_pictures
 from accel.greedy.table import DENSE, REPEATS, Table, time_layers
 from accel.greedy.trace import FoundRules, Step, save_found
+from accel.nn.running import batches
 from accel.profiling.latency import compare, ratio
 from accel.profiling.sides import DENSE as DENSE_SIDES
 from accel.profiling.sides import FORMATS, fastest, in_format
@@ -74,7 +75,7 @@ def search(
         candidates: configurations with `keep` that a layer may take; see `default_candidates`.
         loss: (outputs, batch) -> summed loss of the batch's pictures, instead of the above.
         pictures: calibration pictures to measure losses on; by default as many as make a look at all candidates take
-            about 40 s. Report and final fit use them all.
+            about 40 s; the fits of `convert_model` use all that it is given.
         table: latencies measured before; whole networks are then not timed either, its sums decide.
         folder: keeps measurements, to go on after an interruption, and gets rules, trace and plot.
         track: wraps every long loop as (items, what) -> items, to show progress.
@@ -89,7 +90,7 @@ def search(
     chosen = default_candidates(seed) if candidates is None else tuple(candidates)
     space = open_space(model, example_inputs, calibration, chosen, fixed, loss)
     folder = None if folder is None else pathlib.Path(folder)
-    journal = Journal(None if folder is None else folder / "journal.json", _identity(space, pictures))
+    journal = Journal(None if folder is None else folder / "journal.json", _identity(space, calibration, pictures))
     run = _Search(space, kind, wanted, journal, table, track or (lambda items, _: items))
     run.prepare(calibration, pictures, loss)
     run.descend()
@@ -99,15 +100,17 @@ def search(
     return found
 
 
-def _identity(space: Space, pictures: int | None) -> dict[str, Any]:
+def _identity(space: Space, calibration: Iterable, pictures: int | None) -> dict[str, Any]:
     """What a journal's measurements hold for."""
-    inputs = [argument for argument in space.arguments if isinstance(argument, Tensor)]
+    first = next(batches(calibration))
     return {
         "model": fingerprint(space.model),
-        "inputs": [list(tensor.shape) for tensor in inputs],
+        "calibration": fingerprint(nn.Module(), *(part for part in first if isinstance(part, Tensor))),
+        "inputs": [list(argument.shape) for argument in space.arguments if isinstance(argument, Tensor)],
         "threads": torch.get_num_threads(),
-        "candidates": {name: sorted(row) for name, row in space.candidates.items()},
-        "fixed": space.start,
+        "candidates": {
+            name: [made.config.to_dict() for made in row.values()] for name, row in space.candidates.items()
+        },
         "pictures": pictures,
     }
 

@@ -149,6 +149,8 @@ def test_a_journal_of_another_search_is_refused(net, pictures, tmp_path):
     find(net, pictures, speedup=1.1, folder=tmp_path)
     with pytest.raises(ConfigError, match=r"journal\.json belongs to another search \(candidates differ\)"):
         find(net, pictures, speedup=1.1, folder=tmp_path, candidates=CONFIGS[:1])
+    with pytest.raises(ConfigError, match="calibration differ"):
+        find(net, pictures.flip(0), speedup=1.1, folder=tmp_path)
     (tmp_path / "journal.json").write_text("{")
     with pytest.raises(ConfigError, match="is no journal of a search"):
         find(net, pictures, speedup=1.1, folder=tmp_path)
