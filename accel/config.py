@@ -12,6 +12,7 @@ from accel.masks import ADAPTIVE_BASE, MASKS, lattice_keep
 
 VERSION = 1
 INTERPOLATIONS = ("nearest", "fitted", "weighted", "zero")
+CORRECTIONS = ("scale", "weights")
 TARGETS = ("speedup", "max_drop", "macs")
 
 
@@ -34,6 +35,8 @@ class Perforate:
             'fitted', per channel the least-squares weighted sum of the nearest computed positions plus a constant
             (needs calibration data); 'weighted', their sum weighted by 1 / distance**2; or 'zero'.
         neighbors: computed positions in such a sum.
+        correct: what 'fitted' fits at the computed positions: 'scale', scale and shift of every channel, or 'weights',
+            the weights of the convolution as well (the parameters keep their values).
         seed: seed of the random choices; with the layer's name and output size it fixes the position set.
 
     Raises:
@@ -47,12 +50,14 @@ class Perforate:
     mask: str = "grid"
     interpolate: str = "nearest"
     neighbors: int = 12
+    correct: str = "scale"
     seed: int = 0
 
     def __post_init__(self) -> None:
         self._check_aim()
         _check_choice("mask", self.mask, MASKS)
         _check_choice("interpolate", self.interpolate, INTERPOLATIONS)
+        _check_choice("correct", self.correct, CORRECTIONS)
         if isinstance(self.neighbors, bool) or not isinstance(self.neighbors, int) or self.neighbors < 1:
             raise ConfigError(f"neighbors must be a positive integer, got {self.neighbors!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):

@@ -124,6 +124,41 @@ def test_layers_are_fitted_to_the_inputs_they_will_get():
     torch.testing.assert_close(fast[0].fit.scale, torch.ones(6), atol=1e-4, rtol=1e-4)  # its input is the dense one
 
 
+@pytest.mark.parametrize("geometry", [{}, {"groups": 2}, {"padding_mode": "reflect"}, {"stride": 2, "dilation": 2}])
+def test_corrected_weights_are_the_ridge_solution(geometry):
+    """Fitted to a target that the plain weights miss: the change solves the normal equations."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 6, 3, **{"padding": 1, **geometry})
+    x = torch.randn(32, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+    fast = fitted(nn.Sequential(layer).eval(), x, correct="weights")[0]
+    with torch.no_grad():
+        target = layer(x) + 0.2 * layer(x.flip(1))
+        fit = fit_layer(fast, x, target)
+        positions = fast.position_set(*target.shape[2:])
+        rows = fast.rows_at(x, positions, layer.weight + fit.change)
+        before = fast.rows_at(x, positions, layer.weight)
+    wanted = target.flatten(2)[:, :, positions.positions.long()].permute(0, 2, 1).flatten(0, 1)
+    spread = [(values - wanted).sub((values - wanted).mean(0)).square().mean() for values in (before, rows)]
+    assert spread[1] < 0.1 * spread[0] or geometry.get("groups")  # a flip over all channels crosses the groups
+    assert spread[1] < spread[0]
+
+
+def test_a_network_with_corrected_weights_keeps_its_parameters(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()
+    x = image(batch=8, size=16)
+    scaled, fast = fitted(model, x), fitted(model, x, correct="weights")
+    assert all(torch.equal(ours, own) for ours, own in zip(fast.parameters(), model.parameters()))
+    with torch.no_grad():
+        error, plain = ((net(x) - model(x)).square().mean() for net in (fast, scaled))
+    assert error < plain
+    accel.save_converted(fast, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(accel.load_converted(tmp_path, model)(x), fast(x))
+        watched = fast(x)
+    torch.testing.assert_close(fast(x), watched, rtol=1e-4, atol=1e-5)  # with gradients: nothing folded
+
+
 def test_a_fitted_network_is_closer_to_the_dense_one_on_other_pictures():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 4, 5, padding=2)).eval()

@@ -29,6 +29,7 @@ class Fit:
         offsets: int16 [K - 1, T, 2], (dy, dx) of the neighbours of each class; the last class has none of its own.
         weights: [K, T, C], constant: [K, C]; see `accel.ops.interpolate`.
         scale, shift: [C], what the convolution's own output is corrected by, before anything is filled in.
+        change: what is added to the convolution's weight; None for nothing.
     """
 
     offsets: Tensor
@@ -36,6 +37,7 @@ class Fit:
     constant: Tensor
     scale: Tensor
     shift: Tensor
+    change: Tensor | None = None
 
     def __post_init__(self) -> None:
         classes, taps, channels = self.weights.shape
@@ -51,7 +53,13 @@ class Fit:
         return sort_into_classes(skipped, rows, classify(offsets, self.offsets.numpy()), len(self.weights))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def corrected(self, weight: Tensor) -> Tensor:
+        """The convolution's weight, changed and scaled; differentiable."""
+        weight = weight if self.change is None else weight + self.change.to(weight)
+        return weight * self.scale.to(weight)[:, None, None, None]
 
 
 def weighted_by_distance(positions: PositionSet, count: int, channels: int) -> Fit:

@@ -57,15 +57,15 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -
     wide = torch.promote_types(dtype, torch.float32)  # as the norm itself computes in lower precisions
     gain, offset = _affine(norm, wide) if norm is not None else conv.weight.new_tensor([1.0, 0.0], dtype=wide)
     bias = torch.zeros((), dtype=wide, device=device) if conv.bias is None else conv.bias.to(wide)
-    scale, sums, constant = gain, None, None
+    weight, sums, constant = conv.weight.to(wide), None, None
     if fit is not None:
-        correction, shift, sums, constant = (
+        scale, shift, sums, constant = (
             tensor.to(device, wide) for tensor in (fit.scale, fit.shift, fit.weights, fit.constant)
         )
-        scale, bias = gain * correction, bias * correction + shift
+        weight, bias = fit.corrected(weight), bias * scale + shift
         constant = (gain * constant + offset * (1 - sums.sum(1))).to(dtype)
         sums = sums.to(dtype)
-    weight = conv.weight * scale.expand(conv.out_channels)[:, None, None, None]
+    weight = weight * gain.expand(conv.out_channels)[:, None, None, None]
     return Folded(weight.to(dtype), (gain * bias + offset).to(dtype), sums, constant)
 
 

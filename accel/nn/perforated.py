@@ -190,9 +190,9 @@ class PerforatedConv2d(nn.Conv2d):
         """Whether skipped positions are weighted sums of computed ones."""
         return self.config.interpolate in ("fitted", "weighted") and not positions.is_full
 
-    def rows_at(self, x: Tensor, positions: PositionSet) -> Tensor:
-        """[N * P, K], the plain convolution of x [N, C, H, W] at the positions."""
-        return self._convolve(x, Folded(self.weight, self.bias, None, None), positions, None, "none", compact=True)
+    def rows_at(self, x: Tensor, positions: PositionSet, weight: Tensor) -> Tensor:
+        """[N * P, K], the convolution of x [N, C, H, W] with `weight` and this layer's bias at the positions."""
+        return self._convolve(x, Folded(weight, self.bias, None, None), positions, None, "none", compact=True)
 
     def _convolve(
         self,
@@ -229,7 +229,7 @@ class PerforatedConv2d(nn.Conv2d):
             tensor.to(self.weight) for tensor in (fit.scale, fit.shift, fit.weights, fit.constant)
         )
         bias = shift if self.bias is None else self.bias * scale + shift
-        return Folded(self.weight * scale[:, None, None, None], bias, sums, constant)
+        return Folded(fit.corrected(self.weight), bias, sums, constant)
 
     def _fit_by_distance(self, positions: PositionSet) -> Fit:
         if self.config.interpolate == "fitted":
