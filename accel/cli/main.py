@@ -27,6 +27,8 @@ VERB_MODULES = (
     "accel.cli.finetune",
     "accel.cli.bench",
     "accel.cli.train",
+    "accel.cli.eval",
+    "accel.cli.ponder",
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from accel.cli import main
 
-VERBS = ("demo", "env", "list", "plan", "profile", "convert", "search", "finetune", "bench", "train")
+VERBS = ("demo", "env", "list", "plan", "profile", "convert", "search", "finetune", "bench", "train", "eval", "ponder")
 
 
 def test_help_imports_nothing_heavy():

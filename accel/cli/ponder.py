@@ -1,0 +1,173 @@
+"""`accel ponder`: where an adaptive network looks longer: maps of ponder cost and units, per stage and summed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+from typing import TYPE_CHECKING
+
+from accel.cli import common, models
+from accel.errors import ConversionError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    Maps = dict[str, np.ndarray]
+
+MARKER = "ponder.json"
+QUANTITIES = ("ponder", "units")
+_OVERLAY = 0.75  # opacity of the summed map over the picture, as in the authors' tool
+_CLIP = (0.1, 99.9)  # percentiles between which the colours run, as in the authors' tool
+
+
+def add_parser(sub: argparse._SubParsersAction) -> None:
+    parser = common.add_verb(
+        sub,
+        "ponder",
+        run,
+        "draw where an ACT or SACT network looks longer, over pictures of any size",
+        "accel ponder zoo:resnet32_cifar --weights sact.safetensors --images photos/ -o maps/",
+    )
+    models.add_model(parser)
+    parser.add_argument("--images", type=pathlib.Path, required=True, metavar="PATH", help="a picture or a folder")
+    parser.add_argument("--limit", type=common.positive, metavar="N", help="use the first N pictures only")
+    parser.add_argument("--size", type=common.image_size, metavar="HxW", help="scale and crop (default: as they are)")
+    parser.add_argument("-o", "--output", type=pathlib.Path, required=True, metavar="DIR", help="folder to write")
+    common.add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from accel.cli.adaptive_models import resolve_any
+    from accel.cli.pictures import find_images
+
+    paths = [args.images] if args.images.is_file() else find_images(args.images, args.limit)
+    resolved = resolve_any(args.model, args.weights)
+    rows = []
+    with common.output_folder(args.output, MARKER) as folder:
+        for path in common.progress(args, paths, "pondering"):
+            picture = read(path, args.size)
+            maps = ponder_maps(resolved.model, resolved.name, picture)
+            name = f"{len(rows):03d}_{path.stem}"
+            save_arrays(folder / f"{name}.npz", maps)
+            for quantity in QUANTITIES:
+                draw(folder / f"{name}_{quantity}.png", picture, maps, quantity)
+            rows.append({"picture": path.name, "size": "x".join(map(str, picture.shape[1:])), **summary(maps)})
+        (folder / MARKER).write_text(json.dumps({"schema": 1, "model": args.model, "pictures": rows}, indent=2) + "\n")
+    common.print_rows(rows, args)
+    common.note(args, f"saved in {args.output}/: NAME_ponder.png, NAME_units.png and NAME.npz of each picture")
+    return 0
+
+
+def read(path: pathlib.Path, size: tuple[int, int] | None) -> Tensor:
+    """uint8 [3, H, W]. DataError: no readable picture."""
+    import PIL.Image
+    import PIL.ImageOps
+
+    from accel.cli.pictures import read_picture
+
+    if size is None:
+        try:
+            with PIL.Image.open(path) as picture:
+                width, height = PIL.ImageOps.exif_transpose(picture).size
+        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            raise DataError(f"cannot read the picture {path} ({error}): repair it or leave it out") from error
+        size = (height, width)
+    return read_picture(path, size)
+
+
+def ponder_maps(model: nn.Module, name: str | None, picture: Tensor) -> Maps:
+    """`ponder_<k>` and `units_<k>` of every stage at its own size, and their sums at the picture's, by nearest pixel.
+
+    ACT decides once for the whole picture: its maps have one value.
+
+    Raises:
+        ConversionError: the model is not adaptive, or cannot run on a picture of this size.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from accel.nn.adaptive import AdaptiveOutput
+    from accel.zoo.registry import preprocess
+
+    with torch.inference_mode():
+        try:
+            out = model(preprocess(name, picture[None]))
+        except (RuntimeError, ValueError) as error:
+            raise ConversionError(
+                f"the model cannot run on a picture of {picture.shape[1]}x{picture.shape[2]} ({error}): give --size"
+            ) from error
+        if not isinstance(out, AdaptiveOutput):
+            raise ConversionError("the model is not adaptive: give one with ACT or SACT stages, such as accel train's")
+        maps, size = {}, picture.shape[1:]
+        for quantity in QUANTITIES:
+            total = torch.zeros(size)
+            for k, stage in enumerate(out.stages):
+                values = (stage.ponder_cost if quantity == "ponder" else stage.num_units).float()
+                values = values if values.dim() == 3 else values[:, None, None]
+                maps[f"{quantity}_{k + 1}"] = values[0].numpy()
+                total += F.interpolate(values[None], size=size, mode="nearest-exact")[0, 0]
+            maps[quantity] = total.numpy()
+    return maps
+
+
+def summary(maps: Maps) -> dict[str, float]:
+    """Mean of every map, and the smallest and largest summed ponder cost."""
+    means = {name: round(float(values.mean()), 3) for name, values in maps.items()}
+    return {**means, "lowest": round(float(maps["ponder"].min()), 3), "highest": round(float(maps["ponder"].max()), 3)}
+
+
+def save_arrays(path: pathlib.Path, maps: Maps) -> None:
+    import numpy as np
+
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, **maps)
+    os.replace(partial, path)
+
+
+def draw(path: pathlib.Path, picture: Tensor, maps: Maps, quantity: str) -> None:
+    """A PNG: the picture, the summed map over it, and the map of every stage, each with its colour bar."""
+    import matplotlib.figure
+
+    stages = sorted(name for name in maps if name.startswith(f"{quantity}_"))
+    shown = picture.permute(1, 2, 0).numpy()
+    height, width = shown.shape[:2]
+    count = 2 + len(stages)
+    columns = count if count < 5 else 3
+    rows = -(-count // columns)
+    tall = min(max(height / width, 0.4), 2.5)
+    figure = matplotlib.figure.Figure(figsize=(4.2 * columns, (3.6 * tall + 0.5) * rows), dpi=100)
+    figure.set_layout_engine("compressed")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    axes[0].imshow(shown)
+    axes[0].set_title("picture")
+    label = "ponder cost" if quantity == "ponder" else "units"
+    axes[1].imshow(shown)
+    _paint(figure, axes[1], maps[quantity], f"{label}, all stages", (width, height), alpha=_OVERLAY)
+    for axis, name in zip(axes[2:], stages):
+        rows, columns = maps[name].shape
+        title = f"stage {name.rpartition('_')[2]} ({rows}x{columns})"
+        _paint(figure, axis, maps[name], title, (width, height))
+    for axis in axes[:count]:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.savefig(path, format="png")
+
+
+def _paint(figure, axis, values, title: str, extent: tuple[int, int], alpha: float = 1.0) -> None:
+    import numpy as np
+
+    low, high = np.percentile(values, _CLIP)
+    high = high if high > low else low + 1
+    painted = axis.imshow(
+        values, cmap="viridis", vmin=low, vmax=high, alpha=alpha, interpolation="nearest",
+        extent=(-0.5, extent[0] - 0.5, extent[1] - 0.5, -0.5),
+    )  # fmt: skip
+    axis.set_title(title)
+    bar = figure.colorbar(painted, ax=axis, fraction=0.046, pad=0.03)
+    bar.solids.set_alpha(1)
