@@ -37,6 +37,7 @@ typedef struct {
     float *carry;           /* [rows][vectors * lanes] partial sums between chunks of the reduction */
     int first, last;        /* is this the first / last chunk of the reduction */
     int activation;
+    int stream;             /* store past the caches: whole vectors only, base and pitch aligned to them */
 } TileArgs;
 
 /* dW: out[c][k] += sum over rows of x[row][c] * grad[row][k], for mr input channels and nv vectors of output channels. */

@@ -295,3 +295,11 @@ def test_wrong_dtype_names_the_tensor():
 def test_unknown_instruction_set():
     with pytest.raises(ValueError, match="cannot run the instruction set 'avx9'"):
         _engine.set_isa("avx9")
+
+
+@pytest.mark.parametrize("k, groups", [(64, 1), (96, 2), (72, 1), (40, 8)])
+def test_a_map_that_is_written_past_the_caches(isa, k, groups):
+    """Outputs of 4 MiB and more are streamed where channels come in whole vectors, and stored where they do not."""
+    case = Case(2, 16, k, (130, 134), (1, 1), groups=groups, activation="relu")
+    assert case.residual.nbytes >= 1 << 22
+    assert_close(case.run(residual=True), case.expected(residual=True))
