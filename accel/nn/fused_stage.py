@@ -23,9 +23,13 @@ class FusedStage:
 
     def __init__(self, units: Sequence[nn.Module], *, spatial: bool, eps: float):
         self._units, self._spatial, self._eps = list(units), spatial, eps
-        self._descriptions = [describe_unit(unit) for unit in self._units]
-        self._plans: dict[tuple[int, int], StagePlan | None] = {}
         self._freshness = Freshness(self._units)
+        self._describe()
+
+    def _describe(self) -> None:
+        """Read what the units are made of, anew after a change."""
+        self._plans: dict[tuple[int, int], StagePlan | None] = {}
+        self._descriptions = [describe_unit(unit) for unit in self._units]
         shortcut = self._descriptions[0].shortcut
         self._shortcut_step = _as_step(shortcut)
         self._shortcut = shortcut if self._shortcut_step is None else None
@@ -46,7 +50,7 @@ class FusedStage:
         if not (x.dtype is torch.float32 and runs_on_engine(x) and is_direct(x)) or not self._freshness.unwatched():
             return None
         if not self._freshness.holds():
-            self._plans.clear()
+            self._describe()
         size = (x.shape[2], x.shape[3])
         if size not in self._plans:
             self._plans[size] = self._prepare(size)

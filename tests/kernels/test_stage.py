@@ -1,0 +1,195 @@
+"""Whole stages on the C engine, forced through every instruction set, against the loop that says what they compute."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
+
+from accel.config import ACT, SACT
+from accel.kernels.cpu import _engine
+from accel.kernels.stage import StageConv, StageHead, StageUnit, plan_stage
+from accel.nn.adaptive import AdaptiveStage, dense_execution
+
+
+@pytest.fixture(params=_engine.isas())
+def isa(request):
+    before = _engine.isa()
+    _engine.set_isa(request.param)
+    yield request.param
+    _engine.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Every buffer that is allocated without being filled starts as NaN."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
+
+
+def poison(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(-7)
+
+
+class Unit(nn.Module):
+    """A residual unit in the layout that `describe_unit` knows."""
+
+    def __init__(self, channels_in, channels, hidden, kernels, stride=1, dilation=1, groups=1, project=False):
+        super().__init__()
+        widths = [channels_in, *[hidden] * (len(kernels) - 1), channels]
+        for k, kernel in enumerate(kernels, 1):
+            spatial = kernel > 1
+            step = {"stride": stride if k == len(kernels) - 1 else 1, "dilation": dilation if spatial else 1}
+            pad = (kernel - 1) // 2 * step["dilation"]
+            inner = groups if 1 < k < len(kernels) else 1
+            conv = nn.Conv2d(widths[k - 1], widths[k], kernel, padding=pad, groups=inner, bias=k % 2 == 0, **step)
+            setattr(self, f"conv{k}", conv)
+            setattr(self, f"bn{k}", nn.BatchNorm2d(widths[k]))
+        self.count = len(kernels)
+        self.downsample = None
+        if project:
+            self.downsample = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride), nn.BatchNorm2d(channels))
+
+    def forward(self, x):
+        out = x
+        for k in range(1, self.count + 1):
+            out = getattr(self, f"bn{k}")(getattr(self, f"conv{k}")(out))
+            out = F.relu(out) if k < self.count else out
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+def stage_of(config, channels_in, channels, hidden, kernels, units=4, stride=1, seed=0, **more) -> AdaptiveStage:
+    torch.manual_seed(seed)
+    project = stride != 1 or channels_in != channels
+    first = Unit(channels_in, channels, hidden, kernels, stride, project=project, **more)
+    others = [Unit(channels, channels, hidden, kernels, **more) for _ in range(units - 1)]
+    stage = AdaptiveStage(nn.Sequential(first, *others), config).eval()
+    for module in stage.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    for unit in list(stage)[:-1]:
+        unit.halting.conv.weight.data.mul_(3)
+        unit.halting.conv.bias.data.fill_(-0.5)
+    return stage
+
+
+def compare(stage: AdaptiveStage, x: torch.Tensor) -> None:
+    """The engine ran, and everything it reports is what dense execution under the mask reports."""
+    with torch.no_grad():
+        out, got = stage(x), stage.result
+        assert stage._fused._plans[tuple(x.shape[2:])] is not None
+        with dense_execution(stage):
+            expected_out, expected = stage(x), stage.result
+    assert (out - expected_out).norm() <= 1e-5 * expected_out.norm()
+    assert torch.equal(got.num_units, expected.num_units)
+    assert torch.equal(got.executed_macs, expected.executed_macs)
+    assert torch.allclose(got.ponder_cost, expected.ponder_cost, atol=1e-5)
+    assert torch.allclose(got.halting_distribution, expected.halting_distribution, atol=1e-5)
+
+
+BASIC, BOTTLENECK = (3, 3), (1, 3, 1)
+SHAPES = {
+    "basic": {"channels_in": 16, "channels": 16, "hidden": 16, "kernels": BASIC},
+    "basic, odd widths": {"channels_in": 5, "channels": 5, "hidden": 7, "kernels": BASIC},
+    "basic, smaller": {"channels_in": 6, "channels": 20, "hidden": 9, "kernels": BASIC, "stride": 2},
+    "bottleneck": {"channels_in": 24, "channels": 40, "hidden": 8, "kernels": BOTTLENECK},
+    "bottleneck, smaller": {"channels_in": 24, "channels": 72, "hidden": 16, "kernels": BOTTLENECK, "stride": 2},
+    "grouped": {"channels_in": 16, "channels": 16, "hidden": 12, "kernels": BOTTLENECK, "groups": 3},
+    "dilated": {"channels_in": 8, "channels": 8, "hidden": 8, "kernels": BASIC, "dilation": 2},
+    "three windows": {"channels_in": 8, "channels": 8, "hidden": 8, "kernels": (3, 5, 3)},
+}
+
+
+@pytest.mark.parametrize("config", [ACT(eps=0.05), SACT(eps=0.05)], ids=["ACT", "SACT"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_stage_is_the_dense_loop(shape, config, isa):
+    stage = stage_of(config, **SHAPES[shape])
+    x = torch.randn(3, SHAPES[shape]["channels_in"], 13, 10) * torch.tensor([0.3, 1.0, 4.0]).view(3, 1, 1, 1)
+    compare(stage, x.to(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch, size", [(1, (40, 33)), (40, (6, 7)), (9, (36, 36)), (2, (1, 1)), (3, (1, 9))])
+def test_groups_of_images_and_threads_change_nothing(batch, size, threads):
+    """Many groups, one group, a group of many images, and maps of one line."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        stage = stage_of(SACT(eps=0.05), 16, 16, 16, BASIC)
+        x = torch.randn(batch, 16, *size)
+        compare(stage, x)
+        with torch.no_grad():
+            together = stage(x)
+            alone = torch.cat([stage(image[None]) for image in x])
+        assert (together - alone).norm() <= 1e-6 * alone.norm()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "cut out"])
+def test_inputs_of_any_layout(layout):
+    stage = stage_of(SACT(), 8, 8, 8, BASIC)
+    x = torch.randn(2, 8, 12, 9)
+    if layout == "cut out":
+        x = torch.randn(2, 10, 15, 11)[:, 1:9, 2:14, 1:10]
+    elif layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    compare(stage, x)
+
+
+def test_a_changed_parameter_is_noticed():
+    stage = stage_of(SACT(eps=0.05), 8, 8, 8, BASIC)
+    x = torch.randn(2, 8, 12, 9)
+    compare(stage, x)
+    stage[1].conv2.weight.data.mul_(0.5)  # through .data: no version is raised
+    compare(stage, x)
+    stage[0].halting.bn.running_mean.add_(0.3)
+    compare(stage, x)
+    with torch.no_grad():
+        stage[2].bn1.weight[3] = 1.7  # one value among many
+    compare(stage, x)
+    stage[1].conv1 = copy.deepcopy(stage[2].conv1)
+    compare(stage, x)
+
+
+def test_a_hook_is_called():
+    stage = stage_of(SACT(), 8, 8, 8, BASIC)
+    seen = []
+    stage[1].halting.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        stage(torch.randn(1, 8, 12, 9))
+    assert seen
+
+
+def test_what_the_engine_cannot_run_is_refused():
+    def conv(k, c, size, padding, groups=1):
+        return StageConv(torch.randn(k, c // groups, size, size), None, (1, 1), padding, (1, 1), groups, "relu")
+
+    def plan(*later):
+        first = StageUnit((conv(8, 8, 3, (1, 1)), conv(8, 8, 3, (1, 1))), head)
+        return plan_stage([first, StageUnit(later, None)], None, (9, 9), spatial=True, eps=0.01)
+
+    head = StageHead(torch.zeros(9, 8), torch.zeros(9, 9), torch.zeros(8))
+    good = conv(8, 8, 3, (1, 1))
+    assert plan(good, good) is not None
+    assert plan(good) is None  # it would read the state that it overwrites
+    assert plan(good, conv(8, 8, 3, (0, 0))) is None
+    assert plan(conv(8, 8, 3, (1, 1), groups=8), good) is None
+    assert plan(conv(8, 8, 17, (8, 8)), good, conv(8, 8, 1, (0, 0))) is not None
+    assert plan(good, conv(8, 8, 17, (8, 8))) is None  # the first would need a set of reach 8
+
+
+def test_a_bias_map_for_other_images_is_refused():
+    conv = StageConv(torch.randn(4, 4, 3, 3), None, (1, 1), (1, 1), (1, 1), 1, "relu")
+    head = StageHead(torch.zeros(9, 4), torch.zeros(3, 5, 5), torch.zeros(4))
+    units = [StageUnit((conv, conv), head), StageUnit((conv, conv), None)]
+    plan = plan_stage(units, None, (5, 5), spatial=True, eps=0.01)
+    x = torch.randn(2, 4, 5, 5)
+    with pytest.raises(ValueError, match="for 3 images, the input has 2"):
+        plan.run(x, x)
