@@ -19,6 +19,7 @@ from torch import nn
 
 from accel.errors import ConfigError
 from accel.nn.running import evaluation, observer, replaced_forwards
+from accel.profiling.latency import settle_allocator
 
 DENSE = "dense"  # the label of a layer that is left as it is
 REPEATS = 9
@@ -76,6 +77,7 @@ def time_layers(
     """
     names = [name for name, module in networks[DENSE].named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     samples: dict[tuple[str, str], list[float]] = {}
+    settle_allocator()
     for turn in rounds:
         for label, network in networks.items():
             for name, spent in _segments(network, names, arguments).items():

@@ -1,3 +1,6 @@
+import platform
+import subprocess
+import sys
 import time
 
 import pytest
@@ -52,3 +55,16 @@ def test_machine_record_is_plain_and_complete():
     assert record["cores"] >= 1 and record["threads"] >= 1
     assert record["engine"] in ("built", "not built")
     assert all(value is None or isinstance(value, (str, int)) for value in record.values())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the page faults are those of glibc's malloc")
+def test_maps_of_a_settled_process_cost_no_page_faults():
+    code = (
+        "import resource, torch; from accel.profiling.latency import settle_allocator\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(20): torch.zeros(1 << 22, dtype=torch.uint8)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "settle_allocator(); faults(); assert faults() < 1024, 'a fault for every page of every map'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
