@@ -47,7 +47,8 @@ class FoldedWeights:
 
 
 def _state(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
-    return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked
+    count = getattr(norm, "num_batches_tracked", None)  # frozen batch norms have none
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var, count
 
 
 @torch.no_grad()

@@ -315,3 +315,42 @@ def test_adaptive_models_are_saved_and_loaded(tmp_path):
         assert torch.equal(loaded(x).logits, net(x).logits)
     with pytest.raises(WeightsError, match="another model"):
         accel.load_converted(tmp_path / "saved", torchvision.models.alexnet())
+
+
+def test_frozen_batch_norms_as_pretrained_detectors_have_them():
+    from torchvision.ops import FrozenBatchNorm2d
+
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=10, norm_layer=FrozenBatchNorm2d).eval()
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    net = make_adaptive(model, dict.fromkeys(STAGES["torchvision"], SACT(eps=0.1)))
+    set_heads(net, 0.0, 1.0)
+    x = torch.randn(2, 3, 64, 48)
+    with torch.no_grad():
+        fused = net(x)
+        with accel.ops.use_backend("reference"):
+            one_by_one = net(x)
+        with dense_execution(net):
+            dense = net(x)
+    assert relative(fused.logits, dense.logits) < 1e-5
+    assert relative(one_by_one.logits, dense.logits) < 1e-5
+
+
+@pytest.mark.parametrize("config", [ACT(eps=0.05), SACT(eps=0.05)])
+def test_the_engine_and_the_units_one_by_one_agree(config):
+    """The latter is how other backends run: the ops of the public interface, unit after unit."""
+    net = cifar_net(config)
+    x = torch.randn(4, 3, 29, 35) * torch.tensor([0.1, 1.0, 3.0, 9.0]).view(4, 1, 1, 1)
+    spread_scores(net, x)
+    with torch.no_grad():
+        fused = net(x)
+        for stage in adaptive_stages(net):
+            stage._fused.run = lambda *_: None
+        one_by_one = net(x)
+    assert relative(fused.logits, one_by_one.logits) < 1e-5
+    for a, b in zip(fused.stages, one_by_one.stages):
+        assert torch.equal(a.num_units, b.num_units) and torch.equal(a.executed_macs, b.executed_macs)
+        assert a.dense_macs == b.dense_macs and a.halting_distribution.shape == b.halting_distribution.shape
