@@ -167,4 +167,5 @@ def save_state(model: nn.Module, path: pathlib.Path) -> None:
 
     temporary = path.with_name(path.name + ".part")
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    temporary.chmod(0o644)  # save_file's 0600 would lock out everybody else
     os.replace(temporary, path)
