@@ -354,3 +354,21 @@ def test_the_engine_and_the_units_one_by_one_agree(config):
     for a, b in zip(fused.stages, one_by_one.stages):
         assert torch.equal(a.num_units, b.num_units) and torch.equal(a.executed_macs, b.executed_macs)
         assert a.dense_macs == b.dense_macs and a.halting_distribution.shape == b.halting_distribution.shape
+
+
+def test_the_reference_runs_full_units_densely_and_sparse_ones_masked():
+    net = cifar_net(SACT())
+    stage, x = net.layer1, torch.randn(2, 16, 10, 12)
+    calls = []
+    masked = stage._sparse[1]
+    stage._sparse[1] = lambda *given: calls.append(1) or masked(*given)
+    few = torch.zeros(2, 10, 12, dtype=torch.bool)
+    few[0, 2, 3] = True
+    with torch.no_grad(), accel.ops.use_backend("reference"):
+        full = stage._run_unit(1, x, ~few)
+        assert not calls
+        some = stage._run_unit(1, x, few)
+    assert calls
+    expected = stage[1](x)
+    assert relative(full, torch.where(few[:, None], x, expected)) < 1e-6
+    assert relative(some, torch.where(few[:, None], expected, x)) < 1e-5
