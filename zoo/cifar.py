@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from accel.config import SACT
+from accel.nn.adaptive import make_adaptive
+
 DEPTHS = (20, 32, 44, 56, 110)
+TARGET = 0.57  # of the stages' MACs: what the packaged SACT network was trained to execute
 
 
 class PadShortcut(nn.Module):
@@ -59,6 +63,12 @@ class CifarResNet(nn.Module):
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.linear(out.mean((2, 3)))
+
+
+def sact_resnet32(num_classes: int = 10) -> nn.Module:
+    """ResNet-32 with SACT in its three stages, as zoo/recipes/resnet32_cifar_sact.toml trains it."""
+    config = SACT(tau=0.01, target=TARGET)
+    return make_adaptive(CifarResNet(32, num_classes), dict.fromkeys(("layer1", "layer2", "layer3"), config))
 
 
 def _stage(channels_in: int, channels: int, units: int, stride: int) -> nn.Sequential:

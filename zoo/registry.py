@@ -4,6 +4,7 @@
 |-------------------------------------|---------------------------------------------------|
 | torchvision:alexnet, vgg*, resnet*  | a file, or "download"                             |
 | zoo:resnet20_cifar to resnet110_cifar | a file                                          |
+| zoo:resnet32_cifar_sact             | in the package; returns an AdaptiveOutput         |
 | zoo:hed_vgg16                       | a file                                            |
 | zoo:demo_resnet                     | in the package                                    |
 """
@@ -26,7 +27,16 @@ from accel.zoo.weights_io import load_weights
 if TYPE_CHECKING:
     from accel.config import Perforate, Rules
 
-__all__ = ["default_rules", "get_model", "has_weights", "input_size", "list_models", "load_weights", "preprocess"]
+__all__ = [
+    "default_rules",
+    "get_model",
+    "has_weights",
+    "input_size",
+    "is_adaptive",
+    "list_models",
+    "load_weights",
+    "preprocess",
+]
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WEIGHTS = pathlib.Path(__file__).parent / "weights"
@@ -44,13 +54,15 @@ def _drawn(pictures: Tensor) -> Tensor:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
     """Attributes: build; size [H, W] it is usually run at; preprocess, uint8 RGB to its input; dense, the layers its
-    default rules leave alone (patterns); packaged, its weights file inside the package."""
+    default rules leave alone (patterns); packaged, its weights file inside the package; adaptive, whether it has ACT or
+    SACT stages already."""
 
     build: Callable[..., nn.Module]
     size: tuple[int, int]
     preprocess: Callable[[Tensor], Tensor] = _imagenet
     dense: tuple[str, ...] = ()
     packaged: str | None = None
+    adaptive: bool = False
 
 
 def _entries() -> dict[str, Entry]:
@@ -71,6 +83,9 @@ def _entries() -> dict[str, Entry]:
             return cifar.CifarResNet(depth, **options)
 
         found[f"zoo:resnet{depth}_cifar"] = Entry(build=build_cifar, size=(32, 32), dense=("conv1",))
+    found["zoo:resnet32_cifar_sact"] = Entry(
+        build=cifar.sact_resnet32, size=(32, 32), packaged="resnet32_cifar_sact.safetensors", adaptive=True
+    )
     found["zoo:hed_vgg16"] = Entry(
         build=hed.HED, size=(240, 320), preprocess=hed.preprocess, dense=("features.0", "side.*", "fuse")
     )
@@ -122,10 +137,21 @@ def has_weights(name: str) -> bool:
     return _entry(name).packaged is not None
 
 
+def is_adaptive(name: str) -> bool:
+    """Whether the model has ACT or SACT stages, and so returns an AdaptiveOutput."""
+    return _entry(name).adaptive
+
+
 def default_rules(name: str, config: Perforate | None = None) -> Rules:
-    """Rules that give `config` (half the positions unless told otherwise) to every layer worth perforating."""
+    """Rules that give `config` (half the positions unless told otherwise) to every layer worth perforating.
+
+    Raises:
+        ConfigError: an unknown model, or an adaptive one, whose stages choose their positions themselves.
+    """
     from accel.config import Perforate, Rules
 
+    if _entry(name).adaptive:
+        raise ConfigError(f"{name} is adaptive already: perforate the plain network instead")
     chosen = Perforate(keep=0.5) if config is None else config
     return Rules({**dict.fromkeys(_entry(name).dense), "*": chosen})
 

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     import torch
 
-    from accel.zoo.registry import list_models
+    from accel.zoo.registry import is_adaptive, list_models
 
-    names = list_models() if case["models"] == ["*"] else case["models"]
+    plain = [name for name in list_models() if not is_adaptive(name)]
+    names = plain if case["models"] == ["*"] else case["models"]
     for name in names:
         generator = torch.Generator().manual_seed(settings.seed)
         model, x = drawn_network(name, generator)
