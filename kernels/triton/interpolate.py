@@ -255,7 +255,7 @@ def sum_tiles(
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_in = channel < C
     mask = inside[:, None] & c_in[None, :]
-    is_weight = t < T
+    is_weight = tl.zeros((BLOCK_P,), dtype=tl.int32) + t < T  # a block: a scalar does not combine with masks everywhere
     pixel = tl.load(skipped + skip, mask=inside, other=0)
     row = tl.load(neighbors + skip.to(tl.int64) * T + t, mask=inside & is_weight, other=0)
     total = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
@@ -266,7 +266,7 @@ def sum_tiles(
         )
         # the constant's factor is 1
         factor = tl.load(
-            rows + (image * per_image + row)[:, None] * C + channel[None, :], mask=mask & is_weight, other=1.0
+            rows + (image * per_image + row)[:, None] * C + channel[None, :], mask=mask & is_weight[:, None], other=1.0
         ).to(tl.float32)
         total += upstream * factor
     place = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
