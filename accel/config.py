@@ -58,6 +58,10 @@ class Perforate:
         _check_choice("mask", self.mask, MASKS)
         _check_choice("interpolate", self.interpolate, INTERPOLATIONS)
         _check_choice("correct", self.correct, CORRECTIONS)
+        if self.correct != "scale" and self.interpolate != "fitted":
+            raise ConfigError(
+                f"correct {self.correct!r} is part of a fit: give interpolate='fitted' with it, or leave it"
+            )
         if isinstance(self.neighbors, bool) or not isinstance(self.neighbors, int) or self.neighbors < 1:
             raise ConfigError(f"neighbors must be a positive integer, got {self.neighbors!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):

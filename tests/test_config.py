@@ -24,6 +24,7 @@ def test_keep_outside_its_range_is_refused(keep):
         ({"mask": "round"}, "unknown mask 'round': choose one of uniform, grid"),
         ({"interpolate": "cubic"}, "unknown interpolate 'cubic': choose one of nearest, fitted, weighted, zero"),
         ({"seed": 1.5}, "seed must be an integer"),
+        ({"correct": "weights"}, "correct 'weights' is part of a fit"),
         ({"mask": "lattice", "keep": 0.9}, "lattice"),
     ],
 )

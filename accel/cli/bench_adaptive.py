@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from accel.cli.bench import Row, Settings
 from accel.cli.bench_exactness import relative_norm
 from accel.cli.dense_forms import dense_forms
-from accel.cli.sides import fastest, in_format, medians, quantiles
+from accel.cli.sides import medians, quantiles
 from accel.kernels.stage import StageHead
 from accel.nn.adaptive import HaltingHead, adaptive_stages, dense_execution
+from accel.profiling.sides import fastest, in_format
 
 TOLERANCE = 1e-5  # relative norm of the logits, sparse against dense execution under the mask
 BLOB_GRID = 6  # a blob is about a sixth of the picture wide

@@ -22,9 +22,10 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     import torch.nn.functional as F
 
     from accel import ops
-    from accel.cli.sides import fastest, medians, quantiles
+    from accel.cli.sides import medians, quantiles
     from accel.masks import build_mask
     from accel.profiling.latency import compare, ratio
+    from accel.profiling.sides import fastest
 
     generator = torch.Generator().manual_seed(settings.seed)
     (height, width), side = case["size"], case["kernel"]

@@ -116,8 +116,9 @@ def measure(layer: Layer, x: Tensor, case: Mapping[str, Any], settings: Settings
 
 def _times(timings: Mapping[str, Timing], keep: float, kept: float) -> Row:
     """The columns of one keep, from the timings of all sides of a layer."""
-    from accel.cli.sides import fastest, medians, quantiles
+    from accel.cli.sides import medians, quantiles
     from accel.profiling.latency import ratio
+    from accel.profiling.sides import fastest
 
     shared = {name: timings[name] for name in (*TORCH_SIDES, "engine_dense") if name in timings}
     own = {output: timings[f"{output} {keep}"] for output in OUTPUTS}
@@ -158,21 +159,13 @@ def torch_side(conv: nn.Conv2d, x: Tensor, form: str) -> Callable[[], Tensor]:
     """torch's convolution + bias + ReLU in NCHW, channels_last, or compiled with inductor's freezing."""
     import copy
 
-    import torch
     from torch import nn
 
-    net = nn.Sequential(copy.deepcopy(conv), nn.ReLU(inplace=True)).eval()
-    memory = torch.contiguous_format if form == "nchw" else torch.channels_last
-    net, given = net.to(memory_format=memory), x.contiguous(memory_format=memory)
-    if form != "compiled":
-        return lambda: net(given)
-    import torch._inductor.config as inductor
+    from accel.cli.dense_forms import compiled_side
+    from accel.profiling.sides import FORMATS, in_format
 
-    torch.compiler.reset()  # otherwise the layers before count towards the limit of recompilations
-    with inductor.patch(freezing=True), torch.no_grad():
-        compiled = torch.compile(net, dynamic=False)
-        compiled(given)
-    return lambda: compiled(given)
+    net = nn.Sequential(copy.deepcopy(conv), nn.ReLU(inplace=True)).eval()
+    return compiled_side(net, x) if form == "compiled" else in_format(net, x, FORMATS[f"dense_{form}"])
 
 
 def side_error(output: str, got: Tensor, dense: Tensor, kept: PositionSet) -> float:

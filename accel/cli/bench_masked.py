@@ -21,8 +21,9 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     import torch.nn.functional as F
 
     from accel import ops
-    from accel.cli.sides import fastest, medians, quantiles
+    from accel.cli.sides import medians, quantiles
     from accel.profiling.latency import compare, ratio
+    from accel.profiling.sides import fastest
 
     generator = torch.Generator().manual_seed(settings.seed)
     channels, (height, width), batch = case["channels"], case["size"], case["batch"]

@@ -24,9 +24,10 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
 
     import accel
     from accel import ops
-    from accel.cli.sides import DENSE, fastest, medians, network_sides, quantiles
+    from accel.cli.sides import medians, quantiles
     from accel.profiling.latency import compare, ratio
     from accel.profiling.memory import peak_activation_bytes
+    from accel.profiling.sides import DENSE, fastest, network_sides
     from accel.zoo.registry import default_rules, get_model
 
     torch.manual_seed(settings.seed)

@@ -188,8 +188,8 @@ def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]
     import torch
 
     import accel
-    from accel.cli.sides import DENSE, FORMATS, fastest, network_sides
     from accel.profiling.latency import compare, ratio
+    from accel.profiling.sides import DENSE, FORMATS, fastest, network_sides
 
     x = job.pictures.first
     common.note(args, f"measuring on {'x'.join(map(str, x.shape))}, {torch.get_num_threads()} threads")

@@ -128,8 +128,8 @@ def measure(args: argparse.Namespace, trial: Trial) -> dict[str, Timing]:
     import torch
     from torch.fx.experimental.optimization import fuse
 
-    from accel.cli.sides import FORMATS, in_format
     from accel.profiling.latency import compare
+    from accel.profiling.sides import FORMATS, in_format
 
     x = trial.inputs[:_BATCH]
     common.note(args, f"measuring on {tuple(x.shape)}, {torch.get_num_threads()} threads")
@@ -142,9 +142,9 @@ def measure(args: argparse.Namespace, trial: Trial) -> dict[str, Timing]:
 
 def table_rows(trial: Trial, outputs: Mapping[str, tuple], timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
     """One row per dense form and per conversion; speed-ups are against the fastest dense form."""
-    from accel.cli.sides import fastest
     from accel.profiling.flops import count_macs, static_macs
     from accel.profiling.latency import ratio
+    from accel.profiling.sides import fastest
     from accel.zoo.demo_net import mask_iou
 
     dense_macs = static_macs(trial.dense, trial.inputs[:1])

@@ -8,18 +8,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from accel.cli.sides import FORMATS, in_format
+from accel.profiling.sides import FORMATS, in_format
 
 COMPILED = "dense_compiled"
 
 
 def dense_forms(model: nn.Module, x: Tensor, compiled: bool = True) -> dict[str, Callable[[], object]]:
-    """Sides of `model` on x in every form; the compiled one is inductor's with frozen weights, batch norms folded."""
+    """Sides of `model` on x in every form; batch norms are folded in the compiled one."""
     sides = {name: in_format(model, x, memory_format) for name, memory_format in FORMATS.items()}
-    return {**sides, COMPILED: _compiled(model, x)} if compiled else sides
+    return {**sides, COMPILED: compiled_side(model, x)} if compiled else sides
 
 
-def _compiled(model: nn.Module, x: Tensor) -> Callable[[], object]:
+def compiled_side(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    """A side: a copy of `model` in channels_last, compiled by inductor with frozen weights, on x."""
     import torch._inductor.config as inductor
 
     net = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)

@@ -114,8 +114,9 @@ def time_forms(args: argparse.Namespace, resolved: models.Resolved, pictures: La
     import torch
 
     from accel.cli.dense_forms import dense_forms
-    from accel.cli.sides import fastest, in_format, medians
+    from accel.cli.sides import medians
     from accel.profiling.latency import compare, ratio
+    from accel.profiling.sides import fastest, in_format
 
     x = next(_batches(resolved.name, pictures, args.batch))[0]
     forms = dense_forms(original(resolved), x, compiled=not args.no_compile)

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from accel.profiling.sides import DENSE, FORMATS, fastest, in_format, network_sides
-
 if TYPE_CHECKING:
     from accel.profiling.latency import Timing
-
-__all__ = ["DENSE", "FORMATS", "fastest", "in_format", "medians", "network_sides", "quantiles"]
 
 
 def medians(timings: Mapping[str, Timing]) -> dict[str, float]:

@@ -9,6 +9,7 @@ so weights found at one size serve at any other.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -80,6 +81,7 @@ def weighted_by_distance(positions: PositionSet, count: int, channels: int) -> F
     )
 
 
+@functools.lru_cache(maxsize=4)  # a calibration asks twice: to fit, then to fill in
 def find_neighbors(positions: PositionSet, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(skipped [F], rows [F, T], offsets int16 [F, T, 2]): the T = `count` nearest computed positions of each skipped.
 

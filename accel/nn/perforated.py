@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -93,13 +94,7 @@ class PerforatedConv2d(nn.Conv2d):
     def position_set(self, out_h: int, out_w: int, device: torch.device | str = "cpu") -> PositionSet:
         """The position set for an output of `out_h` x `out_w`; built once per size."""
         key = (out_h, out_w, torch.device(device))
-        if key not in self._sets:
-            with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
-                made = self._build_set(out_h, out_w).to(device)
-            while len(self._sets) >= _SIZES_KEPT:
-                del self._sets[next(iter(self._sets))]
-            self._sets[key] = made
-        return self._sets[key]
+        return _kept(self._sets, key, lambda: self._build_set(out_h, out_w).to(device))
 
     def _build_set(self, height: int, width: int) -> PositionSet:
         impact = self.impact
@@ -243,13 +238,19 @@ class PerforatedConv2d(nn.Conv2d):
     def neighbors(self, positions: PositionSet) -> Neighbors:
         """What the skipped positions of one of this layer's position sets are weighted sums of; found once per size."""
         key = (positions.height, positions.width, positions.positions.device)
-        if key not in self._neighbors:
-            with torch.inference_mode(False):
-                made = self.fit.neighbors(positions.to("cpu")).to(positions.positions.device)
-            while len(self._neighbors) >= _SIZES_KEPT:
-                del self._neighbors[next(iter(self._neighbors))]
-            self._neighbors[key] = made
-        return self._neighbors[key]
+        device = positions.positions.device
+        return _kept(self._neighbors, key, lambda: self.fit.neighbors(positions.to("cpu")).to(device))
+
+
+def _kept(cache: dict, key: tuple, make: Callable[[], PositionSet | Neighbors]) -> PositionSet | Neighbors:
+    """What `make` made for this key once; the oldest of _SIZES_KEPT sizes makes room for a new one."""
+    if key not in cache:
+        with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
+            made = make()
+        while len(cache) >= _SIZES_KEPT:
+            del cache[next(iter(cache))]
+        cache[key] = made
+    return cache[key]
 
 
 def fill_with_zeros(rows: Tensor, positions: PositionSet, batch: int) -> Tensor:

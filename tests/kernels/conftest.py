@@ -10,6 +10,20 @@ import torch
 from accel.kernels import dispatch
 from accel.kernels.positions import PositionSet
 
+try:
+    from accel.kernels.cpu import _engine
+except ImportError:  # the files that need it say so when they are skipped
+    _engine = None
+
+
+@pytest.fixture(params=_engine.isas() if _engine else [])
+def isa(request):
+    """Every instruction set of the C engine that this machine can run, in turn."""
+    before = _engine.isa()
+    _engine.set_isa(request.param)
+    yield request.param
+    _engine.set_isa(before)
+
 
 @pytest.fixture(params=dispatch.BACKENDS)
 def backend(request, monkeypatch):

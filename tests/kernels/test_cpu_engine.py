@@ -17,14 +17,6 @@ ACTIVATIONS = {"none": lambda v: v, "relu": F.relu, "leaky_relu": F.leaky_relu, 
 MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
-@pytest.fixture(params=_engine.isas())
-def isa(request):
-    before = _engine.isa()
-    _engine.set_isa(request.param)
-    yield request.param
-    _engine.set_isa(before)
-
-
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Every buffer the engine allocates starts as NaN, so that an element that is never written shows."""

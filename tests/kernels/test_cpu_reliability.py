@@ -43,14 +43,6 @@ class Guarded:
         return out.copy_(tensor)
 
 
-@pytest.fixture(params=_engine.isas())
-def isa(request):
-    before = _engine.isa()
-    _engine.set_isa(request.param)
-    yield request.param
-    _engine.set_isa(before)
-
-
 def problem(c: int, k: int, groups: int, kernel: int, size: int = 7, seed: int = 0):
     """(x, weight, bias, residual, positions, geometry): a checkerboard, each other position filled from its left."""
     g = torch.Generator().manual_seed(seed)

@@ -10,17 +10,8 @@ from torch import nn
 pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
 
 from accel.config import ACT, SACT
-from accel.kernels.cpu import _engine
 from accel.kernels.stage import StageConv, StageHead, StageUnit, plan_stage
 from accel.nn.adaptive import AdaptiveStage, dense_execution
-
-
-@pytest.fixture(params=_engine.isas())
-def isa(request):
-    before = _engine.isa()
-    _engine.set_isa(request.param)
-    yield request.param
-    _engine.set_isa(before)
 
 
 @pytest.fixture(autouse=True)
