@@ -20,18 +20,13 @@ def dense_forms(model: nn.Module, x: Tensor, compiled: bool = True) -> dict[str,
 
 
 def compiled_side(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A side: a copy of `model` in channels_last, compiled by inductor with frozen weights, on x."""
+    """A side, to be run in inference mode: a copy of `model` in channels_last, compiled with frozen weights, on x."""
     import torch._inductor.config as inductor
 
     net = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
     given = x.contiguous(memory_format=torch.channels_last)
     torch.compiler.reset()  # otherwise the networks before count towards the limit of recompilations
-    with inductor.patch(freezing=True), torch.no_grad():
+    with inductor.patch(freezing=True), torch.inference_mode(), torch.no_grad():
         code = torch.compile(net, dynamic=False)
         code(given)
-
-    def run() -> object:
-        with torch.no_grad():  # under inference_mode it would be compiled anew
-            return code(given)
-
-    return run
+    return lambda: code(given)
