@@ -132,15 +132,27 @@ def read_toml(path: pathlib.Path) -> dict:
         ConfigError: the file cannot be read, or is no TOML.
     """
     try:
+        return parse_toml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+
+
+def parse_toml(text: str, source: str) -> dict:
+    """TOML as a dict; `source` is what an error calls it.
+
+    Raises:
+        ConfigError: it is no TOML.
+    """
+    try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror})") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is no TOML: {error}") from error
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
