@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from accel.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from accel.report import Report
 
 FORMATS = ("table", "json", "csv", "md")
@@ -115,9 +117,22 @@ def write_text(path: pathlib.Path, text: str) -> None:
     Raises:
         DataError: the place cannot be written.
     """
+    _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_figure(path: pathlib.Path, figure: Figure, dpi: int = 80) -> None:
+    """The same for a picture: PNG.
+
+    Raises:
+        DataError: the place cannot be written.
+    """
+    _write(path, lambda partial: figure.savefig(partial, format="png", dpi=dpi))
+
+
+def _write(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        write(partial)
         os.replace(partial, path)
     except OSError as error:
         with contextlib.suppress(OSError):
