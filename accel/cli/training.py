@@ -72,8 +72,8 @@ class Task:
 
     Attributes:
         teacher: None, or what the model learns from beside the labels.
-        measured: what the last step measured besides its loss; of an adaptive model the two parts of the loss, the
-            ponder cost (summed over the stages), the executed share of the stages' MACs, and tau.
+        measured: what the last step measured besides its loss; of an adaptive model the cross entropy with the labels,
+            the ponder cost (summed over the stages), the executed share of the stages' MACs, and tau.
     """
 
     model: nn.Module
