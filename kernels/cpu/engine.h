@@ -182,12 +182,17 @@ int64_t accel_packed_size(int64_t groups, int64_t k_group, int64_t c_group, int6
 
 uint64_t accel_fingerprint(const float *w, int64_t count);
 
-/* x, read through its strides -> out [images][pixels][channels]; frame pixel i is pixel pixel_of[i] of x, -1: zeros. */
+/* x, read through its strides -> out [images][pixels][channels]: frame pixels [to, to + count) are those of x from `from`
+ * on, or zeros where that is -1. */
+typedef struct {
+    int32_t to, from, count;
+} FramePiece;
+
 typedef struct {
     const float *x;
     float *out;
-    const int32_t *pixel_of;
-    int64_t images, channels, pixels, stride_n, stride_c, stride_pixel, threads;
+    const FramePiece *pieces;
+    int64_t piece_count, images, channels, pixels, stride_n, stride_c, stride_pixel, threads;
 } Frame;
 
 void accel_frame(const Frame *f);
@@ -300,7 +305,8 @@ typedef struct {
 
 typedef struct {
     const float *x, *shortcut;                /* shortcut: what the first unit adds to, or NULL: one of its convolutions */
-    const int32_t *input_map, *shortcut_map;  /* as pixel_of of Frame; input_map NULL: x is read in place */
+    const FramePiece *input_pieces, *shortcut_pieces; /* as in Frame; input_pieces NULL: x is read in place */
+    int64_t input_count, shortcut_count;
     int64_t x_strides[3], shortcut_strides[3]; /* of images, channels and pixels */
     const StageBuffer *buffers;
     const StageConv *convs;

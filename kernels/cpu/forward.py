@@ -225,7 +225,7 @@ def _framed(x: Tensor, plan: Plan) -> Tensor:
     batch, channels = x.shape[:2]
     out = torch.empty(batch * plan.in_pixels * channels)
     _engine.frame(
-        x.data_ptr(), out.data_ptr(), plan.frame.data_ptr(), batch, channels, plan.in_pixels, x.stride(0), x.stride(1),
-        pixel, torch.get_num_threads(),
+        x.data_ptr(), out.data_ptr(), plan.frame.data_ptr(), len(plan.frame), batch, channels, plan.in_pixels,
+        x.stride(0), x.stride(1), pixel, torch.get_num_threads(),
     )  # fmt: skip
     return out

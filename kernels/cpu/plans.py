@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from accel.kernels.cpu.footprints import Footprints
@@ -71,7 +72,7 @@ class Plan:
         table: [taps, P] pixel of the input (row of a compact input, corner in a padded frame) that each tap reads.
         segments: CSR of the positions that each row stands for; None where the plan was made without a nearest map.
         in_pixels: pixels of one image of what the table points into.
-        frame: with `as_runs`, for every pixel of the padded frame its input pixel or -1.
+        frame: with `as_runs`, [pieces, 3]: first pixel in the padded frame, in the input (-1: zeros), and their number.
     """
 
     def __init__(
@@ -112,11 +113,23 @@ class Plan:
         (height, width), (top, bottom, left, right) = geometry.in_size, geometry.padding
         rows, cols = height + top + bottom, width + left + right
         frame = tap_map((height, width), (1, 1), (1, 1), geometry.padding, (1, 1), geometry.padding_mode)
-        self.frame = frame.flatten().contiguous()
+        self.frame = frame_pieces(frame.flatten(), cols)
         self.in_pixels = rows * cols
         y, x = positions.long() // out_size[1], positions.long() % out_size[1]
         corner = y * geometry.stride[0] * cols + x * geometry.stride[1]
         return corner[:, None] + torch.arange(geometry.kernel[0]) * (geometry.dilation[0] * cols)
+
+
+def frame_pieces(pixel_of: Tensor, cols: int) -> Tensor:
+    """int32 [pieces, 3], FramePiece in engine.h: the runs of neighbouring input pixels, or of zeros, within the rows of
+    a frame of `cols` columns, whose pixels hold the input pixels `pixel_of`, -1: none."""
+    here, before = pixel_of[1:], pixel_of[:-1]
+    starts = torch.ones_like(pixel_of, dtype=torch.bool)
+    starts[1:] = torch.where((here < 0) | (before < 0), (here < 0) != (before < 0), here != before + 1)
+    starts[::cols] = True  # rows are shared out among threads
+    first = starts.nonzero()[:, 0]
+    count = F.pad(first[1:], (0, 1), value=len(pixel_of)) - first
+    return torch.stack((first, pixel_of[first], count), 1).to(torch.int32)
 
 
 _plans = IdentityCache()
