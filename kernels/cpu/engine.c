@@ -45,7 +45,7 @@ static int read_ints(const char *name, PyObject *const *args, Py_ssize_t given, 
 
 static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    READ("convolve", 25)
+    READ("convolve", 27)
     const Job job = {
         .x = POINTER(const float *, 0), .packed = POINTER(const float *, 1), .bias = POINTER(const float *, 2),
         .residual = POINTER(const float *, 3), .out = POINTER(float *, 4), .zero = POINTER(const float *, 5),
@@ -53,7 +53,8 @@ static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t g
         .starts = POINTER(const int32_t *, 8), .targets = POINTER(const int32_t *, 9),
         .inverse = POINTER(const int32_t *, 10), .dynamic = a[11], .scatter = a[12], .rows = a[13],
         .table_rows = a[14], .in_pixels = a[15], .in_pitch = a[16], .taps = a[17], .run = a[18], .out_pixels = a[19],
-        .out_channels = a[20], .groups = a[21], .depthwise = a[22], .activation = a[23], .threads = a[24],
+        .out_channels = a[20], .groups = a[21], .depthwise = a[22], .activation = a[23], .edge_run = a[24],
+        .edges_each = a[25], .threads = a[26],
     };
     int failed;
     WITHOUT_GIL(failed = accel_convolve(&job))
@@ -401,7 +402,7 @@ static PyObject *py_isas(PyObject *self, PyObject *unused)
 #define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, doc}
 
 static PyMethodDef methods[] = {
-    FAST(convolve, "convolve(25 ints): one forward convolution, the fields of Job in engine.h in order."),
+    FAST(convolve, "convolve(27 ints): one forward convolution, the fields of Job in engine.h in order."),
     FAST(depthwise, "depthwise(22 ints): a depthwise convolution, the fields of DepthwiseJob in engine.h in order."),
     FAST(pack, "pack(14 ints): weights into panels, the fields of Packing in engine.h in order."),
     FAST(packed_size, "packed_size(groups, k_group, c_group, taps): floats that the panels take."),

@@ -19,7 +19,7 @@ from accel.kernels.cpu.footprints import Footprints
 from accel.kernels.positions import PositionSet, tap_map
 
 Pair = tuple[int, int]
-RUN_CHANNELS = 8  # below this many channels a tap is one whole kernel row of a padded frame, kw * C floats
+RUN_CHANNELS = 8  # below this many channels a tap is one whole row of the kernel, kw * C floats
 
 
 class IdentityCache:
@@ -69,10 +69,11 @@ class Plan:
     """int32 tables of one geometry at one static position set, with their addresses.
 
     Attributes:
-        table: [taps, P] pixel of the input (row of a compact input, corner in a padded frame) that each tap reads.
+        table: [taps, P] pixel of the input (row of a compact input) that each tap reads, -1: zeros. With `as_runs` a
+            tap is a row of the kernel, and -1 - e is edge e: a row across the border, copied to a buffer before.
         segments: CSR of the positions that each row stands for; None where the plan was made without a nearest map.
         in_pixels: pixels of one image of what the table points into.
-        frame: with `as_runs`, [pieces, 3]: first pixel in the padded frame, in the input (-1: zeros), and their number.
+        edges: with `as_runs`, the pieces that fill this buffer, and the pixels that it has per image.
     """
 
     def __init__(
@@ -86,9 +87,9 @@ class Plan:
         as_runs: bool,
     ) -> None:
         self.in_pixels = in_pixels
-        self.frame: Tensor | None = None
+        self.edges: tuple[Tensor, int] | None = None
         if as_runs:
-            table = self._run_table(geometry, positions, out_size)
+            table, self.edges = _run_table(geometry, positions)
         else:
             table = geometry.taps()[positions.long()]
             if source_nearest is not None:
@@ -108,16 +109,19 @@ class Plan:
                 self._footprints[compact] = Footprints(self.table, self.positions, segments)
         return self._footprints[compact]
 
-    def _run_table(self, geometry: Geometry, positions: Tensor, out_size: Pair) -> Tensor:
-        """Taps are kernel rows of a padded copy of the input, so that no run ever leaves it."""
-        (height, width), (top, bottom, left, right) = geometry.in_size, geometry.padding
-        rows, cols = height + top + bottom, width + left + right
-        frame = tap_map((height, width), (1, 1), (1, 1), geometry.padding, (1, 1), geometry.padding_mode)
-        self.frame = frame_pieces(frame.flatten(), cols)
-        self.in_pixels = rows * cols
-        y, x = positions.long() // out_size[1], positions.long() % out_size[1]
-        corner = y * geometry.stride[0] * cols + x * geometry.stride[1]
-        return corner[:, None] + torch.arange(geometry.kernel[0]) * (geometry.dilation[0] * cols)
+
+def _run_table(geometry: Geometry, positions: Tensor) -> tuple[Tensor, tuple[Tensor, int]]:
+    """([P, kh] table of whole kernel rows, Plan.edges): rows whose pixels follow each other are read where they are."""
+    kw = geometry.kernel[1]
+    runs = geometry.taps()[positions.long()].unflatten(1, geometry.kernel)
+    first, inside = runs[..., 0], runs >= 0
+    direct = inside.all(-1) & (runs == first[..., None] + torch.arange(kw, dtype=torch.int32)).all(-1)
+    copied = inside.any(-1) & ~direct
+    edges, which = torch.unique(runs[copied], dim=0, return_inverse=True)
+    table = first.masked_fill(~direct, -1)
+    table[copied] = -2 - which.to(torch.int32)
+    pixel_of = torch.cat((edges.new_full((kw,), -1), edges.flatten()))
+    return table, (frame_pieces(pixel_of, kw), len(pixel_of))
 
 
 def frame_pieces(pixel_of: Tensor, cols: int) -> Tensor:
