@@ -1,55 +1,67 @@
-/* Depthwise convolutions at static sets. Away from the border every row reads its taps at the same offsets: such rows
- * need one address each instead of one for every tap, and a row at the border skips the taps that lie outside.
+/* Depthwise convolutions at static sets, and fitted interpolation, which is one with weights by class. Away from the
+ * border every row reads its taps at the same offsets: such rows need one address each instead of one for every tap, and
+ * a row at the border skips the taps that lie outside.
  *
  * Every output element is summed by one tile in tap order, so the result does not depend on the threads. */
 #include "engine.h"
 
-/* Few, since neighbouring bands read the same pixels: 32 channels at 112x112 and batch 8 took 0.56 ms in 4 shares a
- * thread, 0.73 ms in 16 and 0.98 ms band by band. */
-enum { SHARES_PER_THREAD = 4 };
+enum {
+    FEWEST_VALUES = 1 << 14, /* below this a team of threads costs more than it saves */
+    /* Few, since neighbouring bands read the same pixels: 32 channels at 112x112 and batch 8, in bands of 256 rows, took
+     * 0.56 ms in 4 shares a thread, 0.73 ms in 16 and 0.98 ms band by band. */
+    SHARES_PER_THREAD = 4
+};
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* The runs of a band, channels of one panel. */
+/* The rows of a run: tiles of full height, then one of the rest. */
+static void run_rows(const DepthwiseJob *job, const FootprintRun *run, FootprintArgs *g, const FootprintFn *kernels)
+{
+    const int64_t tall = accel_isa->footprint_rows, rest = run->rows % tall, whole = run->rows - rest;
+    g->steps = job->steps + job->footprints[run->footprint];
+    g->taps = job->footprints[run->footprint + 1] - job->footprints[run->footprint];
+    for (int64_t done = 0; done < run->rows; done += g->rows) {
+        const int64_t first = run->first + done;
+        g->rows = done < whole ? whole : rest;
+        g->bases = job->bases + first;
+        g->own = job->own + first;
+        g->starts = job->starts ? job->starts + first : NULL;
+        g->targets = job->starts ? job->targets : job->targets + first;
+        kernels[done < whole ? tall : rest](g);
+    }
+}
+
+/* The runs of a band of one image, channels of one panel. */
 static void run_panel(const DepthwiseJob *job, int64_t image, int64_t band, const Panels *cut, int64_t panel, int stream)
 {
     const int64_t vector0 = panel * cut->vectors, vectors = smaller(cut->vectors, cut->all_vectors - vector0);
-    const int64_t lanes = accel_isa->lanes, column = vector0 * lanes, tall = accel_isa->footprint_rows;
+    const int64_t width = vectors * accel_isa->lanes, column = vector0 * accel_isa->lanes;
     const int64_t out0 = image * job->out_pixels * job->channels + column;
+    const float *residual = job->residual ? job->residual + out0 : NULL;
     FootprintArgs g = {
         .x = job->x + image * job->in_pixels * job->channels + column, .out = job->out + out0,
-        .residual = job->residual ? job->residual + out0 : NULL, .bias = job->bias ? job->bias + column : NULL,
-        .weights = job->packed + column * job->taps, .weight_pitch = vectors * lanes, .pitch = job->channels,
-        .channels = smaller(vectors * lanes, job->channels - column), .activation = (int)job->activation,
-        .stream = stream,
+        .weights = job->weights + (job->plain ? column : column * job->taps), .pitch = job->channels,
+        .weight_pitch = job->plain ? job->channels : width, .channels = smaller(width, job->channels - column),
+        .activation = (int)job->activation, .stream = stream,
     };
     for (const FootprintRun *run = job->runs + job->bands[band]; run < job->runs + job->bands[band + 1]; run++) {
-        g.steps = job->steps + job->kinds[run->kind];
-        g.taps = job->kinds[run->kind + 1] - job->kinds[run->kind];
-        const int64_t whole = run->rows / tall * tall;
-        for (int64_t done = 0; done < run->rows; done += g.rows) {
-            const int64_t first = run->first + done, height = done < whole ? tall : run->rows - whole;
-            g.rows = done < whole ? whole : height;
-            g.bases = job->bases + first;
-            g.own = job->own + first;
-            g.starts = job->starts ? job->starts + first : NULL;
-            g.targets = job->starts ? job->targets : job->targets + first;
-            accel_isa->footprint[vectors][height](&g);
-        }
+        const int copies = run->kind < 0;
+        g.residual = copies ? g.x : residual;
+        g.bias = copies || !job->bias ? NULL : job->bias + run->kind * job->channels + column;
+        run_rows(job, run, &g, accel_isa->footprint[vectors]);
     }
 }
 
 void accel_depthwise(const DepthwiseJob *job)
 {
     const Panels cut = cut_panels(job->channels, MAX_VECTORS);
-    const int64_t values = job->images * job->out_pixels * job->channels;
+    const int64_t values = job->images * job->out_pixels * job->channels, lists = job->images * job->band_count;
     accel_use_huge_pages(job->out, values * (int64_t)sizeof(float));
-    const int threads = accel_threads(job->threads);
-    const int stream = job->filled && accel_streams(job->out, values, job->channels);
-    const int64_t lists = job->images * job->band_count;
     if (!lists)
         return;
+    const int threads = values < FEWEST_VALUES ? 1 : accel_threads(job->threads);
+    const int stream = job->filled && accel_streams(job->out, values, job->channels);
     const int64_t shares = SHARES_PER_THREAD * threads;
     const int64_t spans = threads == 1 ? 1 : smaller(ceil_div(shares, lists), cut.panels), items = lists * spans;
     const int64_t chunk = ceil_div(items, shares);

@@ -65,15 +65,16 @@ static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t g
 
 static PyObject *py_depthwise(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    READ("depthwise", 22)
+    READ("depthwise", 23)
     const DepthwiseJob job = {
-        .x = POINTER(const float *, 0), .packed = POINTER(const float *, 1), .bias = POINTER(const float *, 2),
+        .x = POINTER(const float *, 0), .weights = POINTER(const float *, 1), .bias = POINTER(const float *, 2),
         .residual = POINTER(const float *, 3), .out = POINTER(float *, 4), .bases = POINTER(const int32_t *, 5),
         .own = POINTER(const int32_t *, 6), .starts = POINTER(const int32_t *, 7),
         .targets = POINTER(const int32_t *, 8), .runs = POINTER(const FootprintRun *, 9),
-        .bands = POINTER(const int32_t *, 10), .kinds = POINTER(const int32_t *, 11),
+        .bands = POINTER(const int32_t *, 10), .footprints = POINTER(const int32_t *, 11),
         .steps = POINTER(const Step *, 12), .images = a[13], .band_count = a[14], .in_pixels = a[15],
-        .out_pixels = a[16], .channels = a[17], .taps = a[18], .activation = a[19], .filled = a[20], .threads = a[21],
+        .out_pixels = a[16], .channels = a[17], .taps = a[18], .activation = a[19], .filled = a[20], .plain = a[21],
+        .threads = a[22],
     };
     WITHOUT_GIL(accel_depthwise(&job))
     Py_RETURN_NONE;
@@ -152,23 +153,6 @@ static PyObject *py_max_rows(PyObject *self, PyObject *const *args, Py_ssize_t g
         .images = a[3], .count = a[4], .windows = a[5], .tap_count = a[6], .channels = a[7], .threads = a[8],
     };
     WITHOUT_GIL(accel_max_rows(&job))
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_interpolate_fitted(PyObject *self, PyObject *const *args, Py_ssize_t given)
-{
-    READ("interpolate_fitted", 17)
-    const FittedJob job = {
-        .rows = POINTER(const float *, 0), .weights = POINTER(const float *, 1),
-        .constant = POINTER(const float *, 2), .out = POINTER(float *, 3), .positions = POINTER(const int32_t *, 4),
-        .skipped = POINTER(const int32_t *, 5), .neighbors = POINTER(const int32_t *, 6),
-        .starts = POINTER(const int32_t *, 7), .images = a[8], .count = a[9], .filled = a[10], .taps = a[11],
-        .classes = a[12], .pixels = a[13], .channels = a[14], .activation = a[15], .threads = a[16],
-    };
-    int failed;
-    WITHOUT_GIL(failed = accel_interpolate_fitted(&job))
-    if (failed)
-        return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -403,7 +387,7 @@ static PyObject *py_isas(PyObject *self, PyObject *unused)
 
 static PyMethodDef methods[] = {
     FAST(convolve, "convolve(27 ints): one forward convolution, the fields of Job in engine.h in order."),
-    FAST(depthwise, "depthwise(22 ints): a depthwise convolution, the fields of DepthwiseJob in engine.h in order."),
+    FAST(depthwise, "depthwise(23 ints): a depthwise convolution, the fields of DepthwiseJob in engine.h in order."),
     FAST(pack, "pack(14 ints): weights into panels, the fields of Packing in engine.h in order."),
     FAST(packed_size, "packed_size(groups, k_group, c_group, taps): floats that the panels take."),
     FAST(fingerprint, "fingerprint(address, count): a hash of some of the values of a dense fp32 tensor."),
@@ -412,7 +396,6 @@ static PyMethodDef methods[] = {
     FAST(interpolate, "interpolate(10 ints): rows to maps, the fields of Fill in engine.h in order."),
     FAST(interpolate_backward, "interpolate_backward(10 ints): its adjoint, the fields of Fill in engine.h in order."),
     FAST(max_rows, "max_rows(9 ints): the largest of several rows, the fields of MaxJob in engine.h in order."),
-    FAST(interpolate_fitted, "interpolate_fitted(17 ints): rows to maps, the fields of FittedJob in engine.h in order."),
     FAST(interpolate_fitted_backward, "interpolate_fitted_backward(20 ints): the fields of FittedGradJob in order."),
     FAST(active, "active(8 ints): mask to positions, the fields of ActiveJob in engine.h in order."),
     FAST(invert, "invert(positions, rows, inverse, size): the row of every position, -1 where there is none."),

@@ -151,20 +151,21 @@ typedef struct {
 int accel_convolve(const Job *job);
 
 /* A depthwise convolution at a static set, whose rows are grouped by footprint: see kernels/cpu/footprints.py. Rows of
- * an image come in runs with one footprint, runs in bands; footprint k takes the steps from kinds[k] to kinds[k + 1]. */
+ * an image come in runs with one footprint, runs in bands; footprint k takes the steps from footprints[k] to
+ * footprints[k + 1]. Rows of class k add bias[k]; those of class -1 take what their pixel of x, own, holds. */
 typedef struct {
-    int32_t first, rows, kind;
+    int32_t first, rows, footprint, kind;
 } FootprintRun;
 
 typedef struct {
-    const float *x, *packed, *bias, *residual;
+    const float *x, *weights, *bias, *residual; /* weights: packed panels of `taps` taps, or, if plain, [..][channels] */
     float *out;
     const int32_t *bases, *own, *starts, *targets; /* of one image, as in FootprintArgs */
     const FootprintRun *runs;
     const int32_t *bands; /* [band_count + 1]: the runs of each band */
-    const int32_t *kinds;
+    const int32_t *footprints;
     const Step *steps;
-    int64_t images, band_count, in_pixels, out_pixels, channels, taps, activation, filled, threads;
+    int64_t images, band_count, in_pixels, out_pixels, channels, taps, activation, filled, plain, threads;
 } DepthwiseJob;
 
 void accel_depthwise(const DepthwiseJob *job);
@@ -222,26 +223,16 @@ typedef struct {
 
 void accel_max_rows(const MaxJob *job);
 
-/* Compact rows [images * count][channels] to dense maps [images][pixels][channels], where a skipped position holds a
- * weighted sum of `taps` rows: weights [classes][taps][channels] and constant [classes][channels] of its class. */
-typedef struct {
-    const float *rows, *weights, *constant;
-    float *out;
-    const int32_t *positions; /* [count] */
-    const int32_t *skipped;   /* [filled], sorted by class; class k holds those from starts[k] to starts[k + 1] */
-    const int32_t *neighbors; /* [filled][taps] rows within the image */
-    const int32_t *starts;    /* [classes + 1] */
-    int64_t images, count, filled, taps, classes, pixels, channels, activation, threads;
-} FittedJob;
-
-int accel_interpolate_fitted(const FittedJob *job);
-
-/* Its adjoint: gradients of the rows, the weights and the constants from those of the maps. The readers of a row are
- * CSR lists: reader e adds weights[reader_weight[e]] * grad at pixel reader_pixel[e]. */
+/* The adjoint of fitted interpolation, where a skipped position holds a weighted sum of `taps` computed rows: gradients
+ * of the rows, of the weights [classes][taps][channels] and of the constants [classes][channels] from those of the maps.
+ * The readers of a row are CSR lists: reader e adds weights[reader_weight[e]] * grad at pixel reader_pixel[e]. */
 typedef struct {
     const float *grad, *rows, *weights;
     float *rows_grad, *weights_grad, *constant_grad;
-    const int32_t *positions, *skipped, *neighbors, *starts;
+    const int32_t *positions; /* [count] */
+    const int32_t *skipped;   /* sorted by class; class k holds those from starts[k] to starts[k + 1] */
+    const int32_t *neighbors; /* [skipped][taps] rows within the image */
+    const int32_t *starts;    /* [classes + 1] */
     const int32_t *reader_starts, *reader_pixel, *reader_weight;
     int64_t images, count, taps, classes, pixels, channels, threads;
 } FittedGradJob;

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import pixels_first, require_float32
+from accel.kernels.cpu.footprints import of_interpolation
 from accel.kernels.cpu.forward import ACTIVATIONS
 from accel.kernels.cpu.plans import IdentityCache
 
+_footprints = IdentityCache()
 _lists = IdentityCache()
 _readers = IdentityCache()
 
@@ -31,13 +33,15 @@ def interpolate_fitted(
     """Rows to a dense map; arguments and result as in `accel.kernels.reference.interpolate`."""
     require_float32(rows, weights, constant)
     rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
-    lists = _checked_lists(positions, skipped, neighbors, starts, size[0] * size[1])
-    classes, taps, channels = weights.shape
+    pixels = size[0] * size[1]
+    lists = (positions, skipped, neighbors, starts)
+    footprints = _footprints.get(lists, pixels, lambda _: of_interpolation(*_checked_lists(*lists, pixels), size[1]))
+    channels = rows.shape[1]
     out = torch.empty((batch, channels, *size), memory_format=torch.channels_last)
-    _engine.interpolate_fitted(
-        rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), out.data_ptr(),
-        *(tensor.data_ptr() for tensor in lists), batch, len(positions), len(skipped), taps, classes,
-        size[0] * size[1], channels, ACTIVATIONS[activation], torch.get_num_threads(),
+    _engine.depthwise(
+        rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), 0, out.data_ptr(), *footprints.addresses, batch,
+        footprints.bands, len(positions), pixels, channels, weights.shape[1], ACTIVATIONS[activation], True, True,
+        torch.get_num_threads(),
     )  # fmt: skip
     return out
 

@@ -96,7 +96,7 @@ def _prepare(
     if footprints is not None and footprints.few:
         constants = (
             *footprints.addresses, batch, footprints.bands, plan.in_pixels, plan.count if compact else out_pixels,
-            channels, plan.taps, ACTIVATIONS[activation], not compact,
+            channels, plan.taps, ACTIVATIONS[activation], not compact, 0,
         )  # fmt: skip
         return _Call(plan, footprints, kind, out_shape, constants)
     constants = (

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from accel.kernels.cpu.footprints import Footprints
+from accel.kernels.cpu.footprints import Footprints, of_convolution
 from accel.kernels.positions import PositionSet, tap_map
 
 Pair = tuple[int, int]
@@ -86,7 +86,7 @@ class Plan:
         in_pixels: int,
         as_runs: bool,
     ) -> None:
-        self.in_pixels = in_pixels
+        self.in_pixels, self.width = in_pixels, out_size[1]
         self.edges: tuple[Tensor, int] | None = None
         if as_runs:
             table, self.edges = _run_table(geometry, positions)
@@ -106,7 +106,7 @@ class Plan:
         if compact not in self._footprints:
             with torch.inference_mode(False):
                 segments = None if compact else self.segments
-                self._footprints[compact] = Footprints(self.table, self.positions, segments)
+                self._footprints[compact] = of_convolution(self.table, self.positions, segments, self.width)
         return self._footprints[compact]
 
 

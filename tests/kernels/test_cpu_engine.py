@@ -266,6 +266,16 @@ def test_interpolate_and_its_adjoint():
     assert_close(back, summed.flatten(0, 1))
 
 
+def test_fill_without_neighbours(isa):
+    """Skipped positions hold the constants of their classes, computed ones their rows."""
+    ints = partial(torch.tensor, dtype=torch.int32)
+    rows, constant = torch.randn(2 * 2, 21, generator=seeded(0)), torch.randn(2, 21, generator=seeded(1))
+    lists = ints([3, 0]), ints([2, 1]), torch.zeros(2, 0, dtype=torch.int32), ints([0, 1, 2])
+    got = binding.interpolate_fitted(rows, *lists, torch.zeros(2, 0, 21), constant, 2, (2, 2), "relu")
+    images = [torch.stack((rows[2 * n + 1], constant[1], constant[0], rows[2 * n])) for n in range(2)]
+    assert torch.equal(got, F.relu(torch.stack(images).view(2, 2, 2, 21).permute(0, 3, 1, 2)))
+
+
 class TestPackedWeights:
     """The cache must notice every way in which a parameter changes."""
 
