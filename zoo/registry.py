@@ -1,12 +1,12 @@
 """The models there are, by name: how to build one, what it reads, and which of its layers to perforate.
 
-| name                                | weights                                           |
-|-------------------------------------|---------------------------------------------------|
-| torchvision:alexnet, vgg*, resnet*  | a file, or "download"                             |
-| zoo:resnet14_cifar to resnet110_cifar | a file                                          |
-| zoo:resnet32_cifar_sact             | in the package; returns an AdaptiveOutput         |
-| zoo:hed_vgg16                       | a file                                            |
-| zoo:demo_resnet                     | in the package                                    |
+| name                                            | weights                                   |
+|-------------------------------------------------|-------------------------------------------|
+| torchvision:alexnet, vgg*, resnet*, mobilenet_* | a file, or "download"                     |
+| zoo:resnet14_cifar to resnet110_cifar           | a file                                    |
+| zoo:resnet32_cifar_sact                         | in the package; returns an AdaptiveOutput |
+| zoo:hed_vgg16                                   | a file                                    |
+| zoo:demo_resnet                                 | in the package                            |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""torchvision's AlexNet, VGG and ResNet, by name; their weights come from a file or torchvision's own download."""
+"""torchvision's AlexNet, VGG, ResNet and MobileNet, by name; their weights come from a file or torchvision's own download."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ NAMES = (
     "alexnet",
     *(f"vgg{depth}{suffix}" for depth in (11, 13, 16, 19) for suffix in ("", "_bn")),
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *(f"mobilenet_{version}" for version in ("v2", "v3_small", "v3_large")),
 )
-FIRST_CONV = {"alexnet": "features.0", "vgg": "features.0", "resnet": "conv1"}
+FIRST_CONV = {"alexnet": "features.0", "vgg": "features.0", "resnet": "conv1", "mobilenet": "features.0.0"}
 
 
 def build(name: str, **options) -> nn.Module:

@@ -54,8 +54,8 @@ class Footprints:
         taps = taken.nonzero()[:, 1] + (kinds * table.shape[1]).repeat_interleave(taken.sum(1))
         tables = (
             bases[order, 0], own[order], *_reordered(*segments, order),
-            torch.stack((_starts(rows)[:-1], rows, runs % len(prints), kinds[runs % len(prints)]), 1), _starts(band_runs),
-            _starts(taken.sum(1)), torch.stack((offsets[taken], taps), 1),
+            torch.stack((_starts(rows)[:-1], rows, runs % len(prints), kinds[runs % len(prints)]), 1),
+            _starts(band_runs), _starts(taken.sum(1)), torch.stack((offsets[taken], taps), 1),
         )  # fmt: skip
         self._tables = [None if t is None else t.to(torch.int32).contiguous() for t in tables]
         self.addresses = tuple(0 if t is None else t.data_ptr() for t in self._tables)

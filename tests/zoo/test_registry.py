@@ -40,6 +40,7 @@ def test_names_on_the_list():
     wanted |= {"zoo:resnet32_cifar_sact", "zoo:hed_vgg16", "zoo:demo_resnet"}
     wanted |= {f"torchvision:vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")}
     wanted |= {f"torchvision:resnet{depth}" for depth in (18, 34, 50, 101, 152)} | {"torchvision:alexnet"}
+    wanted |= {f"torchvision:mobilenet_{version}" for version in ("v2", "v3_small", "v3_large")}
     assert names == wanted
 
 
