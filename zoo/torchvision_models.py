@@ -1,4 +1,4 @@
-"""torchvision's AlexNet, VGG, ResNet and MobileNet, by name; their weights come from a file or torchvision's own download."""
+"""torchvision's AlexNet, VGG, ResNet and MobileNet; their weights come from a file or torchvision's own download."""
 
 from __future__ import annotations
 

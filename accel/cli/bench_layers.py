@@ -1,10 +1,11 @@
 """Cases of kind `layers`: single convolutions of a network, perforated against torch's dense forms.
 
 A case: `model` (torchvision:NAME), `size`, `batch` (list), `keep` (list), `mask`, `sides` (the torch forms to compare
-with, some of TORCH_SIDES), `distinct = true` to take layers of one geometry once, and `kind`, one of KINDS, to take those
-only. Every side computes convolution, bias and ReLU on the same drawn input. `speedup` columns divide the fastest torch side by ours; `share` columns divide
-that by the theoretical speed-up of the keep the mask really has; `speedup_own` divides the engine's own dense form
-(keep 1) by ours, so that what fusion gains is not counted as perforation.
+with, some of TORCH_SIDES), `distinct = true` to take layers of one geometry once, and `kind`, one of KINDS, to take
+such layers only. Every side computes convolution, bias and ReLU on the same drawn input. `speedup` columns divide the
+fastest torch side by ours; `share` columns divide that by the theoretical speed-up of the keep the mask really has;
+`speedup_own` divides the engine's own dense form (keep 1) by ours, so that what fusion gains is not counted as
+perforation.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel.cli.bench import Row, Settings
 from accel.cli.bench_exactness import relative_norm
+from accel.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,9 +32,9 @@ SHOWN = (
 )
 FEW = 40  # kept positions in all, below which a layer is bound by reading its weights
 KINDS = {
-    "all": lambda conv: True,
-    "stem": lambda conv: conv.in_channels == 3,
-    "depthwise": lambda conv: conv.groups == conv.in_channels == conv.out_channels > 1,
+    "all": lambda layer: True,
+    "stem": lambda layer: layer.conv.in_channels == 3,
+    "depthwise": lambda layer: layer.conv.groups == layer.conv.in_channels == layer.conv.out_channels > 1,
 }
 TOLERANCE = 1e-5  # relative norm against torch's dense convolution at the kept positions
 
@@ -58,10 +60,11 @@ class Layer:
 def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     import torch
 
-    wanted = KINDS[case.get("kind", "all")]
-    for layer in layers_of(case["model"], case["size"], case.get("distinct", False)):
-        if not wanted(layer.conv):
-            continue
+    kind = case.get("kind", "all")
+    if kind not in KINDS:
+        raise ConfigError(f"kind of layers must be one of {', '.join(KINDS)}, got {kind!r}")
+    layers = layers_of(case["model"], case["size"], case.get("distinct", False))
+    for layer in filter(KINDS[kind], layers):
         for batch in case["batch"]:
             generator = torch.Generator().manual_seed(settings.seed)
             x = torch.randn(batch, layer.conv.in_channels, layer.height, layer.width, generator=generator)
@@ -117,7 +120,7 @@ def measure(layer: Layer, x: Tensor, case: Mapping[str, Any], settings: Settings
     timings = compare(sides, repeats=settings.repeats) if error <= TOLERANCE else None
     for keep, kept in masks.items():
         row = {"layer": layer.name, "geometry": layer.geometry, "batch": len(x), "keep": keep}
-        row |= {"kept": round(kept.keep, 4), "stem": KINDS["stem"](layer.conv), "few": len(x) * len(kept) < FEW}
+        row |= {"kept": round(kept.keep, 4), "stem": KINDS["stem"](layer), "few": len(x) * len(kept) < FEW}
         row |= {"error": error, "correct": timings is not None}
         yield row | _times(timings, keep, kept.keep) if timings else row
 

@@ -4,6 +4,7 @@ import pytest
 
 from accel import ops
 from accel.cli import bench
+from accel.errors import ConfigError
 
 QUICK = bench.Settings(quick=True)
 CASES = {
@@ -94,6 +95,17 @@ def test_layers_are_found_once_each_when_distinct():
     assert (layers[0].name, layers[0].geometry) == ("conv1", "7x7/2 3>64 @64x64")
     assert [layer.name for layer in distinct][:3] == ["conv1", "layer1.0.conv1", "layer2.0.conv1"]
     assert len(distinct) == len({layer.geometry for layer in layers}) == 11
+
+
+def test_layers_of_one_kind():
+    from accel.cli import bench_layers
+
+    layers = bench_layers.layers_of("torchvision:mobilenet_v2", [32, 32], distinct=False)
+    names = {kind: [layer.name for layer in filter(wanted, layers)] for kind, wanted in bench_layers.KINDS.items()}
+    assert names["stem"] == ["features.0.0"] and len(names["all"]) == 52
+    assert len(names["depthwise"]) == 17 and names["depthwise"][0] == "features.1.conv.0.0"
+    with pytest.raises(ConfigError, match="one of all, stem, depthwise, got 'deep'"):
+        next(bench_layers.rows({"kind": "deep"}, None))
 
 
 def test_a_part_of_a_network_keeps_the_rules_and_states_its_peak_memory():
