@@ -53,7 +53,7 @@ static void grad_input_item(const GradJob *job, int64_t image, int64_t panel)
                 if (at < 0)
                     continue;
                 grads[found] = job->grad + r * job->out_channels;
-                out[found++] = (RowOut){job->dx + at, job->dx + at, one_target, 1};
+                out[found++] = (RowOut){job->dx + at, job->dx + at, NULL, one_target, 1};
                 for (int64_t v = 0; v < vectors; v++) /* added to soon, and scattered */
                     __builtin_prefetch(job->dx + at + g.column + v * lanes, 1);
             }

@@ -140,13 +140,14 @@ static PyObject *py_max_rows(PyObject *self, PyObject *const *args, Py_ssize_t g
 
 static PyObject *py_interpolate_fitted(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    READ("interpolate_fitted", 17)
+    READ("interpolate_fitted", 18)
     const FittedJob job = {
         .rows = POINTER(const float *, 0), .weights = POINTER(const float *, 1),
         .constant = POINTER(const float *, 2), .out = POINTER(float *, 3), .positions = POINTER(const int32_t *, 4),
         .skipped = POINTER(const int32_t *, 5), .neighbors = POINTER(const int32_t *, 6),
         .starts = POINTER(const int32_t *, 7), .images = a[8], .count = a[9], .filled = a[10], .taps = a[11],
         .classes = a[12], .pixels = a[13], .channels = a[14], .activation = a[15], .threads = a[16],
+        .residual = POINTER(const float *, 17),
     };
     int failed;
     WITHOUT_GIL(failed = accel_interpolate_fitted(&job))
@@ -393,7 +394,7 @@ static PyMethodDef methods[] = {
     FAST(interpolate, "interpolate(10 ints): rows to maps, the fields of Fill in engine.h in order."),
     FAST(interpolate_backward, "interpolate_backward(10 ints): its adjoint, the fields of Fill in engine.h in order."),
     FAST(max_rows, "max_rows(9 ints): the largest of several rows, the fields of MaxJob in engine.h in order."),
-    FAST(interpolate_fitted, "interpolate_fitted(17 ints): rows to maps, the fields of FittedJob in engine.h in order."),
+    FAST(interpolate_fitted, "interpolate_fitted(18 ints): rows to maps, the fields of FittedJob in engine.h."),
     FAST(interpolate_fitted_backward, "interpolate_fitted_backward(20 ints): the fields of FittedGradJob in order."),
     FAST(active, "active(8 ints): mask to positions, the fields of ActiveJob in engine.h in order."),
     FAST(invert, "invert(positions, rows, inverse, size): the row of every position, -1 where there is none."),

@@ -15,10 +15,11 @@ enum {
 };
 enum { ACT_NONE, ACT_RELU, ACT_LEAKY_RELU, ACT_HARDSWISH };
 
-/* Where one row goes: count destinations, base + targets[j] * pitch. residual may be NULL. */
+/* Where one row goes: count destinations, base + targets[j] * pitch. There, residual + targets[j] * pitch is added before
+ * the activation. `start` is what the row's sum begins with. Both may be NULL. */
 typedef struct {
     float *base;
-    const float *residual;
+    const float *start, *residual;
     const int32_t *targets;
     int64_t count;
 } RowOut;
@@ -116,7 +117,7 @@ typedef struct {
     const int32_t *positions;        /* int32 [table_rows] (static) or [rows] (dynamic) */
     const int32_t *starts, *targets; /* static, dense output: CSR of the positions each row stands for; else NULL */
     const int32_t *inverse;          /* dynamic, compact x: [images * in_pixels] row of x, or -1; else NULL */
-    int64_t dynamic, scatter;        /* scatter: dense output (and residual) rather than compact */
+    int64_t dynamic, scatter;        /* scatter: dense output and residual rather than compact */
     int64_t rows, table_rows, in_pixels, in_pitch, taps, run;
     int64_t out_pixels, out_channels, groups, depthwise, activation, threads;
     int64_t framed;
@@ -173,7 +174,7 @@ void accel_max_rows(const MaxJob *job);
 /* Compact rows [images * count][channels] to dense maps [images][pixels][channels], where a skipped position holds a
  * weighted sum of `taps` rows: weights [classes][taps][channels] and constant [classes][channels] of its class. */
 typedef struct {
-    const float *rows, *weights, *constant;
+    const float *rows, *weights, *constant, *residual; /* residual: like out, added before the activation; or NULL */
     float *out;
     const int32_t *positions; /* [count] */
     const int32_t *skipped;   /* [filled], sorted by class; class k holds those from starts[k] to starts[k + 1] */

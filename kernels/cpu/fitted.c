@@ -25,7 +25,7 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 /* One item's share of a list that is dealt to `bands` items: where band `band` of `count` elements starts. */
 static int64_t share(int64_t count, int64_t band, int64_t bands) { return count * band / bands; }
 
-/* Skipped positions [first, first + count) of class k; or, with k = -1, computed ones: a sum of no taps on a residual. */
+/* Skipped positions [first, first + count) of class k; or, with k = -1, computed ones: a sum of no taps on the row. */
 static void fill_block(const FittedJob *job, int64_t image, int64_t k, int64_t first, int64_t count,
                        const float **pointers)
 {
@@ -40,8 +40,9 @@ static void fill_block(const FittedJob *job, int64_t image, int64_t k, int64_t f
             const float **mine = pointers + tile * taps + i - tile;
             for (int64_t t = 0; t < taps; t++)
                 mine[t * tall] = rows + neighbors[t] * job->channels;
-            out[i] = (RowOut){job->out + (image * job->pixels + to[i]) * job->channels,
-                              k < 0 ? rows + (first + i) * job->channels : NULL, one_target, 1};
+            const int64_t at = (image * job->pixels + to[i]) * job->channels;
+            out[i] = (RowOut){job->out + at, k < 0 ? rows + (first + i) * job->channels : NULL,
+                              job->residual ? job->residual + at : NULL, one_target, 1};
         }
     for (int64_t vector0 = 0; vector0 < cut.all_vectors; vector0 += cut.vectors) {
         const int64_t vectors = smaller(cut.vectors, cut.all_vectors - vector0), column = vector0 * lanes;

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import pixels_first, require_float32
+from accel.kernels.cpu.arguments import address, pixels_first, require_float32
 from accel.kernels.cpu.forward import ACTIVATIONS
 from accel.kernels.cpu.plans import IdentityCache
 
@@ -27,9 +27,11 @@ def interpolate_fitted(
     batch: int,
     size: Sequence[int],
     activation: str,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Rows to a dense map; arguments and result as in `accel.kernels.reference.interpolate`."""
-    require_float32(rows, weights, constant)
+    require_float32(rows, weights, constant, residual)
+    residual = None if residual is None else pixels_first(residual)
     rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
     lists = _checked_lists(positions, skipped, neighbors, starts, size[0] * size[1])
     classes, taps, channels = weights.shape
@@ -37,7 +39,7 @@ def interpolate_fitted(
     _engine.interpolate_fitted(
         rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), out.data_ptr(),
         *(tensor.data_ptr() for tensor in lists), batch, len(positions), len(skipped), taps, classes,
-        size[0] * size[1], channels, ACTIVATIONS[activation], torch.get_num_threads(),
+        size[0] * size[1], channels, ACTIVATIONS[activation], torch.get_num_threads(), address(residual),
     )  # fmt: skip
     return out
 
