@@ -152,6 +152,8 @@ def _setup(ctx, inputs, output):
 
 def _grad(ctx, d_remainder, d_ponder, _, d_output, d_weight):
     h, x, remainder = ctx.saved_tensors
+    if d_output.stride() != x.stride():  # a pool's gradient is an expanded view: every unit would go through it slowly
+        d_output = torch.empty_like(x).copy_(d_output)
     d_h, d_x, d_old = _STEP_BACKWARD(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, ctx.eps, ctx.last)
     return None if h is None else d_h, d_x, d_old, d_ponder, None, d_output, None, None
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from accel.config import SACT
 from accel.nn.adaptive import make_adaptive
 
-DEPTHS = (20, 32, 44, 56, 110)
+DEPTHS = (14, 20, 26, 32, 44, 56, 110)
 TARGET = 0.57  # of the stages' MACs: what the packaged SACT network was trained to execute
 
 

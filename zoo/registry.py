@@ -3,7 +3,7 @@
 | name                                | weights                                           |
 |-------------------------------------|---------------------------------------------------|
 | torchvision:alexnet, vgg*, resnet*  | a file, or "download"                             |
-| zoo:resnet20_cifar to resnet110_cifar | a file                                          |
+| zoo:resnet14_cifar to resnet110_cifar | a file                                          |
 | zoo:resnet32_cifar_sact             | in the package; returns an AdaptiveOutput         |
 | zoo:hed_vgg16                       | a file                                            |
 | zoo:demo_resnet                     | in the package                                    |

@@ -44,6 +44,21 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     return model
 
 
+def load_part(model: nn.Module, whole: nn.Module) -> nn.Module:
+    """Load into `model`, in place, what `whole` holds under the same names: a network that lacks some of its layers.
+
+    Raises:
+        WeightsError: `whole` has no tensor of a name and shape that `model` needs.
+    """
+    wanted, found = model.state_dict(), whole.state_dict()
+    foreign = [name for name, tensor in wanted.items() if name not in found or found[name].shape != tensor.shape]
+    if foreign:
+        lacking = _some(foreign, "missing or of another shape")
+        raise WeightsError(f"{type(model).__name__} is no part of {type(whole).__name__}: {lacking} in that")
+    model.load_state_dict({name: found[name] for name in wanted})
+    return model
+
+
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """The named tensors of a .safetensors, .pt or .pth file.
 

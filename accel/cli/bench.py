@@ -1,9 +1,9 @@
 """`accel bench`: runs the cases of a TOML file; correctness first, then the clock, then the bars the file sets.
 
 A case file names its kind: one module accel/cli/bench_<kind>.py, whose `rows(case, settings)` yields one dict a
-measurement, and which may name the columns of the printed table in SHOWN. The file lists `[[case]]` tables, and may
-set `[[bar]]` tables: column, at_least or at_most, and either `count` (rows that must reach it; all by default) or
-`mean = "geometric"`; `where` picks the rows it speaks of.
+measurement. The module may name the columns of the printed table in SHOWN, and have a `draw(rows)` that gives a figure,
+saved beside the rows. The file lists `[[case]]` tables, and may set `[[bar]]` tables: column, at_least or at_most, and
+either `count` (rows that must reach it; all by default) or `mean = "geometric"`; `where` picks the rows it speaks of.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from accel.cli import common
 from accel.errors import ConfigError
 
-KINDS = ("exactness", "layers", "networks", "rivals", "masked", "backward", "nearest", "adaptive", "gpu")
+KINDS = ("exactness", "layers", "networks", "rivals", "masked", "backward", "nearest", "adaptive", "frontier", "gpu")
 STUDIES = ("mc", "distributions")  # these write figures and tables of their own
 ROW_SCHEMA = 1
 
@@ -75,8 +75,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(rows)} rows with their tables and figures are in {out_dir}/")
         return 0
     file = read_cases(pathlib.Path(args.cases), args.only)
-    rows = measure(file, args)
-    shown = getattr(load_kind(file["kind"]), "SHOWN", None) if args.format == "table" else None
+    rows, kind = measure(file, args), load_kind(file["kind"])
+    if args.output and hasattr(kind, "draw"):
+        common.write_figure(args.output.with_suffix(".png"), kind.draw(rows))
+    shown = getattr(kind, "SHOWN", None) if args.format == "table" else None
     common.print_rows([{key: row[key] for key in shown or row if key in row} for row in rows], args)
     for bar in file.get("bar", []):
         common.note(args, judge(bar, rows))

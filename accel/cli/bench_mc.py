@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -54,9 +53,7 @@ def run(out_dir: pathlib.Path, seed: int = 0, quick: bool = False) -> list[Row]:
         "mc_logistic": mc_logistic.draw(logistic),
     }
     for name, figure in figures.items():
-        partial = out_dir / f".{name}.{os.getpid()}.png"
-        figure.savefig(partial, dpi=80)
-        os.replace(partial, out_dir / f"{name}.png")
+        common.write_figure(out_dir / f"{name}.png", figure)
     return [{**row, **stamp} for rows in tables.values() for row in rows]
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from accel.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from accel.report import Report
 
 FORMATS = ("table", "json", "csv", "md")
@@ -115,9 +117,22 @@ def write_text(path: pathlib.Path, text: str) -> None:
     Raises:
         DataError: the place cannot be written.
     """
+    _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_figure(path: pathlib.Path, figure: Figure, dpi: int = 80) -> None:
+    """The same for a picture: PNG.
+
+    Raises:
+        DataError: the place cannot be written.
+    """
+    _write(path, lambda partial: figure.savefig(partial, format="png", dpi=dpi))
+
+
+def _write(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        write(partial)
         os.replace(partial, path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -132,15 +147,27 @@ def read_toml(path: pathlib.Path) -> dict:
         ConfigError: the file cannot be read, or is no TOML.
     """
     try:
+        return parse_toml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+
+
+def parse_toml(text: str, source: str) -> dict:
+    """TOML as a dict; `source` is what an error calls it.
+
+    Raises:
+        ConfigError: it is no TOML.
+    """
+    try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror})") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is no TOML: {error}") from error
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:

@@ -13,19 +13,25 @@ from accel.profiling.sides import FORMATS, in_format
 COMPILED = "dense_compiled"
 
 
-def dense_forms(model: nn.Module, x: Tensor, compiled: bool = True) -> dict[str, Callable[[], object]]:
+def dense_forms(
+    model: nn.Module, x: Tensor, compiled: bool = True, *, reset: bool = True
+) -> dict[str, Callable[[], object]]:
     """Sides of `model` on x in every form; batch norms are folded in the compiled one."""
     sides = {name: in_format(model, x, memory_format) for name, memory_format in FORMATS.items()}
-    return {**sides, COMPILED: compiled_side(model, x)} if compiled else sides
+    return {**sides, COMPILED: compiled_side(model, x, reset=reset)} if compiled else sides
 
 
-def compiled_side(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A side, to be run in inference mode: a copy of `model` in channels_last, compiled with frozen weights, on x."""
+def compiled_side(model: nn.Module, x: Tensor, *, reset: bool = True) -> Callable[[], object]:
+    """A side, to be run in inference mode: a copy of `model` in channels_last, compiled with frozen weights, on x.
+
+    Compiled sides made before are lost, unless `reset` is False: then all count towards the limit of recompilations.
+    """
     import torch._inductor.config as inductor
 
     net = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
     given = x.contiguous(memory_format=torch.channels_last)
-    torch.compiler.reset()  # otherwise the networks before count towards the limit of recompilations
+    if reset:
+        torch.compiler.reset()
     with inductor.patch(freezing=True), torch.inference_mode(), torch.no_grad():
         code = torch.compile(net, dynamic=False)
         code(given)

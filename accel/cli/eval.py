@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from accel.cli import common, models
 from accel.cli.common import positive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor, nn
 
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     resolved = resolve_any(args.model, args.weights)
     pictures = choose(load_pictures(args.data, args.split, args.size), args.limit, args.seed)
-    row = {"model": args.model, "pictures": len(pictures), **judge(args, resolved, pictures)}
+    watch = functools.partial(common.progress, args, what="evaluating")
+    row = {"model": args.model, "pictures": len(pictures), **judge(resolved, pictures, args.batch, watch)}
     common.print_rows([{**row, **time_forms(args, resolved, pictures)}], args)
     return 0
 
@@ -60,8 +62,12 @@ def choose(pictures: LabelledPictures, limit: int | None, seed: int) -> Labelled
     return dataclasses.replace(pictures, pictures=pictures.pictures[drawn], labels=pictures.labels[drawn])
 
 
-def judge(args: argparse.Namespace, resolved: models.Resolved, pictures: LabelledPictures) -> dict[str, Any]:
+def judge(
+    resolved: models.Resolved, pictures: LabelledPictures, batch: int, watch: Callable[[Iterable], Iterable] = iter
+) -> dict[str, Any]:
     """Accuracy, executed MACs per picture, and the mean units of every adaptive stage.
+
+    `watch` is put around the batches, to show how far it is.
 
     Raises:
         DataError: labels for which the model has no output.
@@ -76,8 +82,7 @@ def judge(args: argparse.Namespace, resolved: models.Resolved, pictures: Labelle
     dense = original(resolved)
     per_picture = accel.count_macs(dense, next(_batches(resolved.name, pictures, 1))[0])
     right, executed, units = 0, [], []
-    batches = list(_batches(resolved.name, pictures, args.batch))
-    for x, labels in common.progress(args, batches, "evaluating"):
+    for x, labels in watch(list(_batches(resolved.name, pictures, batch))):
         with torch.inference_mode():
             out = model(x)
         if isinstance(out, AdaptiveOutput):
@@ -89,8 +94,8 @@ def judge(args: argparse.Namespace, resolved: models.Resolved, pictures: Labelle
             executed.append(accel.count_macs(model, x, per_image=True) if resolved.converted else _same(x, per_picture))
         if out.shape[1] < len(pictures.classes):
             raise DataError(
-                f"{args.model} tells {out.shape[1]} classes apart, {args.data} has {len(pictures.classes)}: give the "
-                "data set it was trained on"
+                f"{resolved.name or 'the model'} tells {out.shape[1]} classes apart, the data set has "
+                f"{len(pictures.classes)}: give the data set it was trained on"
             )
         right += int((out.argmax(1) == labels).sum())
     macs = torch.cat(executed).double()

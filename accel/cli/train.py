@@ -19,11 +19,20 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         run,
         "train a classifier, plain or with ACT or SACT, by a recipe; goes on where it was interrupted",
         "accel train zoo/recipes/resnet32_cifar_sact.toml --weights net.safetensors --data cifar.zip -o runs/sact\n"
+        "  accel train RECIPE --set adaptive.tau=0.02 --set 'adaptive.kind=\"act\"' ...\n"
         "  torchrun --nproc-per-node 4 -m accel train RECIPE ...   (the recipe's batch is that of one process)",
     )
     parser.add_argument("recipe", type=pathlib.Path, help="a TOML file; those in zoo/recipes are examples")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder or zip with train/ and test/")
     parser.add_argument("--weights", help="weights to start from (default: drawn, or the package's own)")
+    parser.add_argument("--teacher", help="weights of the trained network that a recipe with [teacher] learns from")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="a value (TOML) in place of the recipe's, or beside them; may be given several times",
+    )
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="folder of the run")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events to the folder as well")
 
@@ -35,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from accel.train.parallel import process_group
 
     with process_group() as place:
-        task = task_of(read_recipe(args.recipe), args.data, args.weights, args.seed, place)
+        recipe = read_recipe(args.recipe, args.set)
+        task = task_of(recipe, args.data, args.weights, args.seed, place, args.teacher)
         args.output.mkdir(parents=True, exist_ok=True)
         checkpoint = args.output / "checkpoint.pt"
         if place.rank:

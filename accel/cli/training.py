@@ -6,14 +6,14 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.api import convert_model
-from accel.cli.common import read_toml
+from accel.cli.common import parse_toml, read_toml
 from accel.config import ACT, SACT
 from accel.convert import revert_model
 from accel.errors import ConfigError
@@ -24,11 +24,46 @@ from accel.train.classification import FitSettings
 from accel.train.parallel import Place
 from accel.zoo.datasets import LabelledPictures, load_pictures
 from accel.zoo.registry import get_model, input_size, preprocess
-from accel.zoo.weights_io import load_weights, read_tensors
+from accel.zoo.weights_io import load_part, load_weights, read_tensors
 
-_SECTIONS, _OPTIONAL = {"model", "data", "fit"}, {"adaptive"}
+_SECTIONS, _OPTIONAL = {"model", "data", "fit"}, {"adaptive", "teacher"}
 _KINDS = {"act": ACT, "sact": SACT}
 _BATCH = 250  # pictures at a time in evaluation: fits the caches no worse than 64 and divides 5000 and 10000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A trained network whose answers a model learns beside the labels (Hinton et al. 2015, arXiv 1503.02531, sec. 2).
+
+    Attributes: network, in eval mode; labels, the weight of the cross entropy with the labels, in [0, 1], the teacher
+    having the rest; temperature, at which both distributions are compared.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    network: nn.Module
+    labels: float = 0.1
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.labels <= 1 or not 0 < self.temperature < float("inf"):
+            raise ConfigError(
+                "the recipe's [teacher] needs labels in [0, 1] and a finite temperature above 0, got "
+                f"{self.labels:g} and {self.temperature:g}"
+            )
+
+    def loss(self, x: Tensor, logits: Tensor, cross_entropy: Tensor) -> Tensor:
+        """labels * cross_entropy + (1 - labels) * T^2 * KL(teacher || model), both softened by the temperature T.
+
+        x are the pictures, logits float32 [N, classes] the model's answers. T^2 keeps the gradients of the two parts in
+        proportion when T changes.
+        """
+        with torch.no_grad():
+            answers = (_logits(self.network(x)) / self.temperature).log_softmax(1)
+        ours = (logits / self.temperature).log_softmax(1)
+        divergence = F.kl_div(ours, answers, log_target=True, reduction="batchmean")
+        return self.labels * cross_entropy + (1 - self.labels) * self.temperature**2 * divergence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +71,9 @@ class Task:
     """A model, its training batches, and the test pictures it is judged on.
 
     Attributes:
-        measured: what the last step measured besides its loss; of an adaptive model the two parts of the loss, the
-            ponder cost (summed over the stages), the executed share of the stages' MACs, and tau.
+        teacher: None, or what the model learns from beside the labels.
+        measured: what the last step measured besides its loss; of an adaptive model the cross entropy with the labels,
+            the ponder cost (summed over the stages), the executed share of the stages' MACs, and tau.
     """
 
     model: nn.Module
@@ -45,27 +81,39 @@ class Task:
     settings: FitSettings
     test: LabelledPictures
     place: Place
+    teacher: Teacher | None = None
     measured: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def loss_of_step(self, model: nn.Module, step: int) -> Tensor:
-        """Cross entropy, plus the ponder loss of an adaptive model (arXiv 1612.02297, eq. 7)."""
+        """Cross entropy, the teacher's part, and the ponder loss of an adaptive model (arXiv 1612.02297, eq. 7)."""
         x, labels = (tensor.to(self.place.device, non_blocking=True) for tensor in self.batches(step))
         out = model(x)
+        logits = _logits(out)
+        cross_entropy = F.cross_entropy(logits, labels)
+        loss = self.teacher.loss(x, logits, cross_entropy) if self.teacher else cross_entropy
         if not isinstance(out, AdaptiveOutput):
-            return F.cross_entropy(out, labels)
-        loss, ponder = F.cross_entropy(out.logits, labels), ponder_loss(out)
+            return loss
         self.measured.update(
-            cross_entropy=float(loss.detach()),
+            cross_entropy=float(cross_entropy.detach()),
             ponder_cost=sum(float(stage.ponder_cost.detach().mean()) for stage in out.stages),
             executed_share=out.executed_share,
             tau=out.tau,
         )
-        return loss + ponder
+        return loss + ponder_loss(out)
 
 
-def read_recipe(path: pathlib.Path) -> dict:
-    """The sections of a recipe. ConfigError: unreadable, or not those of a recipe."""
+def read_recipe(path: pathlib.Path, changes: Sequence[str] = ()) -> dict:
+    """The sections of a recipe, with `changes` such as "adaptive.tau=0.02" (lines of TOML) made to them.
+
+    Raises:
+        ConfigError: unreadable, or not the sections of a recipe.
+    """
     recipe = read_toml(path)
+    for change in changes:
+        given = parse_toml(change, f"--set {change}")
+        if not all(isinstance(value, dict) for value in given.values()):
+            raise ConfigError(f"--set {change} names no section: give SECTION.KEY=VALUE, such as adaptive.tau=0.02")
+        recipe.update({section: {**recipe.get(section, {}), **keys} for section, keys in given.items()})
     if not _SECTIONS <= set(recipe) <= _SECTIONS | _OPTIONAL:
         raise ConfigError(
             f"the recipe {path} must have the sections {sorted(_SECTIONS)}, and may have {sorted(_OPTIONAL)}, "
@@ -74,14 +122,20 @@ def read_recipe(path: pathlib.Path) -> dict:
     return recipe
 
 
-def task_of(recipe: Mapping, data: pathlib.Path, weights: str | None, seed: int, place: Place) -> Task:
+def task_of(
+    recipe: Mapping, data: pathlib.Path, weights: str | None, seed: int, place: Place, teacher: str | None = None
+) -> Task:
     """The task a recipe describes, on the data set at `data`, from the weights at `weights`.
+
+    `teacher` are the weights of the network that a recipe with the section [teacher] learns from: [teacher] `name`, by
+    default the model's, not made adaptive.
 
     Raises:
         ConfigError, DataError, WeightsError: the recipe, the data set or the weights cannot be used.
     """
     options, sampling = dict(recipe["model"]), dict(recipe["data"])
     name, size = options.pop("name", None), sampling.pop("size", None)
+    weights_of = options.pop("weights_of", None)
     train, test = (load_pictures(data, split, size) for split in ("train", "test"))
     torch.manual_seed(seed)  # drawn weights, those of fresh halting heads among them
     try:
@@ -95,29 +149,55 @@ def task_of(recipe: Mapping, data: pathlib.Path, weights: str | None, seed: int,
             world=place.world,
             **sampling,
         )
-        model = build(name, weights, recipe.get("adaptive"), **options)
+        model = build(name, weights, recipe.get("adaptive"), weights_of=weights_of, **options)
+        taught = _teacher(recipe, teacher, name, **options)
     except TypeError as error:
         raise ConfigError(f"the recipe does not fit: {error}") from error
-    return Task(model.to(place.device, memory_format=torch.channels_last), batches, settings, test, place)
+    if taught:
+        taught.network.to(place.device, memory_format=torch.channels_last)
+    return Task(model.to(place.device, memory_format=torch.channels_last), batches, settings, test, place, taught)
 
 
-def build(name: str, weights: str | None, adaptive: Mapping | None = None, **options) -> nn.Module:
+def _teacher(recipe: Mapping, weights: str | None, name: str, **options) -> Teacher | None:
+    if ("teacher" in recipe) != (weights is not None):
+        raise ConfigError(
+            "a recipe with the section [teacher] needs the teacher's weights, and only such a recipe takes them: "
+            + ("give --teacher FILE" if weights is None else "leave --teacher out, or add the section")
+        )
+    if weights is None:
+        return None
+    table = dict(recipe["teacher"])
+    return Teacher(network=get_model(table.pop("name", name), weights, **options), **table)
+
+
+def build(
+    name: str, weights: str | None, adaptive: Mapping | None = None, weights_of: str | None = None, **options
+) -> nn.Module:
     """The model called `name`; made adaptive by the table `adaptive`, its kind ("act" or "sact") and tau, eps, target.
 
-    Weights of the plain network leave the halting heads fresh; those of an adaptive one fill them as well.
+    Weights of the plain network leave the halting heads fresh; those of an adaptive one fill them as well. With
+    `weights_of`, they are the weights of that larger plain network, of which the model is a part: a ResNet with fewer
+    units per stage takes those of the first units.
 
     Raises:
         ConfigError: an unknown model, or a table that describes no configuration.
         WeightsError: the weights cannot be read or are another model's.
     """
     if adaptive is None:
-        return get_model(name, weights, **options)
+        return _plain(name, weights, weights_of, **options)
     config = _adaptive_config(adaptive)
-    ready = weights not in (None, "none", "download") and any(".halting." in key for key in read_tensors(weights))
+    is_file = weights_of is None and weights not in (None, "none", "download")
+    ready = is_file and any(".halting." in key for key in read_tensors(weights))
     example = torch.zeros(1, 3, *input_size(name))
-    plain = get_model(name, "none" if ready else weights, **options)
+    plain = _plain(name, "none" if ready else weights, weights_of, **options)
     model = convert_model(plain, config, example_inputs=example, inplace=True)
     return load_weights(model, weights) if ready else model
+
+
+def _plain(name: str, weights: str | None, weights_of: str | None, **options) -> nn.Module:
+    if weights_of is None:
+        return get_model(name, weights, **options)
+    return load_part(get_model(name, "none", **options), get_model(weights_of, weights, **options))
 
 
 def _adaptive_config(table: Mapping) -> ACT:
@@ -136,10 +216,13 @@ def accuracy(model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Te
     """Share of `pictures` that the model, in eval mode, puts into their class."""
     right = 0
     for x, labels in _in_batches(model, pictures, prepare):
-        out = model(x)
-        logits = out.logits if isinstance(out, AdaptiveOutput) else out
-        right += int((logits.argmax(1).cpu() == labels).sum())
+        right += int((_logits(model(x)).argmax(1).cpu() == labels).sum())
     return right / len(pictures)
+
+
+def _logits(out: Tensor | AdaptiveOutput) -> Tensor:
+    """What a plain or an adaptive model says, float32: it is narrower under autocast."""
+    return (out.logits if isinstance(out, AdaptiveOutput) else out).float()
 
 
 def macs_per_image(model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Tensor], Tensor]) -> Tensor:

@@ -90,7 +90,7 @@ class HaltingHead(nn.Module):
             self.pooled = nn.Conv2d(channels, 1, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean((2, 3), keepdim=True)
+        mean = F.avg_pool2d(x, x.shape[2:])
         if self.spatial:
             score = (self.conv(self.bn(x)) + self.pooled(self.pooled_bn(mean)))[:, 0]
         else:

@@ -49,14 +49,14 @@ def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Chains]:
         if isinstance(module_of(node, modules), PerforatedConv2d):
             _fuse(node, modules, chains)
     _pass_rows(graph, modules, chains)
-    if not chains.fused and not chains.compact:
-        return None, chains
     for node in list(graph.nodes):
         if type(module_of(node, modules)) is nn.Conv2d:
             _fuse_dense(node, modules, chains)
     for node in list(graph.nodes):
         if is_addition(node):
             _fuse_sum(node, modules, chains)
+    if not chains.fused and not chains.compact:
+        return None, Chains()
     code = graph.python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, "<inference path>", "exec"), namespace)  # what fx wrote for the rewritten graph

@@ -34,10 +34,12 @@
 #define UP_TO_14(X, nv) UP_TO_9(X, nv) X(10, nv) X(11, nv) X(12, nv) X(13, nv) X(14, nv)
 #define TILE_ENTRY(mr, nv) [nv][mr] = tile_##mr##x##nv,
 #define DEPTHWISE_ENTRY(mr, nv) [nv][mr] = depthwise_##mr##x##nv,
+#define FOOTPRINT_ENTRY(mr, nv) [nv][mr] = footprint_##mr##x##nv,
 #define OUTER_ENTRY(mr, nv) [nv][mr] = outer_##mr##x##nv,
 
 UP_TO_14(TILE, 1) UP_TO_14(TILE, 2) UP_TO_9(TILE, 3) UP_TO_6(TILE, 4)
 UP_TO_14(DEPTHWISE, 1) UP_TO_14(DEPTHWISE, 2) UP_TO_9(DEPTHWISE, 3) UP_TO_6(DEPTHWISE, 4)
+UP_TO_6(FOOTPRINT, 1) UP_TO_6(FOOTPRINT, 2) UP_TO_6(FOOTPRINT, 3) UP_TO_6(FOOTPRINT, 4)
 UP_TO_14(OUTER, 1) UP_TO_14(OUTER, 2) UP_TO_9(OUTER, 3) UP_TO_6(OUTER, 4)
 PAIRS(1) PAIRS(2) PAIRS(3) PAIRS(4)
 
@@ -46,6 +48,9 @@ const Isa accel_avx512 = {
     .tile = {UP_TO_14(TILE_ENTRY, 1) UP_TO_14(TILE_ENTRY, 2) UP_TO_9(TILE_ENTRY, 3) UP_TO_6(TILE_ENTRY, 4)},
     .depthwise = {UP_TO_14(DEPTHWISE_ENTRY, 1) UP_TO_14(DEPTHWISE_ENTRY, 2) UP_TO_9(DEPTHWISE_ENTRY, 3)
                   UP_TO_6(DEPTHWISE_ENTRY, 4)},
+    .footprint_rows = 6,
+    .footprint = {UP_TO_6(FOOTPRINT_ENTRY, 1) UP_TO_6(FOOTPRINT_ENTRY, 2)
+                  UP_TO_6(FOOTPRINT_ENTRY, 3) UP_TO_6(FOOTPRINT_ENTRY, 4)},
     .outer = {UP_TO_14(OUTER_ENTRY, 1) UP_TO_14(OUTER_ENTRY, 2) UP_TO_9(OUTER_ENTRY, 3) UP_TO_6(OUTER_ENTRY, 4)},
     .pairs = {NULL, pairs_1, pairs_2, pairs_3, pairs_4},
 };

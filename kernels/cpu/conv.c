@@ -17,7 +17,7 @@
 enum {
     BLOCK_TILES = 32,        /* tiles that share one pass over a weight panel */
     POINTER_BYTES = 1 << 17, /* bound on a block's pointers; they should stay in the L2 cache */
-    STREAM_BYTES = 1 << 22,  /* maps from here on are written past the caches: see `streams` */
+    STREAM_BYTES = 1 << 22,  /* maps from here on are written past the caches: see accel_streams */
     CHUNK_BYTES = 1 << 19    /* weights of one chunk of the reduction; the fastest of 128 to 512 KiB with 1 MiB of L2 */
 };
 
@@ -60,12 +60,18 @@ static void choose_blocks(const Job *job, Schedule *s, int threads)
 
 /* Filling a map writes every line once: an ordinary store reads the line before and pushes others out of the caches. At
  * batch 8 and a quarter of the positions, 64 to 256 channels at 56x56 took 1.5 ms to fill in, streamed 0.2 ms. */
-static int streams(const Job *job)
+int accel_streams(const float *out, int64_t values, int64_t channels)
 {
-    const int64_t maps = job->scatter && !job->dynamic && job->starts ? job->rows / job->table_rows : 0;
     const int64_t vector = accel_isa->lanes * (int64_t)sizeof(float);
-    return maps * job->out_pixels * job->out_channels * (int64_t)sizeof(float) >= STREAM_BYTES &&
-           job->out_channels / job->groups % accel_isa->lanes == 0 && (uintptr_t)job->out % (uintptr_t)vector == 0;
+    return values * (int64_t)sizeof(float) >= STREAM_BYTES && channels % accel_isa->lanes == 0 &&
+           (uintptr_t)out % (uintptr_t)vector == 0;
+}
+
+void accel_finish_streams(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_sfence(); /* streamed stores are ordered with nothing else */
+#endif
 }
 
 static Schedule plan(const Job *job, int threads)
@@ -81,7 +87,8 @@ static Schedule plan(const Job *job, int threads)
     s.chunk_run = tap_bytes <= 2 * CHUNK_BYTES ? job->run : ceil_div(job->run, ceil_div(tap_bytes, CHUNK_BYTES));
     if (s.chunk_taps * 2 > job->taps && s.chunk_run == job->run && tap_bytes * job->taps < 2 * CHUNK_BYTES)
         s.chunk_taps = job->taps;
-    s.stream = streams(job);
+    const int64_t maps = job->scatter && !job->dynamic && job->starts ? job->rows / job->table_rows : 0;
+    s.stream = accel_streams(job->out, maps * job->out_pixels * job->out_channels, job->out_channels / job->groups);
     s.pointer_bytes = (size_t)((s.block_tiles * job->taps + 1) * s.tile_rows) * sizeof(float *);
     s.out_bytes = (size_t)(s.block_tiles * s.tile_rows) * sizeof(RowOut);
     s.carry_bytes = (size_t)(s.block_tiles * s.tile_rows * s.cut.vectors * accel_isa->lanes) * sizeof(float);
@@ -210,10 +217,8 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
                 }
             }
     }
-#if defined(__x86_64__)
     if (s->stream)
-        __builtin_ia32_sfence(); /* streamed stores are ordered with nothing else */
-#endif
+        accel_finish_streams();
 }
 
 /* malloc returns large freed buffers to the system, so that the pages of the next one are first touched by our stores:

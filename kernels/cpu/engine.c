@@ -47,8 +47,8 @@ static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t g
 {
     READ("convolve", 25)
     const Job job = {
-        .x = POINTER(const float *, 0), .packed = POINTER(const float *, 1), .zero = POINTER(const float *, 2),
-        .bias = POINTER(const float *, 3), .residual = POINTER(const float *, 4), .out = POINTER(float *, 5),
+        .x = POINTER(const float *, 0), .packed = POINTER(const float *, 1), .bias = POINTER(const float *, 2),
+        .residual = POINTER(const float *, 3), .out = POINTER(float *, 4), .zero = POINTER(const float *, 5),
         .table = POINTER(const int32_t *, 6), .positions = POINTER(const int32_t *, 7),
         .starts = POINTER(const int32_t *, 8), .targets = POINTER(const int32_t *, 9),
         .inverse = POINTER(const int32_t *, 10), .dynamic = a[11], .scatter = a[12], .rows = a[13],
@@ -59,6 +59,22 @@ static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t g
     WITHOUT_GIL(failed = accel_convolve(&job))
     if (failed)
         return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_depthwise(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    READ("depthwise", 21)
+    const DepthwiseJob job = {
+        .x = POINTER(const float *, 0), .packed = POINTER(const float *, 1), .bias = POINTER(const float *, 2),
+        .residual = POINTER(const float *, 3), .out = POINTER(float *, 4), .bases = POINTER(const int32_t *, 5),
+        .starts = POINTER(const int32_t *, 6), .targets = POINTER(const int32_t *, 7),
+        .runs = POINTER(const FootprintRun *, 8), .bands = POINTER(const int32_t *, 9),
+        .kinds = POINTER(const int32_t *, 10), .steps = POINTER(const Step *, 11), .images = a[12],
+        .band_count = a[13], .in_pixels = a[14], .out_pixels = a[15], .channels = a[16], .taps = a[17],
+        .activation = a[18], .filled = a[19], .threads = a[20],
+    };
+    WITHOUT_GIL(accel_depthwise(&job))
     Py_RETURN_NONE;
 }
 
@@ -386,6 +402,7 @@ static PyObject *py_isas(PyObject *self, PyObject *unused)
 
 static PyMethodDef methods[] = {
     FAST(convolve, "convolve(25 ints): one forward convolution, the fields of Job in engine.h in order."),
+    FAST(depthwise, "depthwise(21 ints): a depthwise convolution, the fields of DepthwiseJob in engine.h in order."),
     FAST(pack, "pack(14 ints): weights into panels, the fields of Packing in engine.h in order."),
     FAST(packed_size, "packed_size(groups, k_group, c_group, taps): floats that the panels take."),
     FAST(fingerprint, "fingerprint(address, count): a hash of some of the values of a dense fp32 tensor."),

@@ -11,7 +11,8 @@
 enum {
     MAX_VECTORS = 4,
     MAX_ROWS = 14,
-    GRAD_VECTORS = 2 /* dX: narrow panels, since threads can share an image only by its channels */
+    GRAD_VECTORS = 2, /* dX: narrow panels, since threads can share an image only by its channels */
+    FOOTPRINT_ROWS = 6 /* rows of a tile with one footprint: as many as keep their addresses in registers */
 };
 enum { ACT_NONE, ACT_RELU, ACT_LEAKY_RELU, ACT_HARDSWISH };
 
@@ -41,6 +42,25 @@ typedef struct {
     int stream;             /* store past the caches: whole vectors only, base and pitch aligned to them */
 } TileArgs;
 
+/* A tap of a footprint: the pixels from the base of a row to what it reads there, and whose weights it takes. */
+typedef struct {
+    int32_t offset, tap;
+} Step;
+
+/* Depthwise, rows with one footprint: row r reads at the pixels bases[r] + steps[..].offset of x and goes to the pixels
+ * targets[starts[r]] to targets[starts[r + 1]] of out, or, where starts is NULL, to the one targets[r]. */
+typedef struct {
+    const float *x, *residual; /* residual, NULL or like out: added at each target */
+    const int32_t *bases, *starts, *targets;
+    int64_t rows;              /* a multiple of the tile's */
+    const Step *steps;
+    int64_t taps;
+    const float *weights, *bias; /* of one panel, as in TileArgs */
+    int64_t weight_pitch, channels, pitch;
+    float *out;
+    int activation, stream;
+} FootprintArgs;
+
 /* dW: out[c][k] += sum over rows of x[row][c] * grad[row][k], for mr input channels and nv vectors of output channels. */
 typedef struct {
     const float *const *x, *const *grad; /* [count] pointers, before the two shifts */
@@ -66,6 +86,7 @@ typedef struct {
 } PairArgs;
 
 typedef void (*TileFn)(const TileArgs *);
+typedef void (*FootprintFn)(const FootprintArgs *);
 typedef void (*OuterFn)(const OuterArgs *);
 typedef void (*PairFn)(const PairArgs *);
 
@@ -73,9 +94,10 @@ typedef void (*PairFn)(const PairArgs *);
 typedef struct {
     const char *name;
     int lanes, max_vectors;
-    int rows_for[MAX_VECTORS + 1];
+    int rows_for[MAX_VECTORS + 1], footprint_rows;
     TileFn tile[MAX_VECTORS + 1][MAX_ROWS + 1];
     TileFn depthwise[MAX_VECTORS + 1][MAX_ROWS + 1];
+    FootprintFn footprint[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1];
     OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];
     void (*sum_rows)(const Rows *rows, int64_t first, int64_t width, float *sums);
     void (*score_rows)(const Rows *rows, const int32_t *offsets, int64_t taps, const float *weights, float *scores);
@@ -111,8 +133,9 @@ static inline Panels cut_panels(int64_t channels, int64_t most)
  * r % table_rows of the table; row r of a dynamic set is the flat position positions[r] = n * out_pixels + p, column p;
  * row r of a framed job reads the pixels positions[r] + table[tap] and goes to pixel targets[r] of out. */
 typedef struct {
-    const float *x, *packed, *zero, *bias, *residual;
+    const float *x, *packed, *bias, *residual;
     float *out;
+    const float *zero;
     const int32_t *table;            /* [taps][table_rows] input pixel (or row of compact x) of each tap, -1: zeros */
     const int32_t *positions;        /* int32 [table_rows] (static) or [rows] (dynamic) */
     const int32_t *starts, *targets; /* static, dense output: CSR of the positions each row stands for; else NULL */
@@ -124,6 +147,27 @@ typedef struct {
 } Job;
 
 int accel_convolve(const Job *job);
+
+/* A depthwise convolution at a static set, whose rows are grouped by footprint: see kernels/cpu/footprints.py. Rows of
+ * an image come in runs with one footprint, runs in bands; footprint k takes the steps from kinds[k] to kinds[k + 1]. */
+typedef struct {
+    int32_t first, rows, kind;
+} FootprintRun;
+
+typedef struct {
+    const float *x, *packed, *bias, *residual;
+    float *out;
+    const int32_t *bases, *starts, *targets; /* of one image, as in FootprintArgs */
+    const FootprintRun *runs;
+    const int32_t *bands; /* [band_count + 1]: the runs of each band */
+    const int32_t *kinds;
+    const Step *steps;
+    int64_t images, band_count, in_pixels, out_pixels, channels, taps, activation, filled, threads;
+} DepthwiseJob;
+
+void accel_depthwise(const DepthwiseJob *job);
+int accel_streams(const float *out, int64_t values, int64_t channels);
+void accel_finish_streams(void);
 void accel_use_huge_pages(void *buffer, int64_t bytes);
 
 /* One weight tensor, read through its strides: outputs k of group g are rows g * k_group + k. */

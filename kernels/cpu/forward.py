@@ -10,6 +10,7 @@ from torch import Tensor
 
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import address, invert, pixels_first, require_float32
+from accel.kernels.cpu.footprints import Footprints
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, IdentityCache, Plan, full_table, static_plan
 
@@ -52,10 +53,14 @@ def perforated_conv2d(
         out = torch.empty(call.out_shape)
     else:
         out = torch.empty(call.out_shape, memory_format=torch.channels_last)
-    _engine.convolve(
-        x.data_ptr(), packed.address, packed.zero, 0 if bias is None else bias.data_ptr(),
-        0 if residual is None else residual.data_ptr(), out.data_ptr(), *call.constants, torch.get_num_threads(),
+    tensors = (
+        x.data_ptr(), packed.address, 0 if bias is None else bias.data_ptr(),
+        0 if residual is None else residual.data_ptr(), out.data_ptr(),
     )  # fmt: skip
+    if call.footprints is None:
+        _engine.convolve(*tensors, packed.zero, *call.constants, torch.get_num_threads())
+    else:
+        _engine.depthwise(*tensors, *call.constants, torch.get_num_threads())
     return out
 
 
@@ -63,6 +68,7 @@ class _Call(NamedTuple):
     """What one kind of call needs besides its tensors; looked up in half a microsecond."""
 
     plan: Plan
+    footprints: Footprints | None
     as_runs: bool
     kind: str
     out_shape: tuple[int, ...]
@@ -83,14 +89,21 @@ def _prepare(
     geometry = Geometry((height, width), (kh, kw), stride, padding, dilation, padding_mode)
     plan = static_plan(geometry, *sets, out_size, in_pixels, as_runs)
     kind = forward_kind(kernel, groups)
-    rows = batch * plan.count
+    rows, out_pixels = batch * plan.count, out_size[0] * out_size[1]
+    out_shape = (rows, out_channels) if compact else (batch, out_channels, *out_size)
+    footprints = plan.footprints(compact) if kind == "depthwise" else None
+    if footprints is not None and footprints.few:
+        constants = (
+            *footprints.addresses, batch, footprints.bands, plan.in_pixels, plan.count if compact else out_pixels,
+            channels, plan.taps, ACTIVATIONS[activation], not compact,
+        )  # fmt: skip
+        return _Call(plan, footprints, False, kind, out_shape, constants)
     constants = (
         *plan.addresses, 0, False, not compact, rows, plan.count, plan.in_pixels, channels, plan.taps,
-        kw * channels if as_runs else c_group, out_size[0] * out_size[1], out_channels, groups, kind == "depthwise",
+        kw * channels if as_runs else c_group, out_pixels, out_channels, groups, kind == "depthwise",
         ACTIVATIONS[activation],
     )  # fmt: skip
-    out_shape = (rows, out_channels) if compact else (batch, out_channels, *out_size)
-    return _Call(plan, as_runs, kind, out_shape, constants)
+    return _Call(plan, None, as_runs, kind, out_shape, constants)
 
 
 def masked_conv2d(
@@ -191,7 +204,7 @@ def _convolve_active(
     kind = forward_kind(weight.shape, groups)
     packed = packed_weight(weight, groups, kind)
     _engine.convolve(
-        x.data_ptr(), packed.address, packed.zero, address(bias), out.data_ptr() if accumulate else 0, out.data_ptr(),
+        x.data_ptr(), packed.address, address(bias), out.data_ptr() if accumulate else 0, out.data_ptr(), packed.zero,
         table.data_ptr(), positions.data_ptr(), 0, 0, address(inverse), 1, scatter, rows, out_pixels, in_pixels,
         c_group * groups, kh * kw, c_group, out_pixels, out_channels, groups, kind == "depthwise",
         ACTIVATIONS[activation], torch.get_num_threads(),

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from accel.kernels.cpu.footprints import Footprints
 from accel.kernels.positions import PositionSet, tap_map
 
 Pair = tuple[int, int]
@@ -95,7 +96,16 @@ class Plan:
         self.positions = positions.contiguous()
         self.segments = None if nearest is None else PositionSet(self.positions, nearest, *out_size).segments
         self.taps, self.count = self.table.shape
+        self._footprints: dict[bool, Footprints] = {}
         self.addresses = tuple(t.data_ptr() for t in (self.table, self.positions, *(self.segments or ())))
+
+    def footprints(self, compact: bool) -> Footprints:
+        """The rows by footprint, for depthwise convolutions with compact or with dense output; made once."""
+        if compact not in self._footprints:
+            with torch.inference_mode(False):
+                segments = None if compact else self.segments
+                self._footprints[compact] = Footprints(self.table, segments)
+        return self._footprints[compact]
 
     def _run_table(self, geometry: Geometry, positions: Tensor, out_size: Pair) -> Tensor:
         """Taps are kernel rows of a padded copy of the input, so that no run ever leaves it."""

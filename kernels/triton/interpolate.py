@@ -333,8 +333,8 @@ def interpolate_fitted(
         grid = (copies + len(lists.first), batch, cdiv(channels, TILE_CHANNELS))
         interpolate_fitted_rows[grid](
             rows.contiguous(), positions, skipped, neighbors, starts, lists.first, weights.contiguous(),
-            constant.contiguous(), residual, out, per_image + count, per_image, copies, C=channels, T=neighbors.shape[1],
-            ACTIVATION=activation, **_fitted_blocks(channels),
+            constant.contiguous(), residual, out, per_image + count, per_image, copies, C=channels,
+            T=neighbors.shape[1], ACTIVATION=activation, **_fitted_blocks(channels),
         )  # fmt: skip
     return out
 

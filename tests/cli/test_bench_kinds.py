@@ -42,7 +42,12 @@ ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1,
 
 
 def test_every_kind_is_tried():
-    assert set(CASES) | {"gpu", "rivals"} == set(bench.KINDS)  # tests/triton/test_bench.py, test_rivals.py try these
+    elsewhere = {
+        "gpu",
+        "rivals",
+        "frontier",
+    }  # in tests/triton/test_bench.py, test_rivals.py and test_bench_frontier.py
+    assert set(CASES) | elsewhere == set(bench.KINDS)
 
 
 @pytest.mark.parametrize("kind", CASES)

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import math
 import os
 import pathlib
 import re
@@ -17,9 +18,10 @@ from PIL import Image
 
 import accel
 from accel.cli.main import main
-from accel.cli.training import build, save_state
-from accel.errors import DataError, WeightsError
+from accel.cli.training import Task, Teacher, build, read_recipe, save_state, task_of
+from accel.errors import ConfigError, DataError, WeightsError
 from accel.train.batches import PictureBatches
+from accel.train.parallel import Place
 from accel.zoo.datasets import load_pictures
 from accel.zoo.registry import get_model
 from accel.zoo.weights_io import read_tensors
@@ -213,3 +215,118 @@ def test_grey_pictures_and_other_models(tmp_path, capsys):
     assert read_tensors(tmp_path / "b" / "model.safetensors")["linear.weight"].shape == (12, 64)
     assert train(tmp_path, tmp_path / "grey", "c", steps=1, model="classes = 12") == 1
     assert "the recipe does not fit" in capsys.readouterr().err
+
+
+class Table(torch.nn.Module):
+    """Logits that are parameters, whatever the pictures."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(logits)
+
+    def forward(self, x):
+        return self.logits
+
+
+def drawn(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def task_with(teacher, labels):
+    """A task of five pictures with the given labels."""
+    batches = lambda step: (torch.zeros(5, 3, 2, 2), labels)  # noqa: E731
+    return Task(None, batches, None, None, Place(0, 1, torch.device("cpu")), teacher)
+
+
+@pytest.mark.parametrize(("share", "temperature"), [(0.0, 1.0), (0.3, 4.0), (0.9, 0.5)])
+def test_the_loss_of_a_taught_model_is_the_closed_form(share, temperature):
+    teacher, model, labels = Table(3 * drawn(0, 5, 7)), Table(drawn(1, 5, 7)), torch.tensor([0, 6, 3, 3, 1])
+    taught = Teacher(network=teacher, labels=share, temperature=temperature)
+    loss = task_with(taught, labels).loss_of_step(model, 0)
+    p, q = ((table.logits.detach().double() / temperature).softmax(1) for table in (teacher, model))
+    entropy = -model.logits.detach().double().softmax(1).log()[torch.arange(5), labels].mean()
+    divergence = (p * (p / q).log()).sum(1).mean()
+    assert loss.item() == pytest.approx(float(share * entropy + (1 - share) * temperature**2 * divergence), rel=1e-5)
+    loss.backward()
+    one_hot = torch.nn.functional.one_hot(labels, 7)
+    gradient = share * (model.logits.detach().double().softmax(1) - one_hot) + (1 - share) * temperature * (q - p)
+    torch.testing.assert_close(model.logits.grad.double(), gradient / 5, rtol=1e-4, atol=1e-6)
+    assert teacher.logits.grad is None
+
+
+def test_with_all_the_weight_on_the_labels_the_loss_is_the_plain_one():
+    model, labels = Table(drawn(1, 5, 7)), torch.tensor([0, 6, 3, 3, 1])
+    taught = task_with(Teacher(network=Table(drawn(0, 5, 7)), labels=1.0), labels).loss_of_step(model, 0)
+    assert torch.equal(taught, task_with(None, labels).loss_of_step(model, 0))
+
+
+TEACHER = '[teacher]\nname = "zoo:resnet14_cifar"\nlabels = 0.5\n'
+
+
+def test_the_teacher_is_left_as_it_was(tmp_path, data):
+    teacher = get_model("zoo:resnet14_cifar")
+    save_state(teacher, tmp_path / "teacher.safetensors")
+    arguments(tmp_path, data, "a", adaptive=ADAPTIVE + TEACHER)
+    recipe = read_recipe(tmp_path / "a.toml")
+    task = task_of(recipe, data, None, 0, Place(0, 1, torch.device("cpu")), str(tmp_path / "teacher.safetensors"))
+    network = task.teacher.network
+    task.loss_of_step(task.model.train(), 0).backward()
+    assert not any(module.training for module in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(now, teacher.state_dict()[name]) for name, now in network.state_dict().items())
+    assert task.model.conv1.weight.grad.abs().sum() > 0
+
+
+def test_a_taught_run_needs_its_teacher_and_only_a_taught_one(tmp_path, data, capsys):
+    save_state(get_model("zoo:resnet14_cifar"), tmp_path / "teacher.safetensors")
+    given = ["--teacher", str(tmp_path / "teacher.safetensors")]
+    assert main([*arguments(tmp_path, data, "a", adaptive=TEACHER, steps=1), *given]) == 0
+    assert main([*arguments(tmp_path, data, "b", steps=1), *given]) == 1
+    assert "leave --teacher out, or add the section" in capsys.readouterr().err
+    assert main(arguments(tmp_path, data, "c", adaptive=TEACHER, steps=1)) == 1
+    assert "give --teacher FILE" in capsys.readouterr().err
+    assert main([*arguments(tmp_path, data, "d", adaptive="[teacher]\nweight = 1\n", steps=1), *given]) == 1
+    assert "weights of another model" in capsys.readouterr().err
+    assert main([*arguments(tmp_path, data, "e", adaptive=TEACHER + "weight = 1\n", steps=1), *given]) == 1
+    assert "the recipe does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"labels": -0.1}, {"labels": 1.1}, {"temperature": 0.0}, {"temperature": math.nan}])
+def test_teachers_out_of_range(wrong):
+    with pytest.raises(ConfigError, match=r"needs labels in \[0, 1\] and a finite temperature above 0"):
+        Teacher(network=torch.nn.Identity(), **wrong)
+
+
+def test_values_set_in_place_of_the_recipes(tmp_path, data, capsys):
+    arguments(tmp_path, data, "a", adaptive=ADAPTIVE)
+    before, path = read_recipe(tmp_path / "a.toml"), tmp_path / "a.toml"
+    after = read_recipe(path, ['adaptive.kind = "act"', "adaptive.target=0.5", "adaptive.tau=0.25", "fit.steps=3"])
+    assert after["adaptive"] == {"kind": "act", "target": 0.5, "tau": 0.25}
+    assert after["fit"] == {**before["fit"], "steps": 3} and after["model"] == before["model"]
+    for change, message in (
+        ("steps=3", "names no section"),
+        ("fit.steps=three", "--set fit.steps=three is no TOML"),
+        ("fits.steps=3", "must have the sections"),
+        ("fit.step=3", "the recipe does not fit"),
+        ("adaptive.tau_max=3", "does not fit"),
+        ("model.wieghts_of='zoo:resnet32_cifar'", "the recipe does not fit"),
+    ):
+        assert main([*arguments(tmp_path, data, "a", adaptive=ADAPTIVE), "--set", change]) == 1
+        assert message in capsys.readouterr().err
+    assert main([*arguments(tmp_path, data, "a"), "--set", "fit.steps=3", "--set", "data.batch=2"]) == 0
+    assert len(rows(tmp_path / "a")) == 3
+
+
+def test_a_network_of_fewer_units_takes_the_weights_of_the_first_ones(tmp_path):
+    whole = get_model("zoo:resnet32_cifar")
+    save_state(whole, tmp_path / "whole.safetensors")
+    part = build("zoo:resnet20_cifar", str(tmp_path / "whole.safetensors"), weights_of="zoo:resnet32_cifar")
+    assert [len(stage) for stage in (part.layer1, part.layer2, part.layer3)] == [3, 3, 3]
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in part.state_dict().items())
+    for stage in (whole.layer1, whole.layer2, whole.layer3):
+        del stage[3:]
+    x = drawn(0, 2, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(part(x), whole(x))
+    with pytest.raises(WeightsError, match=r"is no part of CifarResNet: 72 missing or of another shape \(layer1\.3\."):
+        build("zoo:resnet32_cifar", "none", weights_of="zoo:resnet20_cifar")

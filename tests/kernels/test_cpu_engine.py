@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 
 import pytest
@@ -63,24 +64,26 @@ class Case:
         self.geometry = (stride, padding, dilation, groups, mode)
         self.activation = activation
 
-    def run(self, *, bias=True, residual=False, compact=False, x=None, activation=None):
+    def run(self, *, bias=True, residual=False, compact=False, x=None, source=None, activation=None):
         x = self.x if x is None else x
+        batch = self.x.shape[0] if source is not None else x.shape[0]
+        source_nearest = None if source is None else source.nearest
         rest = self.rows_of(self.residual) if compact else self.residual
         return binding.perforated_conv2d(
-            x, self.weight, self.bias if bias else None, self.set.positions, self.set.nearest, None,
-            rest if residual else None, (x.shape[0], *x.shape[2:]), self.out_size, *self.geometry[:4],
+            x, self.weight, self.bias if bias else None, self.set.positions, self.set.nearest,
+            source_nearest, rest if residual else None, (batch, *self.x.shape[2:]), self.out_size, *self.geometry[:4],
             self.geometry[4], activation or self.activation, compact,
         )  # fmt: skip
 
     def expected(self, *, bias=True, residual=False, compact=False, activation=None):
         dense = padded_conv(self.x.double(), self.weight.double(), self.bias.double() if bias else None, *self.geometry)
-        if residual:
-            dense = dense + self.residual
-        rows = ACTIVATIONS[activation or self.activation](self.rows_of(dense))
-        if compact:
-            return rows
         n, k = dense.shape[:2]
-        return rows.view(n, -1, k)[:, self.set.nearest.long()].transpose(1, 2).reshape(dense.shape)
+        added, out = self.residual, self.rows_of(dense)
+        if compact:
+            added = self.rows_of(added)
+        else:
+            out = out.view(n, -1, k)[:, self.set.nearest.long()].transpose(1, 2).reshape(dense.shape)
+        return ACTIVATIONS[activation or self.activation](out + added if residual else out)
 
     def rows_of(self, dense):
         return dense.flatten(2)[:, :, self.set.positions.long()].transpose(1, 2).flatten(0, 1)
@@ -90,6 +93,10 @@ def assert_close(got, expected, tolerance=1e-6):
     assert got.shape == expected.shape
     error = (got.double() - expected).norm() / expected.norm().clamp_min(1e-12)
     assert error < tolerance, f"relative error {error:.2e}"
+
+
+def depthwise(c, **rest) -> Case:
+    return Case(n=2, c=c, k=c, groups=c, **rest)
 
 
 CASES = {
@@ -115,6 +122,9 @@ CASES = {
     "wide groups": partial(Case, n=1, c=64, k=160, size=(6, 6), kernel=(3, 3), padding=(1, 1, 1, 1), groups=2),
     "depthwise": partial(Case, n=2, c=41, k=41, size=(9, 9), kernel=(3, 3), padding=(1, 1, 1, 1), groups=41),
     "depthwise, wide": partial(Case, n=2, c=96, k=96, size=(9, 7), kernel=(5, 5), padding=(2, 2, 2, 2), groups=96),
+    "depthwise, bands": partial(depthwise, c=70, size=(27, 25), kernel=(3, 3), padding=(1,) * 4, keep=0.9),
+    "depthwise, strided": partial(depthwise, c=24, size=(31, 18), kernel=(5, 3), padding=(2, 2, 1, 1), stride=(2, 2)),
+    "depthwise, all border": partial(depthwise, c=19, size=(2, 3), kernel=(5, 5), padding=(2,) * 4, keep=1.0),
     "channel multiplier": partial(Case, n=1, c=6, k=18, size=(9, 9), kernel=(3, 3), padding=(1, 1, 1, 1), groups=6),
     "chunked taps": partial(Case, n=1, c=256, k=64, size=(6, 6), kernel=(5, 5), padding=(2, 2, 2, 2)),
     "chunked channels": partial(Case, n=1, c=5001, k=64, size=(4, 5), kernel=(1, 1), keep=1.0),
@@ -193,7 +203,10 @@ def test_compact_source(isa):
         assert_close(got, second.expected(compact=True, activation="relu"))
 
 
-@pytest.mark.parametrize("name", ["many panels", "prime sizes", "depthwise", "groups", "chunked taps", "first layer"])
+MANY_ITEMS = ("many panels", "prime sizes", "depthwise", "depthwise, bands", "groups", "chunked taps", "first layer")
+
+
+@pytest.mark.parametrize("name", MANY_ITEMS)
 def test_thread_count_does_not_change_a_bit(isa, name):
     case = CASES[name]()
     before = torch.get_num_threads()
@@ -205,6 +218,29 @@ def test_thread_count_does_not_change_a_bit(isa, name):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_drawn_depthwise(isa, seed):
+    """Ragged channels, strides, borders of every kind, rows in any order, read from a map or from compact rows."""
+    rng = random.Random(seed)
+    channels, kernel = rng.randint(2, 150), (rng.choice((1, 3, 5, 7)), rng.choice((1, 3, 5)))
+    size, stride, dilation = [
+        (rng.randint(low, high), rng.randint(low, high)) for low, high in ((13, 29), (1, 3), (1, 2))
+    ]
+    padding, keep = tuple(rng.randint(0, 4) for _ in range(4)), rng.choice((0.1, 0.5, 1.0))
+    mode, activation = rng.choice(list(MODES)), rng.choice(list(ACTIVATIONS))
+    case = Case(rng.randint(1, 3), channels, channels, size, kernel, stride, padding, dilation, channels, mode, keep,
+                activation, seed)  # fmt: skip
+    x, source = case.x, None
+    if rng.random() < 0.4:
+        source = random_set(*size, 0.5, seed)
+        x = case.x.flatten(2)[:, :, source.positions.long()].transpose(1, 2).flatten(0, 1).contiguous()
+        case.x = case.x.flatten(2)[:, :, source.positions[source.nearest.long()].long()].view(case.x.shape)
+    for compact in (False, True):
+        for residual in (False, True):
+            got = case.run(compact=compact, residual=residual, x=x, source=source)
+            assert_close(got, case.expected(compact=compact, residual=residual), 2e-6)
 
 
 def test_no_images_and_no_work(isa):

@@ -147,6 +147,20 @@ def test_gradients_of_maps_with_contiguous_pixels(backend, needs, device, assert
         assert_close(gradient, value)
 
 
+def test_the_gradient_of_a_mean_reaches_the_units_in_their_layout(backend, needs, device):
+    """It comes as a view that repeats one value per map, which convolutions would go through slowly."""
+    needs("halting_step_backward", "halting_step")
+    h, x, *old = moved(state_of(*SHAPES["SACT, wide"]), device)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    old[3] = old[3].contiguous(memory_format=torch.channels_last).requires_grad_()
+    output = halting_step(h, x, *old, EPS, False)[3]
+    got = torch.autograd.grad(output.mean((2, 3)).sum(), (x, old[3]), retain_graph=True)
+    even = torch.full_like(output, 1 / output[0, 0].numel())
+    for gradient, right in zip(got, torch.autograd.grad(output, (x, old[3]), even)):
+        assert gradient.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(gradient, right)
+
+
 def test_scores_may_be_wider_than_the_units_output(backend, needs, device, assert_close):
     """float32 scores of a float16 network."""
     needs("halting_step", "halting_step")

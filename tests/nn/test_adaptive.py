@@ -10,7 +10,7 @@ from torch import nn
 import accel
 from accel.config import ACT, SACT
 from accel.errors import ConfigError, ConversionError, WeightsError
-from accel.nn.adaptive import adaptive_stages, dense_execution, make_adaptive, ponder_loss
+from accel.nn.adaptive import HaltingHead, adaptive_stages, dense_execution, make_adaptive, ponder_loss
 from accel.nn.residual_units import BranchStep, UnitDescription, register_unit
 from accel.zoo.registry import get_model
 
@@ -372,3 +372,12 @@ def test_the_reference_runs_full_units_densely_and_sparse_ones_masked():
     expected = stage[1](x)
     assert relative(full, torch.where(few[:, None], x, expected)) < 1e-6
     assert relative(some, torch.where(few[:, None], expected, x)) < 1e-5
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+def test_a_head_gives_back_gradients_in_the_layout_of_its_input(spatial):
+    torch.manual_seed(0)
+    head = HaltingHead(8, spatial)
+    x = torch.randn(4, 8, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    (gradient,) = torch.autograd.grad(head(x).square().sum(), x)
+    assert gradient.is_contiguous(memory_format=torch.channels_last) and gradient.abs().sum() > 0

@@ -1,4 +1,4 @@
-"""Mixed precision: autocast reaches the network on CUDA only, and halting scores stay in float32 under it."""
+"""Mixed precision: the network computes in it, its parameters and halting scores stay in float32."""
 
 import pytest
 import torch
@@ -28,35 +28,49 @@ def test_scores_add_up_in_float32_under_autocast(config):
     assert net.layer1[0].halting.conv.weight.grad.abs().sum() > 0
 
 
-def test_on_the_cpu_precision_changes_nothing():
-    def trained(precision):
-        torch.manual_seed(0)
-        seen = []
-
-        def loss_of_step(model, step):
-            out = model(torch.ones(3, 4) * step)
-            seen.append(out.dtype)
-            return out.square().mean()
-
-        settings = FitSettings(steps=3, lr=0.1, precision=precision)
-        return fit(torch.nn.Linear(4, 2), loss_of_step, settings).weight, seen
-
-    (narrow, dtypes), (wide, _) = trained("bfloat16"), trained("float32")
-    assert torch.equal(narrow, wide)
-    assert dtypes == [torch.float32] * 3
-    with pytest.raises(ConfigError, match="precision must be one of float32, bfloat16, got 'float8'"):
-        FitSettings(steps=1, lr=0.1, precision="float8")
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_the_network_runs_in_bfloat16():
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_training_computes_in_the_precision_asked_for(device, precision, dtype):
     seen = []
 
     def loss_of_step(model, _step):
-        out = model(torch.ones(3, 4, device="cuda"))
+        out = model(torch.ones(3, 4, device=device))
         seen.append(out.dtype)
         return out.float().square().mean()
 
-    model = fit(torch.nn.Linear(4, 2).cuda(), loss_of_step, FitSettings(steps=2, lr=0.1, precision="bfloat16"))
-    assert seen == [torch.bfloat16] * 2
-    assert model.weight.dtype is torch.float32
+    model = fit(torch.nn.Linear(4, 2).to(device), loss_of_step, FitSettings(steps=2, lr=0.1, precision=precision))
+    assert seen == [dtype] * 2
+    assert model.weight.dtype is torch.float32 and not torch.is_autocast_enabled(device)
+
+
+@pytest.mark.parametrize("config", [None, ACT(tau=0.1), SACT(tau=0.1)])
+def test_a_step_in_bfloat16_goes_where_one_in_float32_goes(config):
+    def moved(precision):
+        torch.manual_seed(0)
+        net = CifarResNet(14)
+        if config is not None:
+            make_adaptive(net, dict.fromkeys(("layer1", "layer2", "layer3"), config))
+        before = [parameter.detach().clone() for parameter in net.parameters()]
+        x = torch.randn(8, 3, 16, 16)
+
+        def loss_of_step(model, _step):
+            out = model(x)
+            if config is None:
+                return out.float().square().mean()
+            return out.logits.float().square().mean() + accel.ponder_loss(out)
+
+        settings = FitSettings(steps=1, lr=0.1, warmup=0.0, weight_decay=0.0, optimizer="sgd", precision=precision)
+        fit(net, loss_of_step, settings)
+        return torch.cat([(now.detach() - old).flatten() for now, old in zip(net.parameters(), before)])
+
+    wide, narrow = moved("float32"), moved("bfloat16")
+    assert wide.norm() > 0 and not torch.equal(wide, narrow)
+    assert torch.cosine_similarity(wide, narrow, dim=0) > 0.99
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ConfigError, match="precision must be one of float32, bfloat16, got 'float8'"):
+        FitSettings(steps=1, lr=0.1, precision="float8")

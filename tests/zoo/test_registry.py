@@ -36,8 +36,8 @@ def test_every_model_builds_and_its_rules_fit(name):
 
 def test_names_on_the_list():
     names = set(list_models())
-    wanted = {f"zoo:resnet{depth}_cifar" for depth in (20, 32, 44, 56, 110)} | {"zoo:hed_vgg16", "zoo:demo_resnet"}
-    wanted |= {"zoo:resnet32_cifar_sact"}
+    wanted = {f"zoo:resnet{depth}_cifar" for depth in (14, 20, 26, 32, 44, 56, 110)}
+    wanted |= {"zoo:resnet32_cifar_sact", "zoo:hed_vgg16", "zoo:demo_resnet"}
     wanted |= {f"torchvision:vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")}
     wanted |= {f"torchvision:resnet{depth}" for depth in (18, 34, 50, 101, 152)} | {"torchvision:alexnet"}
     assert names == wanted
