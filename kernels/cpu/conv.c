@@ -102,10 +102,12 @@ static void point_static(const Job *job, int64_t first, int64_t count, int64_t s
         const int64_t image = (first + done) / job->table_rows, p = (first + done) % job->table_rows;
         const int64_t here = smaller(count - done, job->table_rows - p);
         const float *base = job->x + image * job->in_pixels * job->in_pitch;
+        const float *edges = job->zero + image * job->edges_each;
         for (int64_t t = 0; t < job->taps; t++) {
             const int32_t *pixel = job->table + t * job->table_rows + p;
             for (int64_t r = 0; r < here; r++)
-                rows[t * stride + done + r] = pixel[r] < 0 ? job->zero : base + pixel[r] * job->in_pitch;
+                rows[t * stride + done + r] =
+                    pixel[r] < 0 ? edges + (-1 - pixel[r]) * job->edge_run : base + pixel[r] * job->in_pitch;
         }
         done += here;
     }

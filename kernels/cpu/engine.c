@@ -45,7 +45,7 @@ static int read_ints(const char *name, PyObject *const *args, Py_ssize_t given, 
 
 static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    READ("convolve", 25)
+    READ("convolve", 27)
     const Job job = {
         .x = POINTER(const float *, 0), .packed = POINTER(const float *, 1), .bias = POINTER(const float *, 2),
         .residual = POINTER(const float *, 3), .out = POINTER(float *, 4), .zero = POINTER(const float *, 5),
@@ -53,7 +53,8 @@ static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t g
         .starts = POINTER(const int32_t *, 8), .targets = POINTER(const int32_t *, 9),
         .inverse = POINTER(const int32_t *, 10), .dynamic = a[11], .scatter = a[12], .rows = a[13],
         .table_rows = a[14], .in_pixels = a[15], .in_pitch = a[16], .taps = a[17], .run = a[18], .out_pixels = a[19],
-        .out_channels = a[20], .groups = a[21], .depthwise = a[22], .activation = a[23], .threads = a[24],
+        .out_channels = a[20], .groups = a[21], .depthwise = a[22], .activation = a[23], .edge_run = a[24],
+        .edges_each = a[25], .threads = a[26],
     };
     int failed;
     WITHOUT_GIL(failed = accel_convolve(&job))
@@ -104,11 +105,11 @@ static PyObject *py_fingerprint(PyObject *self, PyObject *const *args, Py_ssize_
 
 static PyObject *py_frame(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    READ("frame", 10)
+    READ("frame", 11)
     const Frame f = {
-        .x = POINTER(const float *, 0), .out = POINTER(float *, 1), .pixel_of = POINTER(const int32_t *, 2),
-        .images = a[3], .channels = a[4], .pixels = a[5], .stride_n = a[6], .stride_c = a[7], .stride_pixel = a[8],
-        .threads = a[9],
+        .x = POINTER(const float *, 0), .out = POINTER(float *, 1), .pieces = POINTER(const FramePiece *, 2),
+        .piece_count = a[3], .images = a[4], .channels = a[5], .pixels = a[6], .stride_n = a[7], .stride_c = a[8],
+        .stride_pixel = a[9], .threads = a[10],
     };
     WITHOUT_GIL(accel_frame(&f))
     Py_RETURN_NONE;
@@ -278,25 +279,26 @@ static PyObject *py_ponder_cost(PyObject *self, PyObject *const *args, Py_ssize_
 
 static PyObject *py_run_stage(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    if (given != 35) {
-        PyErr_Format(PyExc_TypeError, "run_stage expects 34 ints and eps, got %zd values", given);
+    if (given != 37) {
+        PyErr_Format(PyExc_TypeError, "run_stage expects 36 ints and eps, got %zd values", given);
         return NULL;
     }
-    const double eps = PyFloat_AsDouble(args[34]);
+    const double eps = PyFloat_AsDouble(args[36]);
     if (eps == -1 && PyErr_Occurred())
         return NULL;
-    given = 34;
-    READ("run_stage", 34)
+    given = 36;
+    READ("run_stage", 36)
     const Stage stage = {
         .x = POINTER(const float *, 0), .shortcut = POINTER(const float *, 1), .x_strides = {a[2], a[3], a[4]},
         .shortcut_strides = {a[5], a[6], a[7]}, .memory = POINTER(float *, 8), .output = POINTER(float *, 9),
         .ponder = POINTER(float *, 10), .shares = POINTER(float *, 11), .executed = POINTER(int32_t *, 12),
         .macs = POINTER(int64_t *, 13), .images = a[14], .group = a[15], .threads = a[16], .macs_before = a[17],
-        .input_map = POINTER(const int32_t *, 18), .shortcut_map = POINTER(const int32_t *, 19),
-        .buffers = POINTER(const StageBuffer *, 20), .convs = POINTER(const StageConv *, 21),
-        .units = POINTER(const StageUnit *, 22), .head_offsets = POINTER(const int32_t *, 23), .memory_each = a[24],
-        .unit_count = a[25], .height = a[26], .width = a[27], .channels = a[28], .border = a[29], .pitch = a[30],
-        .reach = a[31], .most_pixels = a[32], .head_taps = a[33] ? 9 : 0, .spatial = a[33], .eps = (float)eps,
+        .input_pieces = POINTER(const FramePiece *, 18), .input_count = a[19],
+        .shortcut_pieces = POINTER(const FramePiece *, 20), .shortcut_count = a[21],
+        .buffers = POINTER(const StageBuffer *, 22), .convs = POINTER(const StageConv *, 23),
+        .units = POINTER(const StageUnit *, 24), .head_offsets = POINTER(const int32_t *, 25), .memory_each = a[26],
+        .unit_count = a[27], .height = a[28], .width = a[29], .channels = a[30], .border = a[31], .pitch = a[32],
+        .reach = a[33], .most_pixels = a[34], .head_taps = a[35] ? 9 : 0, .spatial = a[35], .eps = (float)eps,
     };
     int failed;
     WITHOUT_GIL(failed = accel_run_stage(&stage))
@@ -401,12 +403,12 @@ static PyObject *py_isas(PyObject *self, PyObject *unused)
 #define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, doc}
 
 static PyMethodDef methods[] = {
-    FAST(convolve, "convolve(25 ints): one forward convolution, the fields of Job in engine.h in order."),
+    FAST(convolve, "convolve(27 ints): one forward convolution, the fields of Job in engine.h in order."),
     FAST(depthwise, "depthwise(21 ints): a depthwise convolution, the fields of DepthwiseJob in engine.h in order."),
     FAST(pack, "pack(14 ints): weights into panels, the fields of Packing in engine.h in order."),
     FAST(packed_size, "packed_size(groups, k_group, c_group, taps): floats that the panels take."),
     FAST(fingerprint, "fingerprint(address, count): a hash of some of the values of a dense fp32 tensor."),
-    FAST(frame, "frame(10 ints): a padded NHWC copy, the fields of Frame in engine.h in order."),
+    FAST(frame, "frame(11 ints): a padded NHWC copy, the fields of Frame in engine.h in order."),
     FAST(use_huge_pages, "use_huge_pages(address, bytes): ask for pages of 2 MiB where a fresh buffer is large."),
     FAST(interpolate, "interpolate(10 ints): rows to maps, the fields of Fill in engine.h in order."),
     FAST(interpolate_backward, "interpolate_backward(10 ints): its adjoint, the fields of Fill in engine.h in order."),
@@ -420,7 +422,7 @@ static PyMethodDef methods[] = {
     FAST(halting_step, "halting_step(16 ints, eps): the fields of HaltingJob in engine.h in order."),
     FAST(halting_step_backward, "halting_step_backward(14 ints, eps): the fields of HaltingGradJob in engine.h in order."),
     FAST(ponder_cost, "ponder_cost(ponder, units, images, pixels, rho, executed): sums of each image."),
-    FAST(run_stage, "run_stage(34 ints, eps): an ACT or SACT stage, fields of Stage in engine.h: see kernels/cpu/stage.py."),
+    FAST(run_stage, "run_stage(36 ints, eps): an ACT or SACT stage, fields of Stage in engine.h: see kernels/cpu/stage.py."),
     FAST(fingerprints, "fingerprints(addresses, counts, count): one hash of some values of many dense fp32 tensors."),
     FAST(grad_input, "grad_input(19 ints): dX, the fields of GradJob in engine.h in order."),
     FAST(grad_weight, "grad_weight(19 ints): dW, the fields of GradJob in engine.h in order."),

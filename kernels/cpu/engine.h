@@ -1,7 +1,7 @@
 /* The CPU engine's shared types. One job is one call of an op; one tile is one call of a register kernel.
  *
  * Everything is NHWC fp32. A "row" is one computed output position of one image; a "tap" is one run of contiguous input
- * floats that a row reads (an input pixel's channels, or kw * C floats of a padded row when C is small). */
+ * floats that a row reads (an input pixel's channels, or kw * C floats when C is small). */
 #ifndef ACCEL_ENGINE_H
 #define ACCEL_ENGINE_H
 
@@ -131,11 +131,14 @@ static inline Panels cut_panels(int64_t channels, int64_t most)
 
 /* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows and column
  * r % table_rows of the table; row r of a dynamic set is the flat position positions[r] = n * out_pixels + p, column p;
- * row r of a framed job reads the pixels positions[r] + table[tap] and goes to pixel targets[r] of out. */
+ * row r of a framed job reads the pixels positions[r] + table[tap] and goes to pixel targets[r] of out.
+ *
+ * A static set of few input channels reads runs across the border from copies: -1 - e in its table is edge e of the image,
+ * edge_run floats each, edges_each floats of an image. Edge 0 is zeros, and the only one of other jobs. */
 typedef struct {
     const float *x, *packed, *bias, *residual;
     float *out;
-    const float *zero;
+    const float *zero;               /* the edges */
     const int32_t *table;            /* [taps][table_rows] input pixel (or row of compact x) of each tap, -1: zeros */
     const int32_t *positions;        /* int32 [table_rows] (static) or [rows] (dynamic) */
     const int32_t *starts, *targets; /* static, dense output: CSR of the positions each row stands for; else NULL */
@@ -143,7 +146,7 @@ typedef struct {
     int64_t dynamic, scatter;        /* scatter: dense output and residual rather than compact */
     int64_t rows, table_rows, in_pixels, in_pitch, taps, run;
     int64_t out_pixels, out_channels, groups, depthwise, activation, threads;
-    int64_t framed;
+    int64_t edge_run, edges_each, framed;
 } Job;
 
 int accel_convolve(const Job *job);
@@ -183,12 +186,17 @@ int64_t accel_packed_size(int64_t groups, int64_t k_group, int64_t c_group, int6
 
 uint64_t accel_fingerprint(const float *w, int64_t count);
 
-/* x, read through its strides -> out [images][pixels][channels]; frame pixel i is pixel pixel_of[i] of x, -1: zeros. */
+/* x, read through its strides -> out [images][pixels][channels]: frame pixels [to, to + count) are those of x from `from`
+ * on, or zeros where that is -1. */
+typedef struct {
+    int32_t to, from, count;
+} FramePiece;
+
 typedef struct {
     const float *x;
     float *out;
-    const int32_t *pixel_of;
-    int64_t images, channels, pixels, stride_n, stride_c, stride_pixel, threads;
+    const FramePiece *pieces;
+    int64_t piece_count, images, channels, pixels, stride_n, stride_c, stride_pixel, threads;
 } Frame;
 
 void accel_frame(const Frame *f);
@@ -301,7 +309,8 @@ typedef struct {
 
 typedef struct {
     const float *x, *shortcut;                /* shortcut: what the first unit adds to, or NULL: one of its convolutions */
-    const int32_t *input_map, *shortcut_map;  /* as pixel_of of Frame; input_map NULL: x is read in place */
+    const FramePiece *input_pieces, *shortcut_pieces; /* as in Frame; input_pieces NULL: x is read in place */
+    int64_t input_count, shortcut_count;
     int64_t x_strides[3], shortcut_strides[3]; /* of images, channels and pixels */
     const StageBuffer *buffers;
     const StageConv *convs;

@@ -43,7 +43,7 @@ def perforated_conv2d(
         (*sizes, groups, padding_mode, activation, compact),
         lambda sets: _prepare(x, sets, *sizes, groups, padding_mode, activation, compact),
     )
-    x = _framed(x, call.plan) if call.as_runs else pixels_first(x)
+    x = pixels_first(x)
     if residual is not None:
         residual = pixels_first(residual)
     if bias is not None:
@@ -58,7 +58,9 @@ def perforated_conv2d(
         0 if residual is None else residual.data_ptr(), out.data_ptr(),
     )  # fmt: skip
     if call.footprints is None:
-        _engine.convolve(*tensors, packed.zero, *call.constants, torch.get_num_threads())
+        edges = _edges(x, call.plan) if call.plan.edges else None
+        zero = packed.zero if edges is None else edges.data_ptr()
+        _engine.convolve(*tensors, zero, *call.constants, torch.get_num_threads())
     else:
         _engine.depthwise(*tensors, *call.constants, torch.get_num_threads())
     return out
@@ -69,7 +71,6 @@ class _Call(NamedTuple):
 
     plan: Plan
     footprints: Footprints | None
-    as_runs: bool
     kind: str
     out_shape: tuple[int, ...]
     constants: tuple[int, ...]
@@ -97,13 +98,13 @@ def _prepare(
             *footprints.addresses, batch, footprints.bands, plan.in_pixels, plan.count if compact else out_pixels,
             channels, plan.taps, ACTIVATIONS[activation], not compact,
         )  # fmt: skip
-        return _Call(plan, footprints, False, kind, out_shape, constants)
+        return _Call(plan, footprints, kind, out_shape, constants)
     constants = (
         *plan.addresses, 0, False, not compact, rows, plan.count, plan.in_pixels, channels, plan.taps,
         kw * channels if as_runs else c_group, out_pixels, out_channels, groups, kind == "depthwise",
-        ACTIVATIONS[activation],
+        ACTIVATIONS[activation], *((kw * channels, plan.edges[1] * channels) if as_runs else (0, 0)),
     )  # fmt: skip
-    return _Call(plan, None, as_runs, kind, out_shape, constants)
+    return _Call(plan, None, kind, out_shape, constants)
 
 
 def masked_conv2d(
@@ -207,7 +208,7 @@ def _convolve_active(
         x.data_ptr(), packed.address, address(bias), out.data_ptr() if accumulate else 0, out.data_ptr(), packed.zero,
         table.data_ptr(), positions.data_ptr(), 0, 0, address(inverse), 1, scatter, rows, out_pixels, in_pixels,
         c_group * groups, kh * kw, c_group, out_pixels, out_channels, groups, kind == "depthwise",
-        ACTIVATIONS[activation], torch.get_num_threads(),
+        ACTIVATIONS[activation], 0, 0, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -216,16 +217,13 @@ def forward_kind(weight_shape: Sequence[int], groups: int) -> str:
     return "depthwise" if groups > 1 and groups == weight_shape[0] and weight_shape[1] == 1 else "conv"
 
 
-def _framed(x: Tensor, plan: Plan) -> Tensor:
-    """A padded NHWC copy of a map with few channels; the map may have any strides with evenly spaced pixels."""
-    height, width = x.shape[2:]
-    pixel = x.stride(3) if width > 1 else x.stride(2)  # the stride of a dimension of size 1 means nothing
-    if height > 1 and x.stride(2) != width * pixel:
-        x, pixel = x.contiguous(), 1
+def _edges(x: Tensor, plan: Plan) -> Tensor:
+    """The rows of the kernel that reach across the border of a channels_last map: Plan.edges."""
+    pieces, pixels = plan.edges
     batch, channels = x.shape[:2]
-    out = torch.empty(batch * plan.in_pixels * channels)
+    out = torch.empty(batch * pixels * channels)
     _engine.frame(
-        x.data_ptr(), out.data_ptr(), plan.frame.data_ptr(), batch, channels, plan.in_pixels, x.stride(0), x.stride(1),
-        pixel, torch.get_num_threads(),
+        x.data_ptr(), out.data_ptr(), pieces.data_ptr(), len(pieces), batch, channels, pixels,
+        plan.in_pixels * channels, 1, channels, torch.get_num_threads(),
     )  # fmt: skip
     return out

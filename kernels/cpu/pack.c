@@ -54,18 +54,18 @@ void accel_frame(const Frame *f)
 {
     const int threads = accel_threads(f->threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < f->images * f->pixels; i++) {
-        const int32_t pixel = f->pixel_of[i % f->pixels];
-        float *to = f->out + i * f->channels;
-        if (pixel < 0) {
-            memset(to, 0, (size_t)f->channels * sizeof(float));
-            continue;
-        }
-        const float *from = f->x + i / f->pixels * f->stride_n + pixel * f->stride_pixel;
-        if (f->stride_c == 1)
-            memcpy(to, from, (size_t)f->channels * sizeof(float));
+    for (int64_t item = 0; item < f->images * f->piece_count; item++) {
+        const int64_t image = item / f->piece_count, channels = f->channels;
+        const FramePiece piece = f->pieces[item % f->piece_count];
+        float *to = f->out + (image * f->pixels + piece.to) * channels;
+        const float *from = f->x + image * f->stride_n + piece.from * f->stride_pixel;
+        if (piece.from < 0)
+            memset(to, 0, (size_t)(piece.count * channels) * sizeof(float));
+        else if (f->stride_c == 1 && f->stride_pixel == channels)
+            memcpy(to, from, (size_t)(piece.count * channels) * sizeof(float));
         else
-            for (int64_t c = 0; c < f->channels; c++)
-                to[c] = from[c * f->stride_c];
+            for (int64_t i = 0; i < piece.count; i++, from += f->stride_pixel)
+                for (int64_t c = 0; c < channels; c++)
+                    *to++ = from[c * f->stride_c];
     }
 }

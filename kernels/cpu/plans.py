@@ -12,13 +12,14 @@ from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from accel.kernels.cpu.footprints import Footprints
 from accel.kernels.positions import PositionSet, tap_map
 
 Pair = tuple[int, int]
-RUN_CHANNELS = 8  # below this many channels a tap is one whole kernel row of a padded frame, kw * C floats
+RUN_CHANNELS = 8  # below this many channels a tap is one whole row of the kernel, kw * C floats
 
 
 class IdentityCache:
@@ -68,10 +69,11 @@ class Plan:
     """int32 tables of one geometry at one static position set, with their addresses.
 
     Attributes:
-        table: [taps, P] pixel of the input (row of a compact input, corner in a padded frame) that each tap reads.
+        table: [taps, P] pixel of the input (row of a compact input) that each tap reads, -1: zeros. With `as_runs` a
+            tap is a row of the kernel, and -1 - e is edge e: a row across the border, copied to a buffer before.
         segments: CSR of the positions that each row stands for; None where the plan was made without a nearest map.
         in_pixels: pixels of one image of what the table points into.
-        frame: with `as_runs`, for every pixel of the padded frame its input pixel or -1.
+        edges: with `as_runs`, the pieces that fill this buffer, and the pixels that it has per image.
     """
 
     def __init__(
@@ -85,9 +87,9 @@ class Plan:
         as_runs: bool,
     ) -> None:
         self.in_pixels = in_pixels
-        self.frame: Tensor | None = None
+        self.edges: tuple[Tensor, int] | None = None
         if as_runs:
-            table = self._run_table(geometry, positions, out_size)
+            table, self.edges = _run_table(geometry, positions)
         else:
             table = geometry.taps()[positions.long()]
             if source_nearest is not None:
@@ -107,16 +109,31 @@ class Plan:
                 self._footprints[compact] = Footprints(self.table, segments)
         return self._footprints[compact]
 
-    def _run_table(self, geometry: Geometry, positions: Tensor, out_size: Pair) -> Tensor:
-        """Taps are kernel rows of a padded copy of the input, so that no run ever leaves it."""
-        (height, width), (top, bottom, left, right) = geometry.in_size, geometry.padding
-        rows, cols = height + top + bottom, width + left + right
-        frame = tap_map((height, width), (1, 1), (1, 1), geometry.padding, (1, 1), geometry.padding_mode)
-        self.frame = frame.flatten().contiguous()
-        self.in_pixels = rows * cols
-        y, x = positions.long() // out_size[1], positions.long() % out_size[1]
-        corner = y * geometry.stride[0] * cols + x * geometry.stride[1]
-        return corner[:, None] + torch.arange(geometry.kernel[0]) * (geometry.dilation[0] * cols)
+
+def _run_table(geometry: Geometry, positions: Tensor) -> tuple[Tensor, tuple[Tensor, int]]:
+    """([P, kh] table of whole kernel rows, Plan.edges): rows whose pixels follow each other are read where they are."""
+    kw = geometry.kernel[1]
+    runs = geometry.taps()[positions.long()].unflatten(1, geometry.kernel)
+    first, inside = runs[..., 0], runs >= 0
+    direct = inside.all(-1) & (runs == first[..., None] + torch.arange(kw, dtype=torch.int32)).all(-1)
+    copied = inside.any(-1) & ~direct
+    edges, which = torch.unique(runs[copied], dim=0, return_inverse=True)
+    table = first.masked_fill(~direct, -1)
+    table[copied] = -2 - which.to(torch.int32)
+    pixel_of = torch.cat((edges.new_full((kw,), -1), edges.flatten()))
+    return table, (frame_pieces(pixel_of, kw), len(pixel_of))
+
+
+def frame_pieces(pixel_of: Tensor, cols: int) -> Tensor:
+    """int32 [pieces, 3], FramePiece in engine.h: the runs of neighbouring input pixels, or of zeros, within the rows of
+    a frame of `cols` columns, whose pixels hold the input pixels `pixel_of`, -1: none."""
+    here, before = pixel_of[1:], pixel_of[:-1]
+    starts = torch.ones_like(pixel_of, dtype=torch.bool)
+    starts[1:] = torch.where((here < 0) | (before < 0), (here < 0) != (before < 0), here != before + 1)
+    starts[::cols] = True  # rows are shared out among threads
+    first = starts.nonzero()[:, 0]
+    count = F.pad(first[1:], (0, 1), value=len(pixel_of)) - first
+    return torch.stack((first, pixel_of[first], count), 1).to(torch.int32)
 
 
 _plans = IdentityCache()

@@ -40,16 +40,17 @@ static int64_t frame_pixels(const Group *g, int64_t buffer) { return g->s->buffe
 static float *buffer(const Group *g, int64_t index)
 {
     const StageBuffer *b = g->s->buffers + index;
-    if (index == BUFFER_INPUT && !g->s->input_map)
+    if (index == BUFFER_INPUT && !g->s->input_pieces)
         return (float *)(g->s->x + g->first * b->pixels * b->channels); /* read in place */
     return g->memory + b->offset;
 }
 
 /* A copy of the group's part of a map in a buffer, with the border. */
-static void enter(const Group *g, const float *x, const int64_t *strides, const int32_t *pixel_of, int64_t to)
+static void enter(const Group *g, const float *x, const int64_t *strides, const FramePiece *pieces, int64_t count,
+                  int64_t to)
 {
     const Frame f = {
-        .x = x + g->first * strides[0], .out = buffer(g, to), .pixel_of = pixel_of, .images = g->images,
+        .x = x + g->first * strides[0], .out = buffer(g, to), .pieces = pieces, .piece_count = count, .images = g->images,
         .channels = g->s->buffers[to].channels, .pixels = frame_pixels(g, to), .stride_n = strides[0],
         .stride_c = strides[1], .stride_pixel = strides[2], .threads = g->threads,
     };
@@ -257,10 +258,10 @@ static void begin(const Group *g)
         for (int64_t y = 0; y < s->height; y++)
             memset(g->active + n * all + (y + s->border) * s->pitch + s->border, 1, (size_t)s->width);
     }
-    if (s->input_map)
-        enter(g, s->x, s->x_strides, s->input_map, BUFFER_INPUT);
+    if (s->input_pieces)
+        enter(g, s->x, s->x_strides, s->input_pieces, s->input_count, BUFFER_INPUT);
     if (s->shortcut)
-        enter(g, s->shortcut, s->shortcut_strides, s->shortcut_map, BUFFER_STATE);
+        enter(g, s->shortcut, s->shortcut_strides, s->shortcut_pieces, s->shortcut_count, BUFFER_STATE);
 }
 
 static int run_group(const Group *g)

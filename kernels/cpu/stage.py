@@ -11,6 +11,7 @@ from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import address, pixels_first, require_float32
 from accel.kernels.cpu.forward import ACTIVATIONS, forward_kind
 from accel.kernels.cpu.packing import packed_weight
+from accel.kernels.cpu.plans import frame_pieces
 from accel.kernels.positions import output_size
 from accel.kernels.stage import StageConv, StageResult, StageUnit
 
@@ -74,7 +75,8 @@ class StagePlan:
         self._rows, self._heads = rows, [unit.head for unit in units]
         self._most_pixels = max(conv[6] for conv in self._convs)
         self._taps = self._keep(self._state.offsets((3, 3), (1, 1), (1, 1)))
-        self._maps = (0 if self._in_place else self._keep(self._input.source()), self._keep(self._state.source()))
+        input_pieces = (0, 0) if self._in_place else self._pieces(self._input)
+        self._frames = (*input_pieces, *self._pieces(self._state))
         self._calls: dict[int, tuple] = {}
         self._spare: dict[int, list[Tensor]] = {}
 
@@ -118,10 +120,15 @@ class StagePlan:
         rows = [self._with_head(row, head, batch) for row, head in zip(self._rows, self._heads)]
         tables = (self._keep(torch.tensor(table, dtype=torch.int64)) for table in (buffers, self._convs, rows))
         constants = (
-            self._maps[0], self._maps[1], *tables, self._taps, floats, self._units, *self.size, self.channels,
+            *self._frames, *tables, self._taps, floats, self._units, *self.size, self.channels,
             self._border, self._state.pitch, self._reach, self._most_pixels, self._spatial,
         )  # fmt: skip
         return group, floats, constants
+
+    def _pieces(self, frame: _Grid) -> tuple[int, int]:
+        """(address, number) of the pieces that fill a frame."""
+        pieces = frame_pieces(frame.source(), frame.pitch)
+        return self._keep(pieces), len(pieces)
 
     def _with_head(self, row: list[int], head, batch: int) -> list[int]:
         if head is None:

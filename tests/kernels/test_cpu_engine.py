@@ -220,17 +220,21 @@ def test_thread_count_does_not_change_a_bit(isa, name):
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.parametrize("kind", ["depthwise", "few channels"])
 @pytest.mark.parametrize("seed", range(30))
-def test_drawn_depthwise(isa, seed):
+def test_drawn(isa, kind, seed):
     """Ragged channels, strides, borders of every kind, rows in any order, read from a map or from compact rows."""
     rng = random.Random(seed)
-    channels, kernel = rng.randint(2, 150), (rng.choice((1, 3, 5, 7)), rng.choice((1, 3, 5)))
+    channels, outputs, groups = rng.randint(1, 7), rng.randint(1, 90), 1
+    if kind == "depthwise":
+        channels = outputs = groups = rng.randint(2, 150)
+    kernel = rng.choice((1, 3, 5, 7)), rng.choice((1, 3, 5))
     size, stride, dilation = [
         (rng.randint(low, high), rng.randint(low, high)) for low, high in ((13, 29), (1, 3), (1, 2))
     ]
     padding, keep = tuple(rng.randint(0, 4) for _ in range(4)), rng.choice((0.1, 0.5, 1.0))
     mode, activation = rng.choice(list(MODES)), rng.choice(list(ACTIVATIONS))
-    case = Case(rng.randint(1, 3), channels, channels, size, kernel, stride, padding, dilation, channels, mode, keep,
+    case = Case(rng.randint(1, 3), channels, outputs, size, kernel, stride, padding, dilation, groups, mode, keep,
                 activation, seed)  # fmt: skip
     x, source = case.x, None
     if rng.random() < 0.4:

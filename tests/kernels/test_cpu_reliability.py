@@ -200,7 +200,7 @@ def test_gradients_do_not_depend_on_the_thread_count(isa, shape):
 
 
 def test_the_right_number_of_ints():
-    with pytest.raises(TypeError, match="convolve expects 25 ints, got 1"):
+    with pytest.raises(TypeError, match="convolve expects 27 ints, got 1"):
         _engine.convolve(0)
     with pytest.raises(TypeError):
         _engine.fingerprint("address", 1)
