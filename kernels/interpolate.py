@@ -27,6 +27,7 @@ def interpolate(
     weights: Tensor | None = None,
     constant: Tensor | None = None,
     activation: str = "none",
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Fill every position of the map: from its stand-in (`positions.nearest`), or as a weighted sum of neighbours.
 
@@ -36,6 +37,7 @@ def interpolate(
         neighbors: for every skipped position of the set, T rows and a class out of K; None: the stand-in's row.
         weights, constant: [K, T, C] and [K, C], dtype of `rows`; skipped position f of class k gets
             constant[k] + sum over t of weights[k, t] * rows[neighbors.rows[f, t]].
+        residual: [N, C, H, W], dtype of `rows`, added at every position before the activation.
         activation: applied last, to computed and skipped positions; see `accel.ops.perforated_conv2d`.
 
     Returns:
@@ -50,9 +52,10 @@ def interpolate(
         raise ValueError(f"interpolate: rows must be [N * {len(positions)}, C], got shape {tuple(rows.shape)}")
     check_device("interpolate", rows, "positions", positions.nearest)
     check_activation("interpolate", activation)
-    rows, weights, constant = autocast(rows, weights, constant)
+    rows, weights, constant, residual = autocast(rows, weights, constant, residual)
     batch, size = sizes(rows)[0] // len(positions), (positions.height, positions.width)
-    fused = activation if activation in FUSED_BACKWARD or not needs_grad(rows, weights, constant) else "none"
+    gradients = needs_grad(rows, weights, constant, residual)
+    fused = activation if activation in FUSED_BACKWARD or not gradients else "none"
     if neighbors is None:
         if weights is not None or constant is not None:
             raise ValueError("interpolate: weights and constant belong to neighbors: give all three or none")
@@ -60,11 +63,16 @@ def interpolate(
         run = implementation("interpolate", rows) if is_direct(rows) else _INTERPOLATE
     else:
         _check_fitted(rows, positions, neighbors, weights, constant)
+        if residual is not None:
+            check_shape("interpolate", "residual", residual, (batch, rows.shape[1], *size))
+            check_same("interpolate", rows, residual=residual)
         sets = (positions.positions, neighbors.skipped, neighbors.rows, neighbors.starts)
-        arguments = (rows, *sets, weights, constant, batch, size, fused)
-        direct = is_direct(rows, weights, constant)
+        arguments = (rows, *sets, weights, constant, batch, size, fused, residual)
+        direct = is_direct(rows, weights, constant, residual)
         run = implementation("interpolate_fitted", rows, "interpolate") if direct else _FITTED
     out = run(*arguments)
+    if neighbors is None and residual is not None:
+        out = out + residual
     return out if fused == activation else activate(out, activation)
 
 
@@ -103,7 +111,7 @@ def _interpolate_backward(grad, nearest, count):
     "accel::interpolate_fitted",
     mutates_args=(),
     schema="(Tensor rows, Tensor positions, Tensor skipped, Tensor neighbors, Tensor starts, Tensor weights, "
-    "Tensor constant, SymInt batch, SymInt[] size, str activation) -> Tensor",
+    "Tensor constant, SymInt batch, SymInt[] size, str activation, Tensor? residual=None) -> Tensor",
 )
 def _fitted(rows, *arguments):
     return implementation("interpolate_fitted", rows, "interpolate")(rows, *arguments)
@@ -131,7 +139,7 @@ def _(grad, nearest, count):
 
 
 @_fitted.register_fake
-def _(rows, positions, skipped, neighbors, starts, weights, constant, batch, size, activation):
+def _(rows, positions, skipped, neighbors, starts, weights, constant, batch, size, activation, residual=None):
     shape = (batch, rows.shape[1], *size)
     return torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=torch.channels_last)
 
@@ -162,7 +170,8 @@ def _backward_grad(ctx, grad):
 
 
 def _setup_fitted(ctx, inputs, output):
-    rows, positions, skipped, neighbors, starts, weights, *_, activation = inputs
+    rows, positions, skipped, neighbors, starts, weights, *_, activation, residual = inputs
+    ctx.has_residual = residual is not None
     kept = output if activation == "relu" else None
     ctx.save_for_backward(rows, positions, skipped, neighbors, starts, weights, kept)
 
@@ -172,7 +181,8 @@ def _fitted_grad(ctx, grad):
     if output is not None:
         grad = grad * (output > 0)
     d_rows, d_weights, d_constant = _FITTED_BACKWARD(grad, *saved)
-    return d_rows, None, None, None, None, d_weights, d_constant, None, None, None
+    d_residual = grad if ctx.has_residual else None
+    return d_rows, None, None, None, None, d_weights, d_constant, None, None, None, d_residual
 
 
 _interpolate.register_autograd(_interpolate_grad, setup_context=_setup_interpolate)

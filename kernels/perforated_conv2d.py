@@ -42,7 +42,7 @@ def perforated_conv2d(
     compact: bool = False,
     source: PositionSet | None = None,
 ) -> Tensor:
-    """activation(conv2d(x) + bias + residual) at the positions of a static set.
+    """conv2d(x) + bias at the positions of a static set, interpolated at the others; activation(that + residual).
 
     Args:
         x: [N, C, H, W] in any memory format; or, with `source`, the rows [N * P_in, C] of a compact input, image-major.
@@ -51,13 +51,14 @@ def perforated_conv2d(
         stride, dilation: (vertical, horizontal). padding: (top, bottom, left, right).
         padding_mode: zeros, reflect, replicate or circular, as nn.Conv2d's.
         activation: none, relu, leaky_relu (slope 0.01) or hardswish.
-        residual: added before the activation: [N, K, H_out, W_out], read at the computed positions only; or, with
-            `compact`, rows [N * P, K].
+        residual: added before the activation: [N, K, H_out, W_out], at every position; or, with `compact`, rows
+            [N * P, K].
         compact: return the computed rows and leave the other positions alone.
         source: the set on the H x W input map that x is compact on; taps read x through `source.nearest`.
 
     Returns:
-        [N, K, H_out, W_out] channels_last, every position holding the value of its stand-in; or rows [N * P, K].
+        [N, K, H_out, W_out] channels_last, every position holding the value of its stand-in (plus its own of the
+        residual); or rows [N * P, K].
 
     Raises:
         ValueError: shapes, sizes, devices or names that do not fit, named in the message.
@@ -77,10 +78,8 @@ def perforated_conv2d(
     if activation in FUSED_BACKWARD or not needs_grad(x, weight, bias, residual):
         return _CONV(x, weight, bias, *sets, residual, *geometry, activation, compact)
     rows = _CONV(x, weight, bias, *sets, None, *geometry, "none", True)
-    if residual is not None:
-        rows = rows + (residual if compact else at_positions(residual, positions.positions))
-    rows = activate(rows, activation)
-    return rows if compact else interpolate(rows, positions)
+    out = rows if compact else interpolate(rows, positions)
+    return activate(out if residual is None else out + residual, activation)
 
 
 def macs(batch: int, positions: PositionSet, weight: Tensor) -> int:
@@ -177,24 +176,15 @@ def _setup(ctx, inputs, output):
 
 def _grad(ctx, grad):
     x, weight, positions, nearest, source_nearest, output = ctx.saved_tensors
+    if output is not None and (ctx.compact or ctx.has_residual):
+        grad, output = grad * (output > 0), None
+    d_residual = grad if ctx.has_residual else None
     if not ctx.compact:
         grad = torch.ops.accel.interpolate_backward(grad, nearest, positions.shape[0])
-    if output is not None:
-        grad = grad * ((output if ctx.compact else at_positions(output, positions)) > 0)
-    grad = grad.contiguous()
-    d_x, d_weight, d_bias = _CONV_BACKWARD(grad, x, weight, positions, source_nearest, *ctx.geometry)
-    d_residual = None
-    if ctx.has_residual:
-        d_residual = grad if ctx.compact else _put(grad, positions, ctx.geometry[0][0], ctx.geometry[1])
+    if output is not None:  # positions that share a row share its sign
+        grad = grad * (at_positions(output, positions) > 0)
+    d_x, d_weight, d_bias = _CONV_BACKWARD(grad.contiguous(), x, weight, positions, source_nearest, *ctx.geometry)
     return d_x, d_weight, d_bias if ctx.has_bias else None, None, None, None, d_residual, *[None] * 9
-
-
-def _put(rows: Tensor, positions: Tensor, batch: int, size: Sequence[int]) -> Tensor:
-    """The adjoint of `at_positions`: rows at their positions, zeros elsewhere."""
-    height, width = size
-    dense = rows.new_zeros(batch, height * width, rows.shape[1])
-    dense = dense.index_copy(1, positions.long(), rows.view(batch, -1, rows.shape[1]))
-    return dense.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 _conv.register_autograd(_grad, setup_context=_setup)

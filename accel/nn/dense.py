@@ -21,34 +21,45 @@ from accel.nn.folding import FoldedWeights
 _folded: weakref.WeakKeyDictionary[nn.Conv2d, FoldedWeights] = weakref.WeakKeyDictionary()
 
 
-def convolve(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None = None, activation: str = "none") -> Tensor:
-    """activation(norm(conv(x))) in evaluation, without gradients.
+def convolve(
+    conv: nn.Conv2d,
+    x: Tensor,
+    norm: nn.BatchNorm2d | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(norm(conv(x)) + residual) in evaluation, without gradients.
 
     Args:
         x: [N, C, H, W] or [C, H, W].
+        residual: what the model adds, of any shape that the sum allows.
         activation: see `accel.ops.perforated_conv2d`.
 
     Returns:
         [N, K, H_out, W_out] or [K, H_out, W_out].
     """
     around = getattr(conv.__dict__.get("forward"), "around", None)  # an observer: see accel.nn.running.observer
-    return (_convolve if around is None else around(_convolve))(conv, x, norm, activation)
+    return (_convolve if around is None else around(_convolve))(conv, x, norm, activation, residual)
 
 
-def _convolve(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, activation: str) -> Tensor:
+def _convolve(
+    conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, activation: str, residual: Tensor | None
+) -> Tensor:
     forward = conv.__dict__.get("forward")
     replaced = forward is not None and not hasattr(forward, "around")
     called = replaced or conv._forward_hooks or conv._forward_pre_hooks  # these want the module to be called
     if called or x.dim() != 4 or active_backend(x) != "cpu" or x.dtype is not torch.float32:
         out = conv(x) if called else nn.Conv2d.forward(conv, x)  # the latter: it is observed already
-        return activate(out if norm is None else norm(out), activation)
+        out = out if norm is None else norm(out)
+        return activate(out if residual is None else out + residual, activation)
     weight, bias = conv.weight, conv.bias
     if norm is not None:
         weight, bias, *_ = _folded.setdefault(conv, FoldedWeights()).get(conv, norm)
     left, right, top, bottom = conv._reversed_padding_repeated_twice
     padding = (top, bottom, left, right)
     size = output_size(x.shape[2:], conv.kernel_size, conv.stride, padding, conv.dilation)
-    return perforated_conv2d(
+    apart = residual is not None and not joins(residual, x, (len(x), conv.out_channels, *size))
+    out = perforated_conv2d(
         x,
         weight,
         bias,
@@ -58,8 +69,15 @@ def _convolve(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, activatio
         dilation=conv.dilation,
         groups=conv.groups,
         padding_mode=conv.padding_mode,
-        activation=activation,
+        activation="none" if apart else activation,
+        residual=None if apart else residual,
     )
+    return activate(out + residual, activation) if apart else out
+
+
+def joins(residual: Tensor, x: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether the residual can be added to the output of a convolution of `x` in the same pass: no broadcasting."""
+    return residual.shape == shape and residual.dtype == x.dtype and residual.device == x.device
 
 
 @functools.lru_cache(maxsize=64)

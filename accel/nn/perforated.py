@@ -20,6 +20,7 @@ from accel.kernels.reference.activation import activate
 from accel.masks import Pooling, build_mask, layer_generator
 from accel.nn.chosen import choose_positions
 from accel.nn.compact import Compact
+from accel.nn.dense import joins
 from accel.nn.fitted import Fit, weighted_by_distance
 from accel.nn.folding import Folded, FoldedWeights
 
@@ -121,6 +122,7 @@ class PerforatedConv2d(nn.Conv2d):
         norm: nn.BatchNorm2d | None = None,
         activation: str = "none",
         compact: bool = False,
+        residual: Tensor | None = None,
     ) -> Tensor | Compact:
         """The convolution, and what the inference path fuses into it.
 
@@ -129,6 +131,7 @@ class PerforatedConv2d(nn.Conv2d):
             norm: the batch norm behind, folded into a cached copy of the weights; without gradients, in evaluation.
             activation: applied last; see `accel.ops.perforated_conv2d`.
             compact: return rows; the caller reads them through the nearest map.
+            residual: what the model adds to the map, before the activation.
         """
         if isinstance(input, Compact):
             x, source, batch = input.rows, input.positions, input.batch
@@ -140,7 +143,9 @@ class PerforatedConv2d(nn.Conv2d):
         positions = self.position_set(*self.output_size(*size), x.device)
         if self.config.mask == "adaptive":
             return self._fill_adaptively(x, positions, norm, activation)
-        return self._fill(x, positions, source, batch, norm, activation, compact)
+        if residual is not None and not joins(residual, x, (batch, self.out_channels, *self.output_size(*size))):
+            return activate(self._fill(x, positions, source, batch, norm, "none", False) + residual, activation)
+        return self._fill(x, positions, source, batch, norm, activation, compact, residual)
 
     def _fill(
         self,
@@ -151,15 +156,17 @@ class PerforatedConv2d(nn.Conv2d):
         norm: nn.BatchNorm2d | None,
         activation: str,
         compact: bool,
+        residual: Tensor | None = None,
     ) -> Tensor | Compact:
         """Convolve at a static set and fill in the rest."""
         summed = self._sums(positions)
         weights = self._weights(norm, positions if summed else None)
         if summed:
             rows = self._convolve(x, weights, positions, source, "none", compact=True)
-            return interpolate(rows, positions, self.neighbors(positions), weights.sums, weights.constant, activation)
+            filled_from = (self.neighbors(positions), weights.sums, weights.constant)
+            return interpolate(rows, positions, *filled_from, activation, residual)
         zero = self.config.interpolate == "zero"
-        out = self._convolve(x, weights, positions, source, activation, compact or zero)
+        out = self._convolve(x, weights, positions, source, activation, compact or zero, residual)
         if compact:
             return Compact(out, positions, batch)
         return fill_with_zeros(out, positions, batch) if zero else out
@@ -197,6 +204,7 @@ class PerforatedConv2d(nn.Conv2d):
         source: PositionSet | None,
         activation: str,
         compact: bool,
+        residual: Tensor | None = None,
     ) -> Tensor:
         return perforated_conv2d(
             x,
@@ -209,6 +217,7 @@ class PerforatedConv2d(nn.Conv2d):
             groups=self.groups,
             padding_mode=self.padding_mode,
             activation=activation,
+            residual=residual,
             compact=compact,
             source=source,
         )

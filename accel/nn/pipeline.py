@@ -3,7 +3,8 @@
 First the batch norm and the activation behind a perforated convolution move into its call. Then a perforated
 convolution whose every reader can work on compact rows hands these over: position-wise layers run on the rows, and the
 next convolution or pooling reads them through the nearest map (Figurnov et al., NIPS 2016, implicit interpolation), so
-that nothing of dense size is written between them.
+that nothing of dense size is written between them. Where a dense map is written and a residual added to it, the sum and
+the activation behind it move into the convolution's call as well.
 """
 
 from __future__ import annotations
@@ -48,11 +49,14 @@ def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Chains]:
         if isinstance(module_of(node, modules), PerforatedConv2d):
             _fuse(node, modules, chains)
     _pass_rows(graph, modules, chains)
-    if not chains.fused and not chains.compact:
-        return None, chains
     for node in list(graph.nodes):
         if type(module_of(node, modules)) is nn.Conv2d:
             _fuse_dense(node, modules, chains)
+    for node in list(graph.nodes):
+        if is_addition(node):
+            _fuse_sum(node, modules, chains)
+    if not chains.fused and not chains.compact:
+        return None, Chains()
     code = graph.python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, "<inference path>", "exec"), namespace)  # what fx wrote for the rewritten graph
@@ -80,6 +84,53 @@ def _fuse_dense(conv: fx.Node, modules: Modules, chains: Chains) -> None:
         with conv.graph.inserting_before(conv):
             owner = conv.graph.get_attr(conv.target)
         _replace(conv, dense.convolve, (owner, *conv.args), options)
+
+
+def _fuse_sum(addition: fx.Node, modules: Modules, chains: Chains) -> None:
+    """Move an addition, and the activation behind it, into the call of a convolution whose map it alone reads."""
+    convs = [node for node in addition.args if _can_add(node, addition, modules)]
+    if not convs:
+        return
+    conv = convs[0]
+    (residual,) = (node for node in addition.args if node is not conv)
+    activation = _only_reader(addition)
+    kind = None if activation is None else _activation(activation, modules)
+    addition.append(conv)
+    conv.kwargs = {**conv.kwargs, "residual": residual, **({"activation": kind} if kind else {})}
+    for node in (addition, activation) if kind else (addition,):
+        node.replace_all_uses_with(conv)
+    if kind:
+        addition.graph.erase_node(activation)
+    addition.graph.erase_node(addition)
+    kinds = chains.fused if conv.op == "call_module" else chains.dense
+    name = conv.target if conv.op == "call_module" else conv.args[0].target
+    kinds.setdefault(name, []).extend(["residual", *([kind] if kind else [])])
+
+
+def _can_add(conv: object, addition: fx.Node, modules: Modules) -> bool:
+    """Whether an operand of `addition` is a convolution that can add the other one to the map it writes."""
+    module = module_of(conv, modules)
+    perforated = isinstance(module, PerforatedConv2d) and module.config.interpolate != "zero" and _is_static(module)
+    if not (perforated or conv.target is dense.convolve) or list(conv.users) != [addition]:
+        return False
+    if addition.args[0] is addition.args[1] or conv.kwargs.get("compact") or "activation" in conv.kwargs:
+        return False
+    if addition.target is operator.iadd and addition.args[0] is not conv:
+        return False  # it changes a map that others may read
+    node = conv.next
+    while node is not addition:  # the call moves behind these
+        if _works_in_place(node, modules):
+            return False
+        node = node.next
+    return True
+
+
+def _works_in_place(node: fx.Node, modules: Modules) -> bool:
+    """Whether the node may change what it reads."""
+    if getattr(module_of(node, modules), "inplace", False) or node.kwargs.get("inplace", False):
+        return True
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and (name.endswith("_") or node.target is operator.iadd)
 
 
 def _take_what_follows(conv: fx.Node, modules: Modules) -> tuple[dict[str, object], list[str]]:

@@ -154,24 +154,23 @@ static void point(const Job *job, int64_t first, int64_t count, int64_t stride, 
         point_static(job, first, count, stride, rows);
 }
 
-/* Where row r goes, and where its residual is read: at the computed position itself, before interpolation. */
+/* Where row r goes, and from where its residual is read: the same rows of the residual. */
 static RowOut destination(const Job *job, int64_t r)
 {
     RowOut o = {NULL, NULL, one_target, 1};
-    int64_t own = r, at = r;
+    int64_t at = r;
     if (job->framed)
-        own = at = job->targets[r];
+        at = job->targets[r];
     else if (job->dynamic && job->scatter)
-        own = at = job->positions[r];
+        at = job->positions[r];
     else if (job->scatter) {
-        const int64_t image = r / job->table_rows, p = r % job->table_rows;
-        at = image * job->out_pixels;
-        own = at + job->positions[p];
+        const int64_t p = r % job->table_rows;
+        at = r / job->table_rows * job->out_pixels;
         o.targets = job->targets + job->starts[p];
         o.count = job->starts[p + 1] - job->starts[p];
     }
     o.base = job->out + at * job->out_channels;
-    o.residual = job->residual ? job->residual + own * job->out_channels : NULL;
+    o.residual = job->residual ? job->residual + at * job->out_channels : NULL;
     return o;
 }
 

@@ -20,12 +20,11 @@ static void run_rows(const DepthwiseJob *job, const FootprintRun *run, Footprint
 {
     const int64_t tall = accel_isa->footprint_rows, rest = run->rows % tall, whole = run->rows - rest;
     g->steps = job->steps + job->footprints[run->footprint];
-    g->taps = job->footprints[run->footprint + 1] - job->footprints[run->footprint];
+    g->taps = g->copies ? 0 : job->footprints[run->footprint + 1] - job->footprints[run->footprint];
     for (int64_t done = 0; done < run->rows; done += g->rows) {
         const int64_t first = run->first + done;
         g->rows = done < whole ? whole : rest;
         g->bases = job->bases + first;
-        g->own = job->own + first;
         g->starts = job->starts ? job->starts + first : NULL;
         g->targets = job->starts ? job->targets : job->targets + first;
         kernels[done < whole ? tall : rest](g);
@@ -38,17 +37,16 @@ static void run_panel(const DepthwiseJob *job, int64_t image, int64_t band, cons
     const int64_t vector0 = panel * cut->vectors, vectors = smaller(cut->vectors, cut->all_vectors - vector0);
     const int64_t width = vectors * accel_isa->lanes, column = vector0 * accel_isa->lanes;
     const int64_t out0 = image * job->out_pixels * job->channels + column;
-    const float *residual = job->residual ? job->residual + out0 : NULL;
     FootprintArgs g = {
         .x = job->x + image * job->in_pixels * job->channels + column, .out = job->out + out0,
+        .residual = job->residual ? job->residual + out0 : NULL,
         .weights = job->weights + (job->plain ? column : column * job->taps), .pitch = job->channels,
         .weight_pitch = job->plain ? job->channels : width, .channels = smaller(width, job->channels - column),
         .activation = (int)job->activation, .stream = stream,
     };
     for (const FootprintRun *run = job->runs + job->bands[band]; run < job->runs + job->bands[band + 1]; run++) {
-        const int copies = run->kind < 0;
-        g.residual = copies ? g.x : residual;
-        g.bias = copies || !job->bias ? NULL : job->bias + run->kind * job->channels + column;
+        g.copies = run->kind < 0;
+        g.bias = g.copies || !job->bias ? NULL : job->bias + run->kind * job->channels + column;
         run_rows(job, run, &g, accel_isa->footprint[vectors]);
     }
 }

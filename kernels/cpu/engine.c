@@ -65,16 +65,15 @@ static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t g
 
 static PyObject *py_depthwise(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    READ("depthwise", 23)
+    READ("depthwise", 22)
     const DepthwiseJob job = {
         .x = POINTER(const float *, 0), .weights = POINTER(const float *, 1), .bias = POINTER(const float *, 2),
         .residual = POINTER(const float *, 3), .out = POINTER(float *, 4), .bases = POINTER(const int32_t *, 5),
-        .own = POINTER(const int32_t *, 6), .starts = POINTER(const int32_t *, 7),
-        .targets = POINTER(const int32_t *, 8), .runs = POINTER(const FootprintRun *, 9),
-        .bands = POINTER(const int32_t *, 10), .footprints = POINTER(const int32_t *, 11),
-        .steps = POINTER(const Step *, 12), .images = a[13], .band_count = a[14], .in_pixels = a[15],
-        .out_pixels = a[16], .channels = a[17], .taps = a[18], .activation = a[19], .filled = a[20], .plain = a[21],
-        .threads = a[22],
+        .starts = POINTER(const int32_t *, 6), .targets = POINTER(const int32_t *, 7),
+        .runs = POINTER(const FootprintRun *, 8), .bands = POINTER(const int32_t *, 9),
+        .footprints = POINTER(const int32_t *, 10), .steps = POINTER(const Step *, 11), .images = a[12],
+        .band_count = a[13], .in_pixels = a[14], .out_pixels = a[15], .channels = a[16], .taps = a[17],
+        .activation = a[18], .filled = a[19], .plain = a[20], .threads = a[21],
     };
     WITHOUT_GIL(accel_depthwise(&job))
     Py_RETURN_NONE;
@@ -387,7 +386,7 @@ static PyObject *py_isas(PyObject *self, PyObject *unused)
 
 static PyMethodDef methods[] = {
     FAST(convolve, "convolve(27 ints): one forward convolution, the fields of Job in engine.h in order."),
-    FAST(depthwise, "depthwise(23 ints): a depthwise convolution, the fields of DepthwiseJob in engine.h in order."),
+    FAST(depthwise, "depthwise(22 ints): a depthwise convolution, the fields of DepthwiseJob in engine.h in order."),
     FAST(pack, "pack(14 ints): weights into panels, the fields of Packing in engine.h in order."),
     FAST(packed_size, "packed_size(groups, k_group, c_group, taps): floats that the panels take."),
     FAST(fingerprint, "fingerprint(address, count): a hash of some of the values of a dense fp32 tensor."),

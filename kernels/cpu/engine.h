@@ -16,7 +16,8 @@ enum {
 };
 enum { ACT_NONE, ACT_RELU, ACT_LEAKY_RELU, ACT_HARDSWISH };
 
-/* Where one row goes: count destinations, base + targets[j] * pitch. residual may be NULL. */
+/* Where one row goes: count destinations, base + targets[j] * pitch. There, residual + targets[j] * pitch is added before
+ * the activation; it may be NULL. */
 typedef struct {
     float *base;
     const float *residual;
@@ -49,15 +50,15 @@ typedef struct {
 /* Depthwise, rows with one footprint: row r reads at the pixels bases[r] + steps[..].offset of x and goes to the pixels
  * targets[starts[r]] to targets[starts[r + 1]] of out, or, where starts is NULL, to the one targets[r]. */
 typedef struct {
-    const float *x, *residual; /* residual may be NULL; a row reads its pixel own[r] */
-    const int32_t *bases, *own, *starts, *targets;
+    const float *x, *residual; /* residual, NULL or like out: added at each target */
+    const int32_t *bases, *starts, *targets;
     int64_t rows;              /* a multiple of the tile's */
     const Step *steps;
     int64_t taps;
     const float *weights, *bias; /* of one panel, as in TileArgs */
     int64_t weight_pitch, channels, pitch;
     float *out;
-    int activation, stream;
+    int activation, stream, copies; /* copies: a row begins with what its base holds */
 } FootprintArgs;
 
 /* dW: out[c][k] += sum over rows of x[row][c] * grad[row][k], for mr input channels and nv vectors of output channels. */
@@ -142,7 +143,7 @@ typedef struct {
     const int32_t *positions;        /* int32 [table_rows] (static) or [rows] (dynamic) */
     const int32_t *starts, *targets; /* static, dense output: CSR of the positions each row stands for; else NULL */
     const int32_t *inverse;          /* dynamic, compact x: [images * in_pixels] row of x, or -1; else NULL */
-    int64_t dynamic, scatter;        /* scatter: dense output (and residual) rather than compact */
+    int64_t dynamic, scatter;        /* scatter: dense output and residual rather than compact */
     int64_t rows, table_rows, in_pixels, in_pitch, taps, run;
     int64_t out_pixels, out_channels, groups, depthwise, activation, threads;
     int64_t edge_run, edges_each, framed;
@@ -152,7 +153,7 @@ int accel_convolve(const Job *job);
 
 /* A depthwise convolution at a static set, whose rows are grouped by footprint: see kernels/cpu/footprints.py. Rows of
  * an image come in runs with one footprint, runs in bands; footprint k takes the steps from footprints[k] to
- * footprints[k + 1]. Rows of class k add bias[k]; those of class -1 take what their pixel of x, own, holds. */
+ * footprints[k + 1]. Rows of class k add bias[k]; those of class -1 take what their base holds. */
 typedef struct {
     int32_t first, rows, footprint, kind;
 } FootprintRun;
@@ -160,7 +161,7 @@ typedef struct {
 typedef struct {
     const float *x, *weights, *bias, *residual; /* weights: packed panels of `taps` taps, or, if plain, [..][channels] */
     float *out;
-    const int32_t *bases, *own, *starts, *targets; /* of one image, as in FootprintArgs */
+    const int32_t *bases, *starts, *targets; /* of one image, as in FootprintArgs */
     const FootprintRun *runs;
     const int32_t *bands; /* [band_count + 1]: the runs of each band */
     const int32_t *footprints;

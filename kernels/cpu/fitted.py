@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import pixels_first, require_float32
+from accel.kernels.cpu.arguments import address, pixels_first, require_float32
 from accel.kernels.cpu.footprints import of_interpolation
 from accel.kernels.cpu.forward import ACTIVATIONS
 from accel.kernels.cpu.plans import IdentityCache
@@ -29,9 +29,11 @@ def interpolate_fitted(
     batch: int,
     size: Sequence[int],
     activation: str,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Rows to a dense map; arguments and result as in `accel.kernels.reference.interpolate`."""
-    require_float32(rows, weights, constant)
+    require_float32(rows, weights, constant, residual)
+    residual = None if residual is None else pixels_first(residual)
     rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
     pixels = size[0] * size[1]
     lists = (positions, skipped, neighbors, starts)
@@ -39,9 +41,9 @@ def interpolate_fitted(
     channels = rows.shape[1]
     out = torch.empty((batch, channels, *size), memory_format=torch.channels_last)
     _engine.depthwise(
-        rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), 0, out.data_ptr(), *footprints.addresses, batch,
-        footprints.bands, len(positions), pixels, channels, weights.shape[1], ACTIVATIONS[activation], True, True,
-        torch.get_num_threads(),
+        rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), address(residual), out.data_ptr(), *footprints.addresses,
+        batch, footprints.bands, len(positions), pixels, channels, weights.shape[1], ACTIVATIONS[activation], True,
+        True, torch.get_num_threads(),
     )  # fmt: skip
     return out
 

@@ -24,7 +24,6 @@ class Footprints:
 
     Args:
         table: [P, taps] pixel that each tap of a row reads, -1: none.
-        own: [P] the pixel of the residual that a row reads.
         segments: CSR lists (starts [P + 1], targets): the pixels of the output that a row goes to.
         band: [P], the part of the map that a row is done with, 0 and up.
         kind: [P], the class of the row's weights, or COPY.
@@ -35,7 +34,7 @@ class Footprints:
     """
 
     def __init__(
-        self, table: Tensor, own: Tensor, segments: tuple[Tensor, Tensor], band: Tensor, kind: Tensor | None = None
+        self, table: Tensor, segments: tuple[Tensor, Tensor], band: Tensor, kind: Tensor | None = None
     ) -> None:
         table = table.long()
         kind = torch.zeros(len(table), dtype=torch.int64) if kind is None else kind.long()
@@ -53,7 +52,7 @@ class Footprints:
         taken = offsets < OUTSIDE
         taps = taken.nonzero()[:, 1] + (kinds * table.shape[1]).repeat_interleave(taken.sum(1))
         tables = (
-            bases[order, 0], own[order], *_reordered(*segments, order),
+            bases[order, 0], *_reordered(*segments, order),
             torch.stack((_starts(rows)[:-1], rows, runs % len(prints), kinds[runs % len(prints)]), 1),
             _starts(band_runs), _starts(taken.sum(1)), torch.stack((offsets[taken], taps), 1),
         )  # fmt: skip
@@ -64,19 +63,17 @@ class Footprints:
 def of_convolution(table: Tensor, positions: Tensor, segments: tuple[Tensor, Tensor] | None, width: int) -> Footprints:
     """Of a static set with the plan's table [taps, P]; `segments`: of dense output, None for compact output."""
     rows = torch.arange(len(positions))
-    own = rows if segments is None else positions
-    return Footprints(table.t(), own, segments or (torch.arange(len(rows) + 1), rows), _tile(positions.long(), width))
+    return Footprints(table.t(), segments or (torch.arange(len(rows) + 1), rows), _tile(positions.long(), width))
 
 
 def of_interpolation(positions: Tensor, skipped: Tensor, neighbors: Tensor, starts: Tensor, width: int) -> Footprints:
     """Of a fitted interpolation: computed rows are copied, skipped positions read their neighbours' rows."""
     count, filled = len(positions), len(skipped)
     kind = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff().long())
-    own = torch.cat((torch.arange(count), torch.zeros(filled, dtype=torch.int64)))
+    copied = F.pad(torch.arange(count, dtype=neighbors.dtype)[:, None], (0, neighbors.shape[1] - 1), value=-1)
     targets = torch.cat((positions, skipped)).long()
     return Footprints(
-        torch.cat((neighbors.new_full((count, neighbors.shape[1]), -1), neighbors)),
-        own,
+        torch.cat((copied, neighbors)),
         (torch.arange(count + filled + 1), targets),
         _tile(targets, width),
         torch.cat((torch.full((count,), COPY), kind)),

@@ -56,8 +56,11 @@ def interpolate_fitted(
     batch: int,
     size: Sequence[int],
     activation: str,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Computed positions get their row, skipped ones a weighted sum of T rows plus a constant; then the activation.
+    """Computed positions get their row, skipped ones a weighted sum of T rows plus a constant.
+
+    The residual is added to both, then comes the activation.
 
     Args:
         rows: [N * P, C], image-major.
@@ -65,6 +68,7 @@ def interpolate_fitted(
         skipped, neighbors, starts: of `Neighbors`: int32 [F], [F, T], [K + 1].
         weights, constant: [K, T, C] and [K, C], per class, neighbour and channel.
         batch, size: N and (H, W).
+        residual: [N, C, H, W], any memory format.
 
     Returns:
         [N, C, H, W], channels_last.
@@ -73,14 +77,17 @@ def interpolate_fitted(
     channels = rows.shape[1]
     values = rows.view(batch, len(positions), channels)
     wide = torch.promote_types(rows.dtype, torch.float32)
-    out = rows.new_empty(batch, height * width, channels)
-    out[:, positions.long()] = activate(values, activation)
+    out = torch.empty(batch, height * width, channels, dtype=wide, device=rows.device)
+    out[:, positions.long()] = values.to(wide)
     for k, (start, end) in enumerate(_segments(starts)):
         total = constant[k].to(wide).expand(batch, end - start, channels)
         for t, weight in enumerate(weights[k]):
             total = total + weight.to(wide) * values[:, neighbors[start:end, t].long()].to(wide)
-        out[:, skipped[start:end].long()] = activate(total, activation).to(rows.dtype)
-    return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        out[:, skipped[start:end].long()] = total
+    out = out.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    if residual is not None:
+        out = out + residual.to(wide)
+    return activate(out, activation).to(rows.dtype, memory_format=torch.channels_last)
 
 
 def interpolate_fitted_backward(

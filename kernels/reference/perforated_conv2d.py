@@ -43,23 +43,21 @@ def perforated_conv2d(
         weight, bias: [K, C / groups, kh, kw], [K].
         positions, nearest: of the output's PositionSet: int32 [P], int32 [H_out * W_out].
         source_nearest: int32 [H * W], for every input pixel the row of x (within its image) that holds its value.
-        residual: added before the activation: [N, K, H_out, W_out], or rows [N * P, K] when `compact`.
+        residual: added before the activation: [N, K, H_out, W_out], at every position; rows [N * P, K] when `compact`.
         in_size, out_size: (N, H, W) of the input map and (H_out, W_out).
         stride, padding, dilation: (vertical, horizontal); padding is (top, bottom, left, right).
         activation: a key of ACTIVATIONS.
 
     Returns:
         rows [N * P, K] when `compact`, else [N, K, H_out, W_out] channels_last, every position holding the value of
-        its stand-in.
+        its stand-in, plus its own of the residual.
     """
     index = tap_rows(x, weight, positions, source_nearest, in_size, stride, padding, dilation, padding_mode)
     rows = gathered_conv(pixel_table(x), index, weight, groups)
     if bias is not None:
         rows = rows + bias
-    if residual is not None:
-        rows = rows + (residual if compact else at_positions(residual, positions))
-    rows = activate(rows, activation)
-    return rows if compact else interpolate(rows, nearest, in_size[0], out_size)
+    out = rows if compact else interpolate(rows, nearest, in_size[0], out_size)
+    return activate(out if residual is None else out + residual, activation)
 
 
 def perforated_conv2d_backward(

@@ -114,12 +114,20 @@ def _activate(value, ACTIVATION: tl.constexpr):
     return value
 
 
+@triton.jit
+def _store(acc, residual, out, where, mask, ACTIVATION: tl.constexpr):
+    """out[where] = activation(acc + residual[where])."""
+    if residual is not None:
+        acc += tl.load(residual + where, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + where, _activate(acc, ACTIVATION).to(out.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def gather_gemm(
     x,  # rows of C * GROUPS channels
     weight,  # [K * GROUPS, taps, C]
     bias,  # [K * GROUPS] or None
-    residual,  # rows of K * GROUPS channels, at the position (dense stores) or the row (STORE "rows"); or None
+    residual,  # rows of K * GROUPS channels, one wherever `out` has one; or None
     out,
     positions,
     source,
@@ -195,10 +203,6 @@ def gather_gemm(
     mask = valid[:, None] & k_in[None, :]
     if bias is not None:
         acc += tl.load(bias + column, mask=k_in[None, :], other=0.0).to(tl.float32)
-    own = row.to(tl.int64) if STORE == "rows" else image.to(tl.int64) * (out_h * out_w) + y * out_w + x_pos
-    if residual is not None:
-        acc += tl.load(residual + own[:, None] * (K * GROUPS) + column, mask=mask, other=0.0).to(tl.float32)
-    value = _activate(acc, ACTIVATION).to(out.dtype.element_ty)
     if STORE == "segments":
         index = row % per_image
         start = tl.load(segment_starts + index, mask=valid, other=0)
@@ -207,9 +211,10 @@ def gather_gemm(
         for j in range(0, tl.max(length, 0)):
             filled = tl.load(segment_order + start + j, mask=j < length, other=0)
             where = (base + filled)[:, None] * (K * GROUPS) + column
-            tl.store(out + where, value, mask=mask & (j < length)[:, None])
+            _store(acc, residual, out, where, mask & (j < length)[:, None], ACTIVATION)
     else:
-        tl.store(out + own[:, None] * (K * GROUPS) + column, value, mask=mask)
+        own = row.to(tl.int64) if STORE == "rows" else image.to(tl.int64) * (out_h * out_w) + y * out_w + x_pos
+        _store(acc, residual, out, own[:, None] * (K * GROUPS) + column, mask, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "splits"])

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from accel.kernels.triton.gather_conv import WEIGHT_PROGRAMS
-from accel.kernels.triton.gather_gemm import _activate
+from accel.kernels.triton.gather_gemm import _store
 from accel.kernels.triton.launch import cdiv, channels_last, check_dtype, copy_block, new_channels_last, on_its_device
 
 # Kept for as long as the tensor they are made from: a position set never changes.
@@ -157,6 +157,7 @@ def interpolate_fitted_rows(
     tiles,
     weights,
     constant,
+    residual,  # shaped like out, or None
     out,
     pixels,
     per_image,
@@ -191,8 +192,7 @@ def interpolate_fitted_rows(
             weight = tl.load(weights + (owner * T + t) * C + across, mask=mask, other=0.0).to(tl.float32)
             term = tl.load(columns + row.to(tl.int64)[:, None] * C, mask=mask, other=0.0).to(tl.float32)
             value += weight * term
-    value = _activate(value, ACTIVATION).to(out.dtype.element_ty)
-    tl.store(out + (image * pixels + position)[:, None] * C + channel[None, :], value, mask=mask)
+    _store(value, residual, out, (image * pixels + position)[:, None] * C + channel[None, :], mask, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["pixels", "per_image"])
@@ -321,9 +321,11 @@ def interpolate_fitted(
     batch: int,
     size: Sequence[int],
     activation: str,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """See `accel.kernels.reference.interpolate`."""
-    check_dtype("interpolate_fitted", rows, weights, constant)
+    check_dtype("interpolate_fitted", rows, weights, constant, residual)
+    residual = None if residual is None else channels_last(residual)
     channels, per_image, count = rows.shape[1], len(positions), len(skipped)
     out = new_channels_last(rows, batch, channels, *size)
     if out.numel():
@@ -331,8 +333,8 @@ def interpolate_fitted(
         grid = (copies + len(lists.first), batch, cdiv(channels, TILE_CHANNELS))
         interpolate_fitted_rows[grid](
             rows.contiguous(), positions, skipped, neighbors, starts, lists.first, weights.contiguous(),
-            constant.contiguous(), out, per_image + count, per_image, copies, C=channels, T=neighbors.shape[1],
-            ACTIVATION=activation, **_fitted_blocks(channels),
+            constant.contiguous(), residual, out, per_image + count, per_image, copies, C=channels,
+            T=neighbors.shape[1], ACTIVATION=activation, **_fitted_blocks(channels),
         )  # fmt: skip
     return out
 

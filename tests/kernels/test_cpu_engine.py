@@ -77,13 +77,13 @@ class Case:
 
     def expected(self, *, bias=True, residual=False, compact=False, activation=None):
         dense = padded_conv(self.x.double(), self.weight.double(), self.bias.double() if bias else None, *self.geometry)
-        if residual:
-            dense = dense + self.residual
-        rows = ACTIVATIONS[activation or self.activation](self.rows_of(dense))
-        if compact:
-            return rows
         n, k = dense.shape[:2]
-        return rows.view(n, -1, k)[:, self.set.nearest.long()].transpose(1, 2).reshape(dense.shape)
+        added, out = self.residual, self.rows_of(dense)
+        if compact:
+            added = self.rows_of(added)
+        else:
+            out = out.view(n, -1, k)[:, self.set.nearest.long()].transpose(1, 2).reshape(dense.shape)
+        return ACTIVATIONS[activation or self.activation](out + added if residual else out)
 
     def rows_of(self, dense):
         return dense.flatten(2)[:, :, self.set.positions.long()].transpose(1, 2).flatten(0, 1)

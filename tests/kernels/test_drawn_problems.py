@@ -58,6 +58,14 @@ def draws(backend: str) -> int:
     return 2 if backend == "triton" and not torch.cuda.is_available() else 100
 
 
+def take(dense, positions, compact):
+    """The rows at the positions; or the map in which each stands for the positions nearest to it."""
+    rows = dense.flatten(2)[:, :, positions.positions.long()]
+    if compact:
+        return rows.transpose(1, 2).flatten(0, 1)
+    return rows[:, :, positions.nearest.long()].unflatten(2, (positions.height, positions.width))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_perforated(backend, device, random_set, assert_close, seed):
     rng = random.Random(seed)
@@ -74,17 +82,11 @@ def test_perforated(backend, device, random_set, assert_close, seed):
             dense = pixels[:, :, source.nearest.long()].view(x.shape)
             x = pixels.transpose(1, 2).flatten(0, 1)
         exact = convolve(dense, weight, bias, mode, groups, **geometry)
-        at = positions.positions.long()
-        residual = None
+        expected, residual = take(exact, positions, compact), None
         if rng.random() < 0.5:
-            residual = torch.randn(exact.shape, generator=torch.Generator().manual_seed(seed)).to(device)
-            exact = exact + residual
-            residual = residual.flatten(2)[:, :, at].transpose(1, 2).flatten(0, 1) if compact else residual
-        exact = ACT[activation](exact).flatten(2)[:, :, at]
-        expected = exact.transpose(1, 2).flatten(0, 1)
-        if not compact:
-            height, width = positions.height, positions.width
-            expected = exact[:, :, positions.nearest.long()].unflatten(2, (height, width))
+            residual = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+            expected = expected + residual
+        expected = ACT[activation](expected)
         got = perforated_conv2d(
             x, weight, bias, positions, **geometry, groups=groups, padding_mode=mode, activation=activation,
             residual=residual, compact=compact, source=source,

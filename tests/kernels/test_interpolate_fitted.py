@@ -69,16 +69,20 @@ def test_one_neighbor_of_weight_one_is_the_nearest_map():
     )
     one, zero = rows.new_ones(1, 1, rows.shape[1]), rows.new_zeros(1, rows.shape[1])
     torch.testing.assert_close(ops.interpolate(rows, positions, neighbors, one, zero), ops.interpolate(rows, positions))
+    residual = torch.randn(2, rows.shape[1], positions.height, positions.width, dtype=rows.dtype)
+    summed = ops.interpolate(rows, positions, neighbors, one, zero, "relu", residual)
+    torch.testing.assert_close(ops.interpolate(rows, positions, activation="relu", residual=residual), summed)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu"])
 def test_gradients_of_rows_weights_and_constant(activation):
     rows, positions, neighbors, weights, constant = drawn_problem(height=4, width=3, kept=5)
+    residual = torch.randn(2, rows.shape[1], 4, 3, dtype=rows.dtype, generator=torch.Generator().manual_seed(1))
 
-    def run(rows, weights, constant):
-        return ops.interpolate(rows, positions, neighbors, weights, constant, activation)
+    def run(rows, weights, constant, residual):
+        return ops.interpolate(rows, positions, neighbors, weights, constant, activation, residual)
 
-    leaves = [tensor.requires_grad_() for tensor in (rows, weights, constant)]
+    leaves = [tensor.requires_grad_() for tensor in (rows, weights, constant, residual)]
     assert torch.autograd.gradcheck(run, leaves)
 
 
@@ -104,6 +108,8 @@ def test_what_does_not_fit_is_named():
         ops.interpolate(rows, positions, weights=weights, constant=constant)
     with pytest.raises(ValueError, match="weights must have shape"):
         ops.interpolate(rows, positions, neighbors, weights[:, :1], constant)
+    with pytest.raises(ValueError, match="residual must have shape"):
+        ops.interpolate(rows, positions, neighbors, weights, constant, residual=rows)
     with pytest.raises(ValueError, match="do not make up"):
         ops.interpolate(rows, PositionSet.full(4, 3), neighbors, weights, constant)
     with pytest.raises(TypeError, match="float32"):

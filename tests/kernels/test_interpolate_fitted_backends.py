@@ -49,12 +49,13 @@ class Problem:
         self.weights = torch.randn(len(ends), taps, channels, generator=g)
         self.constant = torch.randn(len(ends), channels, generator=g)
         self.grad = torch.randn(batch, channels, *size, generator=g)
+        self.residual = torch.randn(batch, channels, *size, generator=g)
 
     def arguments(self, activation="none", device="cpu"):
         tensors = (self.rows, *self.lists, self.weights, self.constant)
         return (*(tensor.to(device) for tensor in tensors), self.batch, self.size, activation)
 
-    def expected(self, activation="none"):
+    def expected(self, activation="none", residual=0.0):
         """By definition, a position at a time, in float64; [N, C, H, W]."""
         positions, skipped, neighbors, starts = self.lists
         rows = self.rows.double().view(self.batch, len(positions), -1)
@@ -65,7 +66,7 @@ class Problem:
             for f in range(start, end):
                 taken = rows[:, neighbors[f].long()]
                 out[:, skipped[f]] = (taken * self.weights[k].double()).sum(1) + self.constant[k].double()
-        return ACTIVATIONS[activation](out).transpose(1, 2).reshape(self.grad.shape)
+        return ACTIVATIONS[activation](out.transpose(1, 2).reshape(self.grad.shape) + residual)
 
     def gradient_arguments(self, device="cpu"):
         return tuple(tensor.to(device) for tensor in (self.grad, self.rows, *self.lists, self.weights))
@@ -93,6 +94,15 @@ def test_it_is_the_weighted_sum_of_the_neighbours(backend, device, assert_close,
 def test_the_activation_comes_last_at_computed_and_skipped_positions(backend, device, assert_close, activation):
     problem = Problem((9, 8), 0.5, 21)
     assert_close(fitted(problem, activation, device), problem.expected(activation), 1e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+def test_a_residual_is_added_before_the_activation(backend, device, assert_close, activation, form):
+    problem = Problem((9, 8), 0.5, 21)
+    residual = problem.residual.contiguous(memory_format=form).to(device)
+    got = torch.ops.accel.interpolate_fitted(*problem.arguments(activation, device), residual)
+    assert_close(got, problem.expected(activation, problem.residual.double()), 1e-6)
 
 
 def test_computed_positions_hold_their_rows_exactly(backend, device):
@@ -126,11 +136,13 @@ def test_a_row_that_all_skipped_positions_read(backend, device, assert_close):
 
 def test_gradients_reach_rows_weights_and_constant_through_a_relu(backend, device, assert_close):
     problem = Problem((7, 6), 0.5, 9)
-    leaves = [t.to(device).requires_grad_() for t in (problem.rows, problem.weights, problem.constant)]
-    lists = [t.to(device) for t in problem.lists]
-    out = torch.ops.accel.interpolate_fitted(leaves[0], *lists, *leaves[1:], problem.batch, problem.size, "relu")
-    got = torch.autograd.grad(out, leaves, problem.grad.to(device))
-    masked = problem.grad * (problem.expected() > 0)
+    tensors = (problem.rows, problem.weights, problem.constant, problem.residual)
+    *leaves, residual = [t.to(device).requires_grad_() for t in tensors]
+    lists, sizes = [t.to(device) for t in problem.lists], (problem.batch, problem.size)
+    out = torch.ops.accel.interpolate_fitted(leaves[0], *lists, *leaves[1:], *sizes, "relu", residual)
+    *got, d_residual = torch.autograd.grad(out, (*leaves, residual), problem.grad.to(device))
+    masked = problem.grad * (problem.expected(residual=problem.residual.double()) > 0)
+    assert torch.equal(d_residual.cpu(), masked)
     wanted = reference.interpolate_fitted_backward(
         masked.double(), problem.rows.double(), *problem.lists, problem.weights.double()
     )

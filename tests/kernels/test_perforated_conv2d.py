@@ -107,9 +107,11 @@ def case(request):
 def test_is_conv2d_at_the_positions(backend, device, case, random_set, assert_close, compact, with_residual):
     x, weight, bias, residual = case.tensors(device=device)
     positions = random_set(*case.out_size, case.keep).to(device)
-    expected = case.dense(x.double(), weight.double(), bias.double()) + residual.double() * with_residual
-    expected = rows_at(expected.relu(), positions) if compact else fill(expected.relu(), positions)
-    residual = None if not with_residual else rows_at(residual, positions) if compact else residual
+    take = rows_at if compact else fill
+    residual = rows_at(residual, positions) if compact else residual
+    expected = take(case.dense(x.double(), weight.double(), bias.double()), positions)
+    expected = (expected + residual.double() * with_residual).relu()
+    residual = residual if with_residual else None
     got = perforated_conv2d(
         x, weight, bias, positions, **case.geometry, activation="relu", residual=residual, compact=compact
     )
@@ -122,9 +124,9 @@ def test_every_gradient(backend, needs, device, case, random_set, assert_close, 
     """dX, dW, db and d residual, through a ReLU, against autograd of the oracle in double precision."""
     needs("perforated_conv2d_backward", "perforated_conv2d")
     positions = random_set(*case.out_size, case.keep).to(device)
-    take = rows_at if compact else fill
     exact = [t.requires_grad_() for t in case.tensors(torch.float64, device)]
-    out = take((case.dense(*exact[:3]) + exact[3]).relu(), positions)
+    convolved = case.dense(*exact[:3])
+    out = (rows_at(convolved + exact[3], positions) if compact else fill(convolved, positions) + exact[3]).relu()
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(device)
     expected = torch.autograd.grad(out, exact, upstream)
 
@@ -143,7 +145,7 @@ def test_activations_and_their_gradients(backend, needs, device, random_set, ass
     case = CASES["plain"]
     positions = random_set(*case.out_size, case.keep).to(device)
     exact = [t.requires_grad_() for t in case.tensors(torch.float64, device)]
-    expected = fill(ACT[activation](case.dense(*exact[:3]) + exact[3]), positions)
+    expected = ACT[activation](fill(case.dense(*exact[:3]), positions) + exact[3])
     tensors = [t.detach().float().requires_grad_() for t in exact]
     arguments = dict(case.geometry, activation=activation, residual=tensors[3])
     got = perforated_conv2d(*tensors[:3], positions, **arguments)

@@ -1,6 +1,7 @@
 """The inference path: what it fuses and keeps compact, that it computes the same, and when it steps aside."""
 
 import copy
+import operator
 import pickle
 import threading
 
@@ -84,11 +85,14 @@ def calls(model):
 
 def test_norm_and_activation_move_into_the_convolution():
     unit = converted(Unit())
-    assert chains(unit).fused == {"conv1": ["norm", "relu"], "conv2": ["norm"]}
+    assert chains(unit).fused == {"conv1": ["norm", "relu"], "conv2": ["norm", "residual", "relu"]}
     assert chains(unit).compact == {"conv1": ["conv2"]}
-    assert describe_paths(unit, image()) == {"conv1": "norm+relu fused; rows to conv2", "conv2": "norm fused"}
+    assert describe_paths(unit, image()) == {
+        "conv1": "norm+relu fused; rows to conv2",
+        "conv2": "norm+residual+relu fused",
+    }
     torch.testing.assert_close(*both(unit))
-    assert calls(unit) == ["conv1", "conv2", "relu"]
+    assert calls(unit) == ["conv1", "conv2"]
 
 
 def test_parameters_and_norms_stay_as_they_are():
@@ -97,6 +101,48 @@ def test_parameters_and_norms_stay_as_they_are():
     both(unit)
     assert list(unit.state_dict()) == list(Unit().state_dict())
     assert all(torch.equal(value, before[name]) for name, value in unit.state_dict().items())
+
+
+@pytest.mark.parametrize("rules", [HALF, Perforate(keep=0.5, mask="uniform", interpolate="weighted")])
+def test_a_sum_is_fused_whichever_way_it_is_written(rules):
+    expected = {
+        "a sum": ({"conv": ["residual", "relu"]}, lambda net, x: torch.relu(net.conv(x) + x)),
+        "the other way round": ({"conv": ["residual"]}, lambda net, x: x + net.conv(x)),
+        "behind a norm": ({"conv": ["norm", "residual"]}, lambda net, x: torch.add(net.bn(net.conv(x)), x)),
+        "two of them": ({"next": ["residual"]}, lambda net, x: net.next(x) + net.conv(x)),
+        "a shortcut that runs later": ({"next": ["residual"]}, lambda net, x: net.next(x) + net.one(x)),
+        "what broadcasts": ({"conv": ["residual", "relu"]}, lambda net, x: F.relu(net.conv(x) + net.gap(x))),
+    }
+    for name, (fused, run) in expected.items():
+        flow = converted(Flow(run), Rules({"one": None, "*": rules}))
+        assert {k: v for k, v in chains(flow).fused.items() if v} == fused, name
+        torch.testing.assert_close(*both(flow))
+
+
+def changed_between(net, x):
+    y = net.conv(x)
+    z = net.one(x)
+    x.add_(1)  # moved behind it, the convolution would read what this wrote
+    return y + z
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        changed_between,
+        lambda net, x: operator.iadd(net.bn(x), net.conv(x)),  # changes a map that others may read
+        lambda net, x: (lambda y: y + y)(net.conv(x)),
+        lambda net, x: (lambda y: (y + x, y))(net.conv(x)),  # the sum is not all that reads it
+        lambda net, x: F.relu(net.conv(x)) + x,
+    ],
+)
+def test_sums_that_stay_apart(run):
+    flow = converted(Flow(run), Rules({"one": None, "*": Perforate(keep=0.5, mask="uniform", interpolate="weighted")}))
+    assert not installed(flow) or "residual" not in str(chains(flow).fused)
+    with torch.no_grad():
+        fused = flow(image())
+        with one_by_one():
+            torch.testing.assert_close(fused, flow(image()))
 
 
 class Flow(nn.Module):
