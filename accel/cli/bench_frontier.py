@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accel.cli.bench import Row, Settings
+from accel.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +39,9 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     from accel.zoo.datasets import load_pictures
     from accel.zoo.registry import get_model, preprocess
 
+    names = [run["name"] for run in case["run"]]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"the runs of case {case['name']!r} need names of their own, got {', '.join(names)}")
     pictures = load_pictures(pathlib.Path(case["data"]), "test")
     x = preprocess(case["model"], pictures.pictures[: case["batch"]])
     dense = get_model(case["model"], weights="none")

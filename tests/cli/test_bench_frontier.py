@@ -11,6 +11,7 @@ import accel
 from accel.cli import bench, bench_frontier
 from accel.cli.main import main
 from accel.cli.training import build, save_state
+from accel.errors import ConfigError
 from accel.nn.adaptive import AdaptiveOutput, AdaptiveStage, HaltingHead
 from accel.zoo.datasets import load_pictures
 from accel.zoo.registry import get_model, preprocess
@@ -100,6 +101,13 @@ def test_a_network_that_errs_is_not_judged(tmp_path, networks, monkeypatch):
     rows = bench.measure(file, argparse.Namespace(output=None, seed=0, quick=True, quiet=True))
     assert [row["correct"] for row in rows] == [True, False, False, True]
     assert [("accuracy" in row, "time_share" in row) for row in rows[:2]] == [(True, False), (False, False)]
+
+
+def test_networks_of_one_name_are_refused(tmp_path, networks):
+    (case,) = bench.read_cases(tmp_path / "case.toml")["case"]
+    runs = [*case["run"], {**case["run"][1], "name": "part"}]
+    with pytest.raises(ConfigError, match="'tiny' need names of their own, got whole, SACT, ACT, part, part"):
+        next(bench_frontier.rows({**case, "run": runs}, bench.Settings(quick=True)))
 
 
 def test_the_figure_has_a_line_for_every_method():
