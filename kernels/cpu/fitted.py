@@ -41,9 +41,9 @@ def interpolate_fitted(
     channels = rows.shape[1]
     out = torch.empty((batch, channels, *size), memory_format=torch.channels_last)
     _engine.depthwise(
-        rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), address(residual), out.data_ptr(), *footprints.addresses,
-        batch, footprints.bands, len(positions), pixels, channels, weights.shape[1], ACTIVATIONS[activation], True,
-        True, torch.get_num_threads(),
+        rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), address(residual), out.data_ptr(),
+        *footprints.addresses, batch, footprints.bands, len(positions), pixels, channels, weights.shape[1],
+        ACTIVATIONS[activation], True, True, torch.get_num_threads(),
     )  # fmt: skip
     return out
 

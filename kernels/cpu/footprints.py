@@ -69,6 +69,7 @@ def of_convolution(table: Tensor, positions: Tensor, segments: tuple[Tensor, Ten
 def of_interpolation(positions: Tensor, skipped: Tensor, neighbors: Tensor, starts: Tensor, width: int) -> Footprints:
     """Of a fitted interpolation: computed rows are copied, skipped positions read their neighbours' rows."""
     count, filled = len(positions), len(skipped)
+    neighbors = neighbors if neighbors.shape[1] else F.pad(neighbors, (0, 1), value=-1)
     kind = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff().long())
     copied = F.pad(torch.arange(count, dtype=neighbors.dtype)[:, None], (0, neighbors.shape[1] - 1), value=-1)
     targets = torch.cat((positions, skipped)).long()
