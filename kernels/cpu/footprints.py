@@ -60,10 +60,37 @@ class Footprints:
         self.addresses = tuple(0 if t is None else t.data_ptr() for t in self._tables)
 
 
-def of_convolution(table: Tensor, positions: Tensor, segments: tuple[Tensor, Tensor] | None, width: int) -> Footprints:
-    """Of a static set with the plan's table [taps, P]; `segments`: of dense output, None for compact output."""
-    rows = torch.arange(len(positions))
-    return Footprints(table.t(), segments or (torch.arange(len(rows) + 1), rows), _tile(positions.long(), width))
+def of_convolution(
+    table: Tensor,
+    positions: Tensor,
+    segments: tuple[Tensor, Tensor] | None,
+    width: int,
+    images: int,
+    pixels: tuple[int, int],
+) -> Footprints:
+    """Of a static set with the plan's table [taps, P], in `images` images that count as one.
+
+    Args:
+        segments: of dense output, None for compact output.
+        pixels: of one image, of the input and of the output.
+    """
+    rows, image = torch.arange(len(positions)), torch.arange(images)[:, None]
+    starts, targets = segments or (torch.arange(len(rows) + 1), rows)
+    table = table.t().long().repeat(images, 1)
+    first = (image * pixels[0]).repeat_interleave(len(rows), 0)
+    return Footprints(
+        torch.where(table < 0, table, table + first),
+        (_starts(starts.diff().repeat(images)), (targets + image * pixels[1]).flatten()),
+        _tile(positions.long(), width).repeat(images),
+    )
+
+
+def images_together(batch: int, count: int) -> int:
+    """How many images of `count` rows to take as one, a divisor of `batch`: in a small map few rows share a footprint.
+
+    At batch 8, 5x5 on 960 channels at 7x7 takes 0.10 ms so, one by one 0.19 ms.
+    """
+    return max((n for n in range(1, batch + 1) if batch % n == 0 and n * count <= TILE**2), default=1)
 
 
 def of_interpolation(positions: Tensor, skipped: Tensor, neighbors: Tensor, starts: Tensor, width: int) -> Footprints:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import address, invert, pixels_first, require_float32
-from accel.kernels.cpu.footprints import Footprints
+from accel.kernels.cpu.footprints import Footprints, images_together
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, IdentityCache, Plan, full_table, static_plan
 
@@ -92,11 +92,13 @@ def _prepare(
     kind = forward_kind(kernel, groups)
     rows, out_pixels = batch * plan.count, out_size[0] * out_size[1]
     out_shape = (rows, out_channels) if compact else (batch, out_channels, *out_size)
-    footprints = plan.footprints(compact) if kind == "depthwise" else None
+    images = images_together(batch, plan.count)
+    footprints = plan.footprints(compact, images) if kind == "depthwise" else None
     if footprints is not None and footprints.few:
         constants = (
-            *footprints.addresses, batch, footprints.bands, plan.in_pixels, plan.count if compact else out_pixels,
-            channels, plan.taps, ACTIVATIONS[activation], not compact, 0,
+            *footprints.addresses, batch // images, footprints.bands, plan.in_pixels * images,
+            (plan.count if compact else out_pixels) * images, channels, plan.taps, ACTIVATIONS[activation],
+            not compact, 0,
         )  # fmt: skip
         return _Call(plan, footprints, kind, out_shape, constants)
     constants = (

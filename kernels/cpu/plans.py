@@ -86,7 +86,7 @@ class Plan:
         in_pixels: int,
         as_runs: bool,
     ) -> None:
-        self.in_pixels, self.width = in_pixels, out_size[1]
+        self.in_pixels, self.out_size = in_pixels, out_size
         self.edges: tuple[Tensor, int] | None = None
         if as_runs:
             table, self.edges = _run_table(geometry, positions)
@@ -98,16 +98,19 @@ class Plan:
         self.positions = positions.contiguous()
         self.segments = None if nearest is None else PositionSet(self.positions, nearest, *out_size).segments
         self.taps, self.count = self.table.shape
-        self._footprints: dict[bool, Footprints] = {}
+        self._footprints: dict[tuple[bool, int], Footprints] = {}
         self.addresses = tuple(t.data_ptr() for t in (self.table, self.positions, *(self.segments or ())))
 
-    def footprints(self, compact: bool) -> Footprints:
-        """The rows by footprint, for depthwise convolutions with compact or with dense output; made once."""
-        if compact not in self._footprints:
+    def footprints(self, compact: bool, images: int) -> Footprints:
+        """The rows of so many images by footprint, for depthwise convolutions; made once."""
+        key = compact, images
+        if key not in self._footprints:
+            pixels = self.in_pixels, self.count if compact else self.out_size[0] * self.out_size[1]
             with torch.inference_mode(False):
-                segments = None if compact else self.segments
-                self._footprints[compact] = of_convolution(self.table, self.positions, segments, self.width)
-        return self._footprints[compact]
+                self._footprints[key] = of_convolution(
+                    self.table, self.positions, None if compact else self.segments, self.out_size[1], images, pixels
+                )
+        return self._footprints[key]
 
 
 def _run_table(geometry: Geometry, positions: Tensor) -> tuple[Tensor, tuple[Tensor, int]]:

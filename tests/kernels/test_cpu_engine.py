@@ -125,6 +125,7 @@ CASES = {
     "depthwise, bands": partial(depthwise, c=70, size=(27, 25), kernel=(3, 3), padding=(1,) * 4, keep=0.9),
     "depthwise, strided": partial(depthwise, c=24, size=(31, 18), kernel=(5, 3), padding=(2, 2, 1, 1), stride=(2, 2)),
     "depthwise, all border": partial(depthwise, c=19, size=(2, 3), kernel=(5, 5), padding=(2,) * 4, keep=1.0),
+    "depthwise, images together": partial(depthwise, c=35, size=(5, 7), kernel=(5, 5), padding=(2,) * 4, keep=0.6),
     "channel multiplier": partial(Case, n=1, c=6, k=18, size=(9, 9), kernel=(3, 3), padding=(1, 1, 1, 1), groups=6),
     "chunked taps": partial(Case, n=1, c=256, k=64, size=(6, 6), kernel=(5, 5), padding=(2, 2, 2, 2)),
     "chunked channels": partial(Case, n=1, c=5001, k=64, size=(4, 5), kernel=(1, 1), keep=1.0),
