@@ -9,7 +9,7 @@ from accel.config import SACT
 from accel.nn.adaptive import make_adaptive
 
 DEPTHS = (14, 20, 26, 32, 44, 56, 110)
-TARGET = 0.57  # of the stages' MACs: what the packaged SACT network was trained to execute
+TARGET = 0.575  # of the stages' MACs: what the packaged SACT network was trained to execute
 
 
 class PadShortcut(nn.Module):

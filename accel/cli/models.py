@@ -41,9 +41,9 @@ def resolve(spec: str, weights: str | None = None) -> Resolved:
         AccelError: unknown name, missing or foreign weights, or a function that gives no model.
     """
     if spec.startswith(("torchvision:", "zoo:")):
-        from accel.zoo.registry import get_model
+        from accel.zoo.registry import get_model, is_adaptive
 
-        return Resolved(get_model(spec, weights=weights).eval(), spec)
+        return Resolved(get_model(spec, weights=weights).eval(), spec, converted=is_adaptive(spec))
     if pathlib.Path(spec).is_dir():
         return _load_saved(pathlib.Path(spec), weights)
     path, colon, function = spec.rpartition(":")

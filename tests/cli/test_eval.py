@@ -72,6 +72,15 @@ def test_the_row_of_an_adaptive_model_is_what_it_did(tmp_path, data, capsys, con
     assert row["speedup_fastest"] > 0 and row["ms_model"] > 0 and row["batch"] == 7
 
 
+def test_the_packaged_adaptive_network_is_compared_with_the_dense_one(data, capsys):
+    arguments = ["--no-compile", "--format", "json", "--quiet", "--data", data, "--batch", 10]
+    assert main(["eval", "zoo:resnet32_cifar_sact", *map(str, arguments)]) == 0
+    (row,) = printed(capsys)
+    plain = accel.count_macs(get_model("zoo:resnet32_cifar", "none"), torch.zeros(1, 3, 32, 32))
+    assert row["dense_macs"] == plain and row["macs_share"] == pytest.approx(row["macs"] / plain, abs=1e-4)
+    assert row["macs_deviation"] > 0 and row["speedup_fastest"] > 0
+
+
 def test_dense_and_perforated_models_have_the_same_row(tmp_path, data, capsys):
     model = get_model(NAME, weights="none")
     assert evaluate("--weights", "none", "--data", data, "--limit", 8) == 0
