@@ -67,6 +67,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             yield {"network": "ours", "error": error, "correct": False}
             return
     networks, chosen = _rivals(dense, fast, task.example, case.get("parts"))
+    chosen["ours"] = pathlib.Path(case["rules"]).stem
     with torch.inference_mode():
         macs, memory = accel.count_macs(dense, task.example), _peak(dense, task.example)
         saved = {
@@ -120,7 +121,7 @@ def _rivals(
         parts = {"shrunk": _largest(shrink, fast, x), "pruned": _largest(thin, fast, x)}
     networks = {"ours": fast, "shrunk": shrink(parts["shrunk"]), "pruned": thin(parts["pruned"])}
     size = "x".join(map(str, networks["shrunk"].size))
-    return networks, {"ours": "searched", "shrunk": size, "pruned": f"{parts['pruned']}/{_GRAIN} of the channels"}
+    return networks, {"shrunk": size, "pruned": f"{parts['pruned']}/{_GRAIN} of the channels"}
 
 
 def _largest(make: Callable[[int], nn.Module], ours: nn.Module, x: Tensor) -> int:
