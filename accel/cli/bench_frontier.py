@@ -83,8 +83,11 @@ def _draw_case(panel: Axes, rows: Sequence[Row]) -> None:
         spread = [[100 * abs(row[key] - row["macs_share"]) for row in chosen] for key in ("share_5%", "share_95%")]
         style = {"ls": "none", "marker": "o"} if method == "dense" else {"marker": "."}
         panel.errorbar(shares, accuracies, xerr=spread, color=colour, label=method, elinewidth=0.6, capsize=2, **style)
-        for row, share, accuracy in zip(chosen, shares, accuracies):
-            panel.annotate(row["network"], (share, accuracy), (4, -9), textcoords="offset points", fontsize=7)
+        above = method == "sact"  # the lines come close: half of the names go to the other side
+        place = {"xytext": (-4, 5), "ha": "right"} if above else {"xytext": (4, -9)}
+        for row, point in zip(chosen, zip(shares, accuracies)):
+            panel.annotate(row["network"], point, textcoords="offset points", fontsize=7, color=colour, **place)
+    panel.margins(x=0.12)
     panel.grid(alpha=0.3)
     panel.legend(loc="lower right")
 
