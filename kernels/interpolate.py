@@ -1,9 +1,10 @@
 """interpolate: compact rows -> a dense map; skipped positions get the row of their stand-in, or a fitted weighted sum.
 
-| form    | backward                   | dtypes   | layouts                        | granularity | limits            |
-|---------|----------------------------|----------|--------------------------------|-------------|-------------------|
-| nearest | yes, and twice             | floating | rows in, channels_last map out | position    | H * W below 2**31 |
-| fitted  | rows, weights and constant | floating | rows in, channels_last map out | position    | H * W below 2**31 |
+| form    | backward                 | dtypes   | layouts                        | granularity | limits            |
+|---------|--------------------------|----------|--------------------------------|-------------|-------------------|
+| nearest | yes, and twice           | floating | rows in, channels_last map out | position    | H * W below 2**31 |
+| fitted  | rows, weights, constant, | floating | rows in, channels_last map out | position    | H * W below 2**31 |
+|         | residual                 |          |                                |             |                   |
 
 Figurnov et al. 2016, arXiv 1504.08362 (the nearest computed position stands in for a perforated one). The fitted form
 is ours: per channel, weights of the neighbours and a constant, by least squares (`accel.calibrate.fit_interpolation`).

@@ -143,7 +143,8 @@ class PerforatedConv2d(nn.Conv2d):
         positions = self.position_set(*self.output_size(*size), x.device)
         if self.config.mask == "adaptive":
             return self._fill_adaptively(x, positions, norm, activation)
-        if residual is not None and not joins(residual, x, (batch, self.out_channels, *self.output_size(*size))):
+        shape = (batch, self.out_channels, positions.height, positions.width)
+        if residual is not None and not joins(residual, x, shape):
             return activate(self._fill(x, positions, source, batch, norm, "none", False) + residual, activation)
         return self._fill(x, positions, source, batch, norm, activation, compact, residual)
 

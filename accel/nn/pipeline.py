@@ -87,7 +87,10 @@ def _fuse_dense(conv: fx.Node, modules: Modules, chains: Chains) -> None:
 
 
 def _fuse_sum(addition: fx.Node, modules: Modules, chains: Chains) -> None:
-    """Move an addition, and the activation behind it, into the call of a convolution whose map it alone reads."""
+    """Move an addition, and the activation behind it, into the call of a convolution whose map it alone reads.
+
+    The call takes the addition's place, where the other operand is known already.
+    """
     convs = [node for node in addition.args if _can_add(node, addition, modules)]
     if not convs:
         return
