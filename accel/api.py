@@ -107,7 +107,7 @@ def _convert(
     if any(config.interpolate == "fitted" for config in assigned.values()):
         fit_interpolation(fast, calibration)
     if stages:
-        make_adaptive(fast, stages)
+        make_adaptive(fast, stages)  # installs the inference path as well
     else:
         install(fast)
     build_sets(fast, calls)

@@ -16,7 +16,6 @@ from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.fitted import Fit
 from accel.nn.graph import pooling_after, traced_parts
-from accel.nn.inference import uninstall
 from accel.nn.perforated import PerforatedConv2d
 
 
@@ -167,7 +166,6 @@ def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not perforated_layers(model) and not adaptive_stages(model):
         raise ConversionError(f"this {type(model).__name__} has no converted layer: it is dense already")
     dense = make_plain(model if inplace else copy.deepcopy(model))
-    uninstall(dense)
     for layer in perforated_layers(dense).values():
         layer.release()
     if not inplace:

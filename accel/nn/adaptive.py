@@ -22,6 +22,7 @@ from accel.kernels.dispatch import active_backend
 from accel.kernels.stage import StageHead
 from accel.nn.budget import control_tau
 from accel.nn.fused_stage import FusedStage
+from accel.nn.inference import install, uninstall
 from accel.nn.residual_units import describe_unit, is_unit
 from accel.nn.sparse_unit import SparseUnit
 from accel.ops import halting_step_
@@ -129,6 +130,8 @@ class AdaptiveStage(nn.Sequential):
     Attributes:
         result: what the stage did in its last call; the model's output takes it.
     """
+
+    is_whole = True  # what its units run on is decided at every call
 
     def __init__(self, units: nn.Sequential, config: ACT):
         super().__init__(*units)
@@ -246,11 +249,13 @@ def make_adaptive(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
     if first.config.target is not None:
         first.register_buffer("tau", torch.tensor(float(first.config.tau)))
     model.register_forward_hook(_collect_results)
+    install(model)
     return model
 
 
 def make_plain(model: nn.Module) -> nn.Module:
     """The inverse of `make_adaptive`, in place: plain sequences of units, the halting heads gone."""
+    uninstall(model)
     for name, stage in [(n, m) for n, m in model.named_modules() if isinstance(m, AdaptiveStage)]:
         for unit in list(stage)[:-1]:
             del unit.halting

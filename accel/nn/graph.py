@@ -44,12 +44,25 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, nn.Conv2d) or is_whole(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         if m not in self.submodule_paths:  # made on the fly, such as a slice of a Sequential: what it holds counts
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
+
+
+def is_whole(module: nn.Module) -> bool:
+    """Whether a module sees to its own inside, so that a graph says no more of it than that it is called."""
+    return getattr(module, "is_whole", False)
+
+
+def modules_of(root: nn.Module) -> Iterator[nn.Module]:
+    """The modules whose calls and settings a graph of `root` relies on."""
+    yield root
+    if not is_whole(root):
+        for child in root.children():
+            yield from modules_of(child)
 
 
 def trace(root: nn.Module) -> fx.Graph | None:

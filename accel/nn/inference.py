@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
 
-from accel.nn.graph import PLAIN, trace, traced_parts
+from accel.nn.graph import PLAIN, modules_of, trace, traced_parts
 from accel.nn.pipeline import Chains, build
 from accel.nn.running import record_calls
 
@@ -120,7 +120,7 @@ class InferencePath:
 
     def build(self, graph: fx.Graph | None) -> None:
         """Rewrite the root's graph (None: it does not trace) and remember the state of the modules it relies on."""
-        self._state = [_ModuleState.of(module) for module in self.root.modules()]
+        self._state = [_ModuleState.of(module) for module in dict.fromkeys(modules_of(self.root))]
         if graph is None:
             self.code, self.chains = None, Chains()
             return
@@ -134,12 +134,12 @@ class InferencePath:
 
     def _is_current(self) -> bool:
         """Whether `code` may run now; built anew if the model was changed since."""
-        states = [state.compare() for state in self._state]
+        states = [state.compare(self.root) for state in self._state]
         if _BUSY in states:
             return False
         if _CHANGED in states or not states:
             self.build(trace(self.root))
-            return self.code is not None and _BUSY not in [state.compare() for state in self._state]
+            return self.code is not None and _BUSY not in [state.compare(self.root) for state in self._state]
         return self.code is not None
 
 
@@ -173,12 +173,12 @@ class _ModuleState(NamedTuple):
         settings = tuple((k, v) for k, v in attributes.items() if type(v) in PLAIN and k != "training")
         return _ModuleState(module, type(module), dict(module._modules), attributes.get("forward"), settings)
 
-    def compare(self) -> int:
-        """_BUSY: in training or watched by a hook. _CHANGED: not what it was."""
+    def compare(self, root: nn.Module) -> int:
+        """_BUSY: in training, or within the root watched by a hook. _CHANGED: not what it was."""
         attributes = self.module.__dict__
         if attributes["training"]:
             return _BUSY
-        for hooks in (attributes["_forward_hooks"], attributes["_forward_pre_hooks"]):
+        for hooks in () if self.module is root else (attributes["_forward_hooks"], attributes["_forward_pre_hooks"]):
             if hooks and not all(getattr(hook, "observes_only", False) for hook in hooks.values()):
                 return _BUSY
         if type(self.module) is not self.kind or attributes["_modules"] != self.children:

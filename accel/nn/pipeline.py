@@ -55,7 +55,7 @@ def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Chains]:
     for node in list(graph.nodes):
         if is_addition(node):
             _fuse_sum(node, modules, chains)
-    if not chains.fused and not chains.compact:
+    if not (chains.fused or chains.dense or chains.compact):
         return None, Chains()
     code = graph.python_code("self")
     namespace = dict(code.globals)

@@ -63,19 +63,19 @@ static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t g
     Py_RETURN_NONE;
 }
 
-static PyObject *py_depthwise(PyObject *self, PyObject *const *args, Py_ssize_t given)
+static PyObject *py_convolve_footprints(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    READ("depthwise", 22)
-    const DepthwiseJob job = {
+    READ("convolve_footprints", 24)
+    const FootprintJob job = {
         .x = POINTER(const float *, 0), .weights = POINTER(const float *, 1), .bias = POINTER(const float *, 2),
         .residual = POINTER(const float *, 3), .out = POINTER(float *, 4), .bases = POINTER(const int32_t *, 5),
         .starts = POINTER(const int32_t *, 6), .targets = POINTER(const int32_t *, 7),
         .runs = POINTER(const FootprintRun *, 8), .bands = POINTER(const int32_t *, 9),
         .footprints = POINTER(const int32_t *, 10), .steps = POINTER(const Step *, 11), .images = a[12],
-        .band_count = a[13], .in_pixels = a[14], .out_pixels = a[15], .channels = a[16], .taps = a[17],
-        .activation = a[18], .filled = a[19], .plain = a[20], .threads = a[21],
+        .band_count = a[13], .in_pixels = a[14], .out_pixels = a[15], .in_channels = a[16], .channels = a[17],
+        .taps = a[18], .activation = a[19], .filled = a[20], .plain = a[21], .narrow = a[22], .threads = a[23],
     };
-    WITHOUT_GIL(accel_depthwise(&job))
+    WITHOUT_GIL(accel_convolve_footprints(&job))
     Py_RETURN_NONE;
 }
 
@@ -261,15 +261,15 @@ static PyObject *py_ponder_cost(PyObject *self, PyObject *const *args, Py_ssize_
 
 static PyObject *py_run_stage(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    if (given != 37) {
-        PyErr_Format(PyExc_TypeError, "run_stage expects 36 ints and eps, got %zd values", given);
+    if (given != 38) {
+        PyErr_Format(PyExc_TypeError, "run_stage expects 37 ints and eps, got %zd values", given);
         return NULL;
     }
-    const double eps = PyFloat_AsDouble(args[36]);
+    const double eps = PyFloat_AsDouble(args[37]);
     if (eps == -1 && PyErr_Occurred())
         return NULL;
-    given = 36;
-    READ("run_stage", 36)
+    given = 37;
+    READ("run_stage", 37)
     const Stage stage = {
         .x = POINTER(const float *, 0), .shortcut = POINTER(const float *, 1), .x_strides = {a[2], a[3], a[4]},
         .shortcut_strides = {a[5], a[6], a[7]}, .memory = POINTER(float *, 8), .output = POINTER(float *, 9),
@@ -278,9 +278,9 @@ static PyObject *py_run_stage(PyObject *self, PyObject *const *args, Py_ssize_t 
         .input_pieces = POINTER(const FramePiece *, 18), .input_count = a[19],
         .shortcut_pieces = POINTER(const FramePiece *, 20), .shortcut_count = a[21],
         .buffers = POINTER(const StageBuffer *, 22), .convs = POINTER(const StageConv *, 23),
-        .units = POINTER(const StageUnit *, 24), .head_offsets = POINTER(const int32_t *, 25), .memory_each = a[26],
-        .unit_count = a[27], .height = a[28], .width = a[29], .channels = a[30], .border = a[31], .pitch = a[32],
-        .reach = a[33], .most_pixels = a[34], .head_taps = a[35] ? 9 : 0, .spatial = a[35], .eps = (float)eps,
+        .units = POINTER(const StageUnit *, 24), .head_steps = POINTER(const Step *, 25), .head_step_count = a[26],
+        .memory_each = a[27], .unit_count = a[28], .height = a[29], .width = a[30], .channels = a[31], .border = a[32],
+        .pitch = a[33], .reach = a[34], .most_pixels = a[35], .spatial = a[36], .eps = (float)eps,
     };
     int failed;
     WITHOUT_GIL(failed = accel_run_stage(&stage))
@@ -366,6 +366,8 @@ static PyObject *py_set_isa(PyObject *self, PyObject *name)
 
 static PyObject *py_isa(PyObject *self, PyObject *unused) { return PyUnicode_FromString(accel_isa->name); }
 
+static PyObject *py_lanes(PyObject *self, PyObject *unused) { return PyLong_FromLong(accel_isa->lanes); }
+
 static PyObject *py_isas(PyObject *self, PyObject *unused)
 {
     const Isa *found[3];
@@ -386,7 +388,7 @@ static PyObject *py_isas(PyObject *self, PyObject *unused)
 
 static PyMethodDef methods[] = {
     FAST(convolve, "convolve(27 ints): one forward convolution, the fields of Job in engine.h in order."),
-    FAST(depthwise, "depthwise(22 ints): a depthwise convolution, the fields of DepthwiseJob in engine.h in order."),
+    FAST(convolve_footprints, "convolve_footprints(24 ints): the fields of FootprintJob in engine.h in order."),
     FAST(pack, "pack(14 ints): weights into panels, the fields of Packing in engine.h in order."),
     FAST(packed_size, "packed_size(groups, k_group, c_group, taps): floats that the panels take."),
     FAST(fingerprint, "fingerprint(address, count): a hash of some of the values of a dense fp32 tensor."),
@@ -403,13 +405,14 @@ static PyMethodDef methods[] = {
     FAST(halting_step, "halting_step(16 ints, eps): the fields of HaltingJob in engine.h in order."),
     FAST(halting_step_backward, "halting_step_backward(14 ints, eps): the fields of HaltingGradJob in engine.h in order."),
     FAST(ponder_cost, "ponder_cost(ponder, units, images, pixels, rho, executed): sums of each image."),
-    FAST(run_stage, "run_stage(36 ints, eps): an ACT or SACT stage, fields of Stage in engine.h: see kernels/cpu/stage.py."),
+    FAST(run_stage, "run_stage(37 ints, eps): an ACT or SACT stage, fields of Stage in engine.h: see kernels/cpu/stage.py."),
     FAST(fingerprints, "fingerprints(addresses, counts, count): one hash of some values of many dense fp32 tensors."),
     FAST(grad_input, "grad_input(19 ints): dX, the fields of GradJob in engine.h in order."),
     FAST(grad_weight, "grad_weight(19 ints): dW, the fields of GradJob in engine.h in order."),
     FAST(column_sums, "column_sums(rows, count, columns, sums, threads): the sum of every column."),
     {"set_isa", py_set_isa, METH_O, "set_isa(name): use this instruction set from now on; repack all weights."},
     {"isa", py_isa, METH_NOARGS, "isa(): the instruction set in use."},
+    {"lanes", py_lanes, METH_NOARGS, "lanes(): floats of one of its vectors."},
     {"isas", py_isas, METH_NOARGS, "isas(): the instruction sets that this machine can run, fastest first."},
     {NULL, NULL, 0, NULL},
 };

@@ -42,21 +42,23 @@ typedef struct {
     int stream;             /* store past the caches: whole vectors only, base and pitch aligned to them */
 } TileArgs;
 
-/* A tap of a footprint: the pixels from the base of a row to what it reads there, and whose weights it takes. */
+/* A step of a footprint: the pixels from the base of a row to what it reads there, and whose weights it takes; where the
+ * kernel is narrow, as many taps at as many pixels that follow each other. */
 typedef struct {
-    int32_t offset, tap;
+    int32_t offset, tap, taps;
 } Step;
 
-/* Depthwise, rows with one footprint: row r reads at the pixels bases[r] + steps[..].offset of x and goes to the pixels
- * targets[starts[r]] to targets[starts[r + 1]] of out, or, where starts is NULL, to the one targets[r]. */
+/* Rows with one footprint: row r reads at the pixels bases[r] + steps[..].offset of x and goes to the pixels
+ * targets[starts[r]] to targets[starts[r + 1]] of out, or, where starts is NULL, to the one targets[r].
+ * Depthwise kernels multiply lane by lane; narrow ones are those of ordinary convolutions, one vector of outputs wide. */
 typedef struct {
     const float *x, *residual; /* residual, NULL or like out: added at each target */
     const int32_t *bases, *starts, *targets;
     int64_t rows;              /* a multiple of the tile's */
     const Step *steps;
-    int64_t taps;
+    int64_t step_count;
     const float *weights, *bias; /* of one panel, as in TileArgs */
-    int64_t weight_pitch, channels, pitch;
+    int64_t weight_pitch, channels, in_pitch, pitch;
     float *out;
     int activation, stream, copies; /* copies: a row begins with what its base holds */
 } FootprintArgs;
@@ -97,10 +99,11 @@ typedef struct {
     int rows_for[MAX_VECTORS + 1], footprint_rows;
     TileFn tile[MAX_VECTORS + 1][MAX_ROWS + 1];
     TileFn depthwise[MAX_VECTORS + 1][MAX_ROWS + 1];
-    FootprintFn footprint[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1];
+    FootprintFn footprint[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1], narrow[MAX_ROWS + 1];
     OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];
     void (*sum_rows)(const Rows *rows, int64_t first, int64_t width, float *sums);
-    void (*score_rows)(const Rows *rows, const int32_t *offsets, int64_t taps, const float *weights, float *scores);
+    void (*score_rows)(const Rows *rows, const Step *steps, int64_t count, const float *weights, float *scores);
+    void (*sigmoid_rows)(float *x, int64_t count);
     void (*blend_rows)(const Rows *rows, const int32_t *to, const float *weight, int fresh, float *out);
     PairFn pairs[MAX_VECTORS + 1];
 } Isa;
@@ -151,25 +154,26 @@ typedef struct {
 
 int accel_convolve(const Job *job);
 
-/* A depthwise convolution at a static set, whose rows are grouped by footprint: see kernels/cpu/footprints.py. Rows of
- * an image come in runs with one footprint, runs in bands; footprint k takes the steps from footprints[k] to
+/* A convolution at a static set, whose rows are grouped by footprint: see kernels/cpu/footprints.py. Rows of an image come in runs with one footprint, runs in bands; footprint k takes the steps from footprints[k] to
  * footprints[k + 1]. Rows of class k add bias[k]; those of class -1 take what their base holds. */
 typedef struct {
     int32_t first, rows, footprint, kind;
 } FootprintRun;
 
 typedef struct {
-    const float *x, *weights, *bias, *residual; /* weights: packed panels of `taps` taps, or, if plain, [..][channels] */
+    const float *x, *weights, *bias, *residual; /* weights: packed panels, or, if plain, [classes][taps][channels] */
     float *out;
     const int32_t *bases, *starts, *targets; /* of one image, as in FootprintArgs */
     const FootprintRun *runs;
     const int32_t *bands; /* [band_count + 1]: the runs of each band */
     const int32_t *footprints;
     const Step *steps;
-    int64_t images, band_count, in_pixels, out_pixels, channels, taps, activation, filled, plain, threads;
-} DepthwiseJob;
+    int64_t images, band_count, in_pixels, out_pixels, in_channels, channels, taps, activation, filled, plain, narrow;
+    int64_t threads; /* narrow: an ordinary convolution, in panels of one vector; else depthwise */
+} FootprintJob;
 
-void accel_depthwise(const DepthwiseJob *job);
+void accel_convolve_footprints(const FootprintJob *job);
+void accel_convolve_narrow(FootprintArgs g, int64_t rows, int64_t taps, int64_t channels, int threads);
 int accel_streams(const float *out, int64_t values, int64_t channels);
 void accel_finish_streams(void);
 void accel_use_huge_pages(void *buffer, int64_t bytes);
@@ -288,6 +292,7 @@ typedef struct {
 
 typedef struct {
     int64_t packed, zero, bias, offsets; /* offsets: int32 [taps], pixels from a position's base in the input frame */
+    int64_t steps, step_count;           /* of a narrow convolution, those of its footprint; else NULL */
     int64_t bases, places;               /* first unit: int32 [pixels], where a position reads and where it writes */
     int64_t pixels, from, to, in_channels, out_channels, taps, groups, activation;
     int64_t adds, reach, macs; /* adds to what its output holds; distance to the active set; MACs a position */
@@ -306,12 +311,12 @@ typedef struct {
     const StageBuffer *buffers;
     const StageConv *convs;
     const StageUnit *units;
-    const int32_t *head_offsets;
+    const Step *head_steps;
     float *memory, *output, *ponder, *shares; /* output NHWC; shares [N][units][H][W] */
     int32_t *executed;
     int64_t *macs;
     int64_t memory_each, images, group, unit_count, height, width, channels, border, pitch, reach, most_pixels;
-    int64_t head_taps, spatial, macs_before, threads;
+    int64_t head_step_count, spatial, macs_before, threads;
     float eps;
 } Stage;
 

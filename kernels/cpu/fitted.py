@@ -40,10 +40,10 @@ def interpolate_fitted(
     footprints = _footprints.get(lists, pixels, lambda _: of_interpolation(*_checked_lists(*lists, pixels), size[1]))
     channels = rows.shape[1]
     out = torch.empty((batch, channels, *size), memory_format=torch.channels_last)
-    _engine.depthwise(
+    _engine.convolve_footprints(
         rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), address(residual), out.data_ptr(),
-        *footprints.addresses, batch, footprints.bands, len(positions), pixels, channels, weights.shape[1],
-        ACTIVATIONS[activation], True, True, torch.get_num_threads(),
+        *footprints.addresses, batch, footprints.bands, len(positions), pixels, channels, channels,
+        weights.shape[1], ACTIVATIONS[activation], True, True, False, torch.get_num_threads(),
     )  # fmt: skip
     return out
 

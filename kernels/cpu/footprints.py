@@ -1,4 +1,4 @@
-"""Rows grouped by footprint: what the depthwise kernels read instead of a table of taps.
+"""Rows grouped by footprint: what the depthwise and the narrow kernels read instead of a table of taps.
 
 The base of a row is the pixel of its first tap; rows whose taps lie at the same offsets from their bases, and take the
 same weights, have one footprint. With a dense input that is every row away from the border; a row at the border has a
@@ -20,13 +20,14 @@ COPY = -1  # the class of rows that are read from x as they are, without taps
 
 
 class Footprints:
-    """int32 tables of one static set, with their addresses in the order of DepthwiseJob in engine.h.
+    """int32 tables of one static set, with their addresses in the order of FootprintJob in engine.h.
 
     Args:
         table: [P, taps] pixel that each tap of a row reads, -1: none.
         segments: CSR lists (starts [P + 1], targets): the pixels of the output that a row goes to.
         band: [P], the part of the map that a row is done with, 0 and up.
         kind: [P], the class of the row's weights, or COPY.
+        chained: whether taps at pixels that follow each other make one step.
 
     Attributes:
         few: whether tiles of rows with one footprint can be expected.
@@ -34,7 +35,12 @@ class Footprints:
     """
 
     def __init__(
-        self, table: Tensor, segments: tuple[Tensor, Tensor], band: Tensor, kind: Tensor | None = None
+        self,
+        table: Tensor,
+        segments: tuple[Tensor, Tensor],
+        band: Tensor,
+        kind: Tensor | None = None,
+        chained: bool = False,
     ) -> None:
         table = table.long()
         kind = torch.zeros(len(table), dtype=torch.int64) if kind is None else kind.long()
@@ -50,11 +56,15 @@ class Footprints:
         self.bands = len(band_runs)
         kinds, offsets = prints[:, 0], prints[:, 1:]
         taken = offsets < OUTSIDE
-        taps = taken.nonzero()[:, 1] + (kinds * table.shape[1]).repeat_interleave(taken.sum(1))
+        begins = taken.clone()
+        if chained:
+            begins[:, 1:] &= offsets[:, 1:] != offsets[:, :-1] + 1
+        taps = begins.nonzero()[:, 1] + (kinds * table.shape[1]).repeat_interleave(begins.sum(1))
+        lengths = torch.bincount(begins[taken].cumsum(0) - 1, minlength=len(taps))
         tables = (
             bases[order, 0], *_reordered(*segments, order),
             torch.stack((_starts(rows)[:-1], rows, runs % len(prints), kinds[runs % len(prints)]), 1),
-            _starts(band_runs), _starts(taken.sum(1)), torch.stack((offsets[taken], taps), 1),
+            _starts(band_runs), _starts(begins.sum(1)), torch.stack((offsets[begins], taps, lengths), 1),
         )  # fmt: skip
         self._tables = [None if t is None else t.to(torch.int32).contiguous() for t in tables]
         self.addresses = tuple(0 if t is None else t.data_ptr() for t in self._tables)
@@ -67,6 +77,7 @@ def of_convolution(
     width: int,
     images: int,
     pixels: tuple[int, int],
+    chained: bool,
 ) -> Footprints:
     """Of a static set with the plan's table [taps, P], in `images` images that count as one.
 
@@ -82,7 +93,14 @@ def of_convolution(
         torch.where(table < 0, table, table + first),
         (_starts(starts.diff().repeat(images)), (targets + image * pixels[1]).flatten()),
         _tile(positions.long(), width).repeat(images),
+        chained=chained,
     )
+
+
+def chain(offsets: Tensor) -> Tensor:
+    """int32 [steps, 3], Step in engine.h: one footprint with a tap at each of these offsets [taps]."""
+    first = F.pad(offsets.diff() != 1, (1, 0), value=True).nonzero()[:, 0]
+    return torch.stack((offsets[first], first, F.pad(first, (0, 1), value=len(offsets)).diff()), 1).to(torch.int32)
 
 
 def images_together(batch: int, count: int) -> int:

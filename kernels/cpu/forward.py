@@ -62,7 +62,7 @@ def perforated_conv2d(
         zero = packed.zero if edges is None else edges.data_ptr()
         _engine.convolve(*tensors, zero, *call.constants, torch.get_num_threads())
     else:
-        _engine.depthwise(*tensors, *call.constants, torch.get_num_threads())
+        _engine.convolve_footprints(*tensors, *call.constants, torch.get_num_threads())
     return out
 
 
@@ -85,22 +85,26 @@ def _prepare(
     batch, height, width = in_size
     out_channels, c_group, kh, kw = kernel
     channels = c_group * groups
-    as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and dilation[1] == 1 and sets[2] is None
     in_pixels = height * width if sets[2] is None else x.shape[0] // max(batch, 1)
     geometry = Geometry((height, width), (kh, kw), stride, padding, dilation, padding_mode)
+    kind, narrow = forward_kind(kernel, groups), is_narrow(out_channels, groups)
+    out_pixels = out_size[0] * out_size[1]
+    if kind == "depthwise" or narrow:
+        plan = static_plan(geometry, *sets, out_size, in_pixels, False)
+        images = images_together(batch, plan.count)
+        footprints = plan.footprints(compact, images, narrow)
+        if footprints.few:
+            out_shape = (batch * plan.count, out_channels) if compact else (batch, out_channels, *out_size)
+            constants = (
+                *footprints.addresses, batch // images, footprints.bands, plan.in_pixels * images,
+                (plan.count if compact else out_pixels) * images, channels, out_channels, plan.taps,
+                ACTIVATIONS[activation], not compact, False, narrow,
+            )  # fmt: skip
+            return _Call(plan, footprints, "narrow" if narrow else kind, out_shape, constants)
+    as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and dilation[1] == 1 and sets[2] is None
     plan = static_plan(geometry, *sets, out_size, in_pixels, as_runs)
-    kind = forward_kind(kernel, groups)
-    rows, out_pixels = batch * plan.count, out_size[0] * out_size[1]
+    rows = batch * plan.count
     out_shape = (rows, out_channels) if compact else (batch, out_channels, *out_size)
-    images = images_together(batch, plan.count)
-    footprints = plan.footprints(compact, images) if kind == "depthwise" else None
-    if footprints is not None and footprints.few:
-        constants = (
-            *footprints.addresses, batch // images, footprints.bands, plan.in_pixels * images,
-            (plan.count if compact else out_pixels) * images, channels, plan.taps, ACTIVATIONS[activation],
-            not compact, 0,
-        )  # fmt: skip
-        return _Call(plan, footprints, kind, out_shape, constants)
     constants = (
         *plan.addresses, 0, False, not compact, rows, plan.count, plan.in_pixels, channels, plan.taps,
         kw * channels if as_runs else c_group, out_pixels, out_channels, groups, kind == "depthwise",
@@ -217,6 +221,11 @@ def _convolve_active(
 def forward_kind(weight_shape: Sequence[int], groups: int) -> str:
     """ "depthwise" for one input and one output channel a group: the engine then works on the channels as lanes."""
     return "depthwise" if groups > 1 and groups == weight_shape[0] and weight_shape[1] == 1 else "conv"
+
+
+def is_narrow(out_channels: int, groups: int) -> bool:
+    """Whether the outputs of a convolution fill no more than one vector: the narrow kernels are then the fastest."""
+    return groups == 1 and out_channels <= _engine.lanes()
 
 
 def _edges(x: Tensor, plan: Plan) -> Tensor:

@@ -31,7 +31,8 @@ _cache: dict[tuple[int, str, int], tuple[Packed, tuple, tuple, weakref.ref]] = {
 def packed_weight(weight: Tensor, groups: int, kind: str) -> Packed:
     """The panels of `weight` [K, C / groups, kh, kw], packed now or found in the cache.
 
-    `kind`: "conv", "depthwise" (groups = C = K: lanes are channels) or "input gradient" (input and output exchanged).
+    `kind`: "conv", "narrow" (panels of one vector), "depthwise" (groups = C = K: lanes are channels) or "input
+    gradient" (input and output exchanged).
     """
     address = weight.data_ptr()
     version = 0 if weight.is_inference() else weight._version
@@ -56,7 +57,9 @@ def _pack(weight: Tensor, groups: int, kind: str) -> Packed:
     outer = out_channels // groups
     stride_g, stride_k, stride_c = outer * weight.stride(0), weight.stride(0), weight.stride(1)
     most_vectors = _engine.MAX_VECTORS
-    if kind == "input gradient":
+    if kind == "narrow":
+        most_vectors = 1
+    elif kind == "input gradient":
         outer, inner, stride_k, stride_c, most_vectors = inner, outer, stride_c, stride_k, _engine.GRAD_VECTORS
     size = _engine.packed_size(groups, outer, inner, kh * kw)
     with torch.inference_mode(False):

@@ -98,18 +98,19 @@ class Plan:
         self.positions = positions.contiguous()
         self.segments = None if nearest is None else PositionSet(self.positions, nearest, *out_size).segments
         self.taps, self.count = self.table.shape
-        self._footprints: dict[tuple[bool, int], Footprints] = {}
+        self._footprints: dict[tuple[bool, int, bool], Footprints] = {}
         self.addresses = tuple(t.data_ptr() for t in (self.table, self.positions, *(self.segments or ())))
 
-    def footprints(self, compact: bool, images: int) -> Footprints:
-        """The rows of so many images by footprint, for depthwise convolutions; made once."""
-        key = compact, images
+    def footprints(self, compact: bool, images: int, chained: bool) -> Footprints:
+        """The rows of so many images by footprint, chained for narrow convolutions; made once."""
+        key = compact, images, chained
         if key not in self._footprints:
             pixels = self.in_pixels, self.count if compact else self.out_size[0] * self.out_size[1]
             with torch.inference_mode(False):
                 self._footprints[key] = of_convolution(
-                    self.table, self.positions, None if compact else self.segments, self.out_size[1], images, pixels
-                )
+                    self.table, self.positions, None if compact else self.segments, self.out_size[1], images, pixels,
+                    chained,
+                )  # fmt: skip
         return self._footprints[key]
 
 

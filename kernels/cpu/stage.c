@@ -14,7 +14,7 @@
 
 #include "engine.h"
 
-enum { CHUNK = 256 /* rows of one work item of the halting pass */ };
+enum { CHUNK = 256 /* rows of one work item of the halting pass */, HEAD_TAPS = 9 };
 
 #define AT(type, address) ((type)(intptr_t)(address))
 
@@ -117,6 +117,16 @@ static int64_t list_grid(const Group *g, const StageConv *c)
 
 static int convolve(const Group *g, const StageConv *c, const int32_t *from, const int32_t *to, int64_t rows)
 {
+    if (c->steps) {
+        const FootprintArgs args = {
+            .x = buffer(g, c->from), .weights = AT(const float *, c->packed), .bias = AT(const float *, c->bias),
+            .residual = c->adds ? buffer(g, c->to) : NULL, .out = buffer(g, c->to), .bases = from, .targets = to,
+            .steps = AT(const Step *, c->steps), .step_count = c->step_count, .in_pitch = c->in_channels,
+            .pitch = c->out_channels, .activation = (int)c->activation,
+        };
+        accel_convolve_narrow(args, rows, c->taps, c->out_channels, g->threads);
+        return 0;
+    }
     const Job job = {
         .x = buffer(g, c->from), .packed = AT(const float *, c->packed), .zero = AT(const float *, c->zero),
         .bias = AT(const float *, c->bias), .residual = c->adds ? buffer(g, c->to) : NULL, .out = buffer(g, c->to),
@@ -177,44 +187,55 @@ static float pooled_score(const Group *g, const StageUnit *u, int64_t image)
     return (float)(sum / (double)(g->s->height * g->s->width)) + AT(const float *, u->bias)[0] * !g->s->spatial;
 }
 
-/* One halting decision (kernels/reference/halting_step.py) at state i; returns the weight of this unit there. */
-static float decide(const Group *g, int64_t k, int64_t i, float score, int *going)
+/* One halting decision (kernels/reference/halting_step.py) at state i of the group, whose score is h; returns the weight
+ * of this unit there. */
+static float decide(const Group *g, int64_t k, int64_t i, float h, int *going)
 {
     const Stage *s = g->s;
-    const int64_t states = s->spatial ? s->height * s->width : 1;
-    float *remainder = g->remainder + (i - g->first * states);
-    const float h = 1 / (1 + expf(-score)), left = k ? *remainder : 1;
+    const float left = k ? g->remainder[i] : 1;
+    const int64_t at = g->first * (s->spatial ? s->height * s->width : 1) + i;
     *going = k + 1 < s->unit_count && left - h > s->eps;
-    *remainder = left - h;
-    s->ponder[i] = (k ? s->ponder[i] : 1) + (*going ? 1 : left);
-    s->executed[i] = (int32_t)k + 1;
+    g->remainder[i] = left - h;
+    s->ponder[at] = (k ? s->ponder[at] : 1) + (*going ? 1 : left);
+    s->executed[at] = (int32_t)k + 1;
     return *going ? h : left;
+}
+
+/* The scores of rows [start, end) of the active list, in g->weight. */
+static void score(const Group *g, int64_t k, const Rows *rows, int64_t start, int64_t end)
+{
+    const Stage *s = g->s;
+    const StageUnit *u = s->units + k;
+    const int64_t pixels = s->height * s->width;
+    accel_isa->score_rows(rows, s->head_steps, s->head_step_count, AT(const float *, u->weights), g->weight + start);
+    for (int64_t n = 0, r = start; r < end; n++) {
+        const float *bias = AT(const float *, u->bias) + (g->first + n) * u->bias_step, pooled = g->pooled[n];
+        for (; r < end && r < g->starts[0][n + 1]; r++)
+            g->weight[r] += bias[g->flat[r] - n * pixels] + pooled;
+    }
+    accel_isa->sigmoid_rows(g->weight + start, end - start);
 }
 
 /* Head, step and accumulation at rows [start, end) of the active list. */
 static void halt_rows(const Group *g, int64_t k, int64_t start, int64_t end)
 {
     const Stage *s = g->s;
-    const StageUnit *u = s->units + k;
     const int64_t pixels = s->height * s->width;
     const Rows rows = {buffer(g, BUFFER_STATE), g->lists[0] + start, end - start, s->channels};
-    const int scored = s->spatial && k + 1 < s->unit_count;
-    if (scored)
-        accel_isa->score_rows(&rows, s->head_offsets, s->head_taps, AT(const float *, u->weights), g->weight + start);
-    int64_t n = 0;
-    for (int64_t r = start; r < end; r++) {
-        while (r >= g->starts[0][n + 1])
-            n++;
-        const int64_t p = g->flat[r] - n * pixels, image = g->first + n;
-        int going;
-        if (!s->spatial) { /* decided already, once for the image */
-            g->weight[r] = s->shares[image * s->unit_count + k];
-            continue;
+    if (s->spatial && k + 1 < s->unit_count)
+        score(g, k, &rows, start, end);
+    for (int64_t n = 0, r = start; r < end; n++) {
+        float *shares = s->shares + ((g->first + n) * s->unit_count + k) * (s->spatial ? pixels : 1);
+        for (; r < end && r < g->starts[0][n + 1]; r++) {
+            if (!s->spatial) { /* decided already, once for the image */
+                g->weight[r] = shares[0];
+                continue;
+            }
+            int going;
+            g->weight[r] = decide(g, k, g->flat[r], g->weight[r], &going);
+            shares[g->flat[r] - n * pixels] = g->weight[r];
+            g->active[g->lists[0][r]] = (uint8_t)going;
         }
-        const float bias = scored ? AT(const float *, u->bias)[image * u->bias_step + p] + g->pooled[n] : 0;
-        g->weight[r] = decide(g, k, image * pixels + p, (scored ? g->weight[r] : 0) + bias, &going);
-        s->shares[(image * s->unit_count + k) * pixels + p] = g->weight[r];
-        g->active[g->lists[0][r]] = (uint8_t)going;
     }
     accel_isa->blend_rows(&rows, g->flat + start, g->weight + start, k == 0,
                           s->output + g->first * pixels * s->channels);
@@ -231,11 +252,11 @@ static void halt(const Group *g, int64_t k)
         if (count == 0)
             continue;
         g->pooled[n] = scored ? pooled_score(g, u, n) : 0;
-        s->macs[g->first + n] += scored * (s->spatial ? count * s->head_taps * s->channels + s->channels : s->channels);
+        s->macs[g->first + n] += scored * (s->spatial ? count * HEAD_TAPS * s->channels + s->channels : s->channels);
         if (!s->spatial) {
-            const int64_t image = g->first + n;
             int going;
-            s->shares[image * s->unit_count + k] = decide(g, k, image, g->pooled[n], &going);
+            const float h = 1 / (1 + expf(-g->pooled[n]));
+            s->shares[(g->first + n) * s->unit_count + k] = decide(g, k, n, h, &going);
             for (int64_t r = start; r < start + count; r++)
                 g->active[g->lists[0][r]] = (uint8_t)going;
         }

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import address, pixels_first, require_float32
-from accel.kernels.cpu.forward import ACTIVATIONS, forward_kind
+from accel.kernels.cpu.footprints import chain
+from accel.kernels.cpu.forward import ACTIVATIONS, forward_kind, is_narrow
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import frame_pieces
 from accel.kernels.positions import output_size
@@ -18,6 +19,7 @@ from accel.kernels.stage import StageConv, StageResult, StageUnit
 Pair = tuple[int, int]
 STATE, INPUT = 0, 1  # buffers, as in engine.h
 MOST_REACH = 7  # one less than MAX_REACH of engine.h
+GROUPS_A_THREAD = 8  # where the batch has so many images: threads that take groups side by side need not wait
 GROUP_POSITIONS = 1024  # of one group of images: enough rows for full tiles, few enough for the maps to stay in cache
 
 
@@ -68,22 +70,23 @@ class StagePlan:
         self._input = _Grid(in_size, 0 if self._in_place else self._border)
         self._buffers = [[0, self._state.pixels, self.channels], [0, self._input.pixels, _in_channels(first[0])]]
         self._convs: list[list[int]] = []
+        self._most_pixels = 0
         self._hidden_buffers: dict[tuple[int, int], int] = {}
         rows = [self._unit(units[0], self._first_unit(first, shortcut), 0)]
         for unit, found in zip(units[1:], reaches[1:]):
             rows.append(self._unit(unit, self._later_unit(unit.convs, found), sum(1 << r for r in set(found))))
         self._rows, self._heads = rows, [unit.head for unit in units]
-        self._most_pixels = max(conv[6] for conv in self._convs)
-        self._taps = self._keep(self._state.offsets((3, 3), (1, 1), (1, 1)))
+        head = chain(self._state.offsets((3, 3), (1, 1), (1, 1)))
+        self._head_steps = self._keep(head), len(head)
         input_pieces = (0, 0) if self._in_place else self._pieces(self._input)
         self._frames = (*input_pieces, *self._pieces(self._state))
-        self._calls: dict[int, tuple] = {}
+        self._calls: dict[tuple[int, int], tuple] = {}
         self._spare: dict[int, list[Tensor]] = {}
 
     def run(self, x: Tensor, shortcut: Tensor | None, macs_before: int = 0) -> StageResult:
         require_float32(x, shortcut)
         batch, threads = x.shape[0], torch.get_num_threads()
-        group, floats, constants = self._call(batch)
+        group, floats, constants = self._call(batch, threads)
         workers = threads if -(-batch // group) >= 4 * threads else 1  # as accel_run_stage decides
         x = pixels_first(x) if self._in_place else _even(x)
         shortcut = None if shortcut is None else _even(shortcut)
@@ -102,16 +105,16 @@ class StagePlan:
         spare.append(memory)
         return StageResult(output, ponder, executed, shares, macs)
 
-    def _call(self, batch: int) -> tuple[int, int, tuple[int, ...]]:
+    def _call(self, batch: int, threads: int) -> tuple[int, int, tuple[int, ...]]:
         """(images of a group, floats of its buffers, the numbers that do not change between calls)."""
-        found = self._calls.get(batch)
+        found = self._calls.get((batch, threads))
         if found is None:
-            found = self._calls[batch] = self._prepare(batch)
+            found = self._calls[batch, threads] = self._prepare(batch, threads)
         return found
 
-    def _prepare(self, batch: int) -> tuple[int, int, tuple[int, ...]]:
+    def _prepare(self, batch: int, threads: int) -> tuple[int, int, tuple[int, ...]]:
         positions = self.size[0] * self.size[1]
-        group = max(1, min(batch, GROUP_POSITIONS // max(positions, 1)))
+        group = max(1, min(GROUP_POSITIONS // max(positions, 1), -(-batch // (GROUPS_A_THREAD * threads))))
         floats, buffers = 0, []
         for index, (_, pixels, channels) in enumerate(self._buffers):
             buffers.append([floats, pixels, channels])
@@ -120,7 +123,7 @@ class StagePlan:
         rows = [self._with_head(row, head, batch) for row, head in zip(self._rows, self._heads)]
         tables = (self._keep(torch.tensor(table, dtype=torch.int64)) for table in (buffers, self._convs, rows))
         constants = (
-            *self._frames, *tables, self._taps, floats, self._units, *self.size, self.channels,
+            *self._frames, *tables, *self._head_steps, floats, self._units, *self.size, self.channels,
             self._border, self._state.pitch, self._reach, self._most_pixels, self._spatial,
         )  # fmt: skip
         return group, floats, constants
@@ -178,14 +181,20 @@ class StagePlan:
         self, conv: StageConv, source: int, grid: _Grid, target: int, out: _Grid, *, adds: bool, reach: int = 0
     ) -> list[int]:
         """The fields of StageConv in engine.h."""
-        packed = packed_weight(conv.weight, conv.groups, "conv")
+        narrow = is_narrow(conv.weight.shape[0], conv.groups)
+        packed = packed_weight(conv.weight, conv.groups, "narrow" if narrow else "conv")
         self._kept += [conv.weight, packed]
         kernel = tuple(conv.weight.shape[2:])
+        offsets = grid.offsets(kernel, conv.padding, conv.dilation)
+        steps = chain(offsets) if narrow else None
+        pixels = out.size[0] * out.size[1]
+        self._most_pixels = max(self._most_pixels, pixels)
         bias = 0 if conv.bias is None else self._keep(conv.bias.contiguous())
         return [
-            packed.address, packed.zero, bias, self._keep(grid.offsets(kernel, conv.padding, conv.dilation)),
+            packed.address, packed.zero, bias, self._keep(offsets),
+            *((self._keep(steps), len(steps)) if narrow else (0, 0)),
             self._keep(grid.places(out.size, conv.stride)), self._keep(out.places(out.size)),
-            out.size[0] * out.size[1], source, target, _in_channels(conv), conv.weight.shape[0],
+            pixels, source, target, _in_channels(conv), conv.weight.shape[0],
             kernel[0] * kernel[1], conv.groups, ACTIVATIONS[conv.activation], adds, reach, conv.weight.numel(),
         ]  # fmt: skip
 
