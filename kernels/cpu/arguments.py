@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
+
+LARGE = 32 << 20  # bytes: from here on malloc gives what is freed back to the system
 
 
 def require_float32(*tensors: Tensor | None) -> None:
@@ -20,6 +25,20 @@ def require_float32(*tensors: Tensor | None) -> None:
 def pixels_first(x: Tensor) -> Tensor:
     """The same values with the channels of a pixel (or the columns of a row) contiguous."""
     return x.contiguous() if x.dim() == 2 else x.contiguous(memory_format=torch.channels_last)
+
+
+def empty(shape: Sequence[int], memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """An uninitialised fp32 tensor; if large, in the memory of one that is gone: see blocks.c."""
+    count = math.prod(shape)
+    if 4 * count < LARGE:
+        return torch.empty(shape, memory_format=memory_format)
+    if memory_format is torch.channels_last:
+        _, channels, height, width = shape
+        strides = (channels * height * width, 1, channels * width, channels)
+    else:
+        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    memory = torch.frombuffer(_engine.block(4 * count), dtype=torch.float32, count=count)
+    return torch.empty(0).set_(memory.untyped_storage(), 0, shape, strides)  # an op, which a meter of memory sees
 
 
 def address(tensor: Tensor | None) -> int:

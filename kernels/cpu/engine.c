@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blocks.h"
 #include "engine.h"
 
 const Isa *accel_isa = &accel_portable;
@@ -410,6 +411,8 @@ static PyMethodDef methods[] = {
     FAST(grad_input, "grad_input(19 ints): dX, the fields of GradJob in engine.h in order."),
     FAST(grad_weight, "grad_weight(19 ints): dW, the fields of GradJob in engine.h in order."),
     FAST(column_sums, "column_sums(rows, count, columns, sums, threads): the sum of every column."),
+    {"block", accel_block, METH_O, "block(bytes): writable memory for a large tensor, which is kept when it is freed."},
+    {"kept_bytes", accel_kept_bytes, METH_NOARGS, "kept_bytes(): how much memory of freed blocks is kept."},
     {"set_isa", py_set_isa, METH_O, "set_isa(name): use this instruction set from now on; repack all weights."},
     {"isa", py_isa, METH_NOARGS, "isa(): the instruction set in use."},
     {"lanes", py_lanes, METH_NOARGS, "lanes(): floats of one of its vectors."},
@@ -427,6 +430,8 @@ PyMODINIT_FUNC PyInit__engine(void)
     supported(found);
     accel_isa = found[0];
     pthread_atfork(NULL, NULL, note_fork);
+    if (accel_blocks_ready() < 0)
+        return NULL;
     PyObject *self = PyModule_Create(&module);
     if (self && (PyModule_AddIntMacro(self, MAX_VECTORS) < 0 || PyModule_AddIntMacro(self, GRAD_VECTORS) < 0))
         Py_CLEAR(self);

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import address, pixels_first, require_float32
+from accel.kernels.cpu.arguments import address, empty, pixels_first, require_float32
 from accel.kernels.cpu.footprints import of_interpolation
 from accel.kernels.cpu.forward import ACTIVATIONS
 from accel.kernels.cpu.plans import IdentityCache
@@ -39,7 +39,7 @@ def interpolate_fitted(
     lists = (positions, skipped, neighbors, starts)
     footprints = _footprints.get(lists, pixels, lambda _: of_interpolation(*_checked_lists(*lists, pixels), size[1]))
     channels = rows.shape[1]
-    out = torch.empty((batch, channels, *size), memory_format=torch.channels_last)
+    out = empty((batch, channels, *size), memory_format=torch.channels_last)
     _engine.convolve_footprints(
         rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), address(residual), out.data_ptr(),
         *footprints.addresses, batch, footprints.bands, len(positions), pixels, channels, channels,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import address, invert, pixels_first, require_float32
+from accel.kernels.cpu.arguments import address, empty, invert, pixels_first, require_float32
 from accel.kernels.cpu.footprints import Footprints, images_together
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, IdentityCache, Plan, full_table, static_plan
@@ -50,9 +50,9 @@ def perforated_conv2d(
         bias = bias.contiguous()
     packed = packed_weight(weight, groups, call.kind)
     if compact:
-        out = torch.empty(call.out_shape)
+        out = empty(call.out_shape)
     else:
-        out = torch.empty(call.out_shape, memory_format=torch.channels_last)
+        out = empty(call.out_shape, memory_format=torch.channels_last)
     tensors = (
         x.data_ptr(), packed.address, 0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(), out.data_ptr(),
@@ -133,10 +133,10 @@ def masked_conv2d(
     require_float32(residual)
     rows, out_channels = int(counts.sum()), weight.shape[0]
     if residual is None:
-        out = torch.empty((positions.numel(), out_channels))
+        out = empty((positions.numel(), out_channels))
         out[rows:] = 0
     else:
-        out = torch.empty((in_size[0], out_channels, *out_size), memory_format=torch.channels_last)
+        out = empty((in_size[0], out_channels, *out_size), memory_format=torch.channels_last)
         _engine.use_huge_pages(out.data_ptr(), out.nbytes)
         out.copy_(residual)
     geometry = _zero_padded(in_size, weight, stride, padding, dilation)

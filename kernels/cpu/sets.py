@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import address, pixels_first, require_float32
+from accel.kernels.cpu.arguments import address, empty, pixels_first, require_float32
 from accel.kernels.cpu.plans import IdentityCache
 from accel.kernels.positions import PositionSet
 from accel.kernels.reference import halting_step as reference
@@ -20,7 +20,7 @@ def interpolate(rows: Tensor, nearest: Tensor, batch: int, size: Sequence[int]) 
     """Rows to a dense map; arguments and result as in `accel.kernels.reference.interpolate`."""
     require_float32(rows)
     rows, nearest = rows.contiguous(), nearest.contiguous()
-    out = torch.empty((batch, rows.shape[1], *size), memory_format=torch.channels_last)
+    out = empty((batch, rows.shape[1], *size), memory_format=torch.channels_last)
     _engine.use_huge_pages(out.data_ptr(), out.nbytes)
     _engine.interpolate(
         rows.data_ptr(), out.data_ptr(), nearest.data_ptr(), 0, 0, batch, rows.shape[0] // max(batch, 1),
@@ -39,7 +39,7 @@ def interpolate_backward(grad: Tensor, nearest: Tensor, count: int) -> Tensor:
         return PositionSet(torch.arange(count, dtype=torch.int32), nearest, height, width).segments
 
     starts, targets = _segments.get((nearest,), (count, height, width), build)
-    out = torch.empty((batch * count, channels))
+    out = empty((batch * count, channels))
     _engine.interpolate_backward(
         grad.data_ptr(), out.data_ptr(), 0, starts.data_ptr(), targets.data_ptr(), batch, count, height * width,
         channels, torch.get_num_threads(),
@@ -52,7 +52,7 @@ def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
     require_float32(rows)
     rows, taps = rows.contiguous(), taps.contiguous()
     (tap_count, windows), channels = taps.shape, rows.shape[1]
-    out = torch.empty((batch * windows, channels))
+    out = empty((batch * windows, channels))
     _engine.max_rows(
         rows.data_ptr(), out.data_ptr(), taps.data_ptr(), batch, rows.shape[0] // max(batch, 1), windows, tap_count,
         channels, torch.get_num_threads(),

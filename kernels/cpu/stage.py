@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import address, pixels_first, require_float32
+from accel.kernels.cpu.arguments import address, empty, pixels_first, require_float32
 from accel.kernels.cpu.footprints import chain
 from accel.kernels.cpu.forward import ACTIVATIONS, forward_kind, is_narrow
 from accel.kernels.cpu.packing import packed_weight
@@ -90,7 +90,7 @@ class StagePlan:
         workers = threads if -(-batch // group) >= 4 * threads else 1  # as accel_run_stage decides
         x = pixels_first(x) if self._in_place else _even(x)
         shortcut = None if shortcut is None else _even(shortcut)
-        output = torch.empty((batch, self.channels, *self.size), memory_format=torch.channels_last)
+        output = empty((batch, self.channels, *self.size), memory_format=torch.channels_last)
         shape = self.size if self._spatial else ()
         ponder, executed = torch.empty(batch, *shape), torch.empty(batch, *shape, dtype=torch.int32)
         macs = torch.empty(batch, dtype=torch.int64)
