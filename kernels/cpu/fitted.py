@@ -9,10 +9,13 @@ from torch import Tensor
 
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import address, empty, pixels_first, require_float32
-from accel.kernels.cpu.footprints import of_interpolation
+from accel.kernels.cpu.footprints import images_together, of_interpolation
 from accel.kernels.cpu.forward import ACTIVATIONS
 from accel.kernels.cpu.plans import IdentityCache
 
+# Neighbours reach four positions far, so that at 16x16 hardly any two rows of an image have one footprint: there 64
+# pictures of 32 channels at a quarter took 0.5 ms one by one.
+MOST_TOGETHER = 4096  # positions
 _footprints = IdentityCache()
 _lists = IdentityCache()
 _readers = IdentityCache()
@@ -37,13 +40,16 @@ def interpolate_fitted(
     rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
     pixels = size[0] * size[1]
     lists = (positions, skipped, neighbors, starts)
-    footprints = _footprints.get(lists, pixels, lambda _: of_interpolation(*_checked_lists(*lists, pixels), size[1]))
+    images = images_together(batch, pixels, MOST_TOGETHER)
+    footprints = _footprints.get(
+        lists, (pixels, images), lambda _: of_interpolation(*_checked_lists(*lists, pixels), size[1], images)
+    )
     channels = rows.shape[1]
     out = empty((batch, channels, *size), memory_format=torch.channels_last)
     _engine.convolve_footprints(
         rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), address(residual), out.data_ptr(),
-        *footprints.addresses, batch, footprints.bands, len(positions), pixels, channels, channels,
-        weights.shape[1], ACTIVATIONS[activation], True, True, False, torch.get_num_threads(),
+        *footprints.addresses, batch // images, footprints.bands, len(positions) * images, pixels * images, channels,
+        channels, weights.shape[1], ACTIVATIONS[activation], True, True, False, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
