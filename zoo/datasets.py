@@ -43,6 +43,13 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def drawn(self, limit: int | None, seed: int) -> LabelledPictures:
+        """`limit` of the pictures, of all classes alike; all of them for None."""
+        if limit is None or limit >= len(self):
+            return self
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+        return dataclasses.replace(self, pictures=self.pictures[chosen], labels=self.labels[chosen])
+
 
 def load_pictures(path: str | pathlib.Path, split: str, size: int | None = None) -> LabelledPictures:
     """The `split` ("train" or "test") of the data set at `path`.

@@ -43,23 +43,11 @@ def run(args: argparse.Namespace) -> int:
     from accel.zoo.datasets import load_pictures
 
     resolved = resolve_any(args.model, args.weights)
-    pictures = choose(load_pictures(args.data, args.split, args.size), args.limit, args.seed)
+    pictures = load_pictures(args.data, args.split, args.size).drawn(args.limit, args.seed)
     watch = functools.partial(common.progress, args, what="evaluating")
     row = {"model": args.model, "pictures": len(pictures), **judge(resolved, pictures, args.batch, watch)}
     common.print_rows([{**row, **time_forms(args, resolved, pictures)}], args)
     return 0
-
-
-def choose(pictures: LabelledPictures, limit: int | None, seed: int) -> LabelledPictures:
-    """`limit` of the pictures, drawn; all of them for None."""
-    import dataclasses
-
-    import torch
-
-    if limit is None or limit >= len(pictures):
-        return pictures
-    drawn = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
-    return dataclasses.replace(pictures, pictures=pictures.pictures[drawn], labels=pictures.labels[drawn])
 
 
 def judge(

@@ -23,7 +23,12 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=pathlib.Path, metavar="DIR", help="a folder of pictures, without labels")
     source.add_argument("--data", type=pathlib.Path, metavar="PATH", help="folder or zip with train/ and test/ classes")
-    group.add_argument("--limit", type=common.positive, metavar="N", help="use the first N pictures only")
+    group.add_argument(
+        "--limit",
+        type=common.positive,
+        metavar="N",
+        help="N pictures only: the first, or with --data drawn by --seed",
+    )
     group.add_argument("--size", type=common.image_size, metavar="HxW", help="picture size (default: the model's own)")
     group.add_argument("--batch", type=common.positive, metavar="N", help="pictures at a time (1; with --data 64)")
 
@@ -83,8 +88,8 @@ def _labelled(args: argparse.Namespace, name: str | None) -> Learning:
     from accel.zoo.registry import preprocess
 
     train, test = (load_pictures(args.data, split, args.size) for split in ("train", "test"))
+    train = train.drawn(args.limit, args.seed)
     prepare = functools.partial(preprocess, name)
-    count = min(args.limit or len(train), len(train))
-    batch = min(args.batch or _ADAPTED, count)
-    batches = PictureBatches(train.pictures[:count], train.labels[:count], prepare, batch=batch, seed=args.seed)
+    batch = min(args.batch or _ADAPTED, len(train))
+    batches = PictureBatches(train.pictures, train.labels, prepare, batch=batch, seed=args.seed)
     return Learning(batches, lambda network: {"pictures": len(test), "accuracy": accuracy(network, test, prepare)})

@@ -96,10 +96,8 @@ def test_dense_and_perforated_models_have_the_same_row(tmp_path, data, capsys):
 
 
 def test_a_limit_draws_the_same_pictures_for_the_same_seed(data):
-    from accel.cli.eval import choose
-
     pictures = load_pictures(data, "test")
-    first, again, other = (choose(pictures, 10, seed) for seed in (0, 0, 1))
+    first, again, other = (pictures.drawn(10, seed) for seed in (0, 0, 1))
     assert torch.equal(first.pictures, again.pictures) and len(first) == 10
     assert not torch.equal(first.pictures, other.pictures)
 
