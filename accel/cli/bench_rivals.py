@@ -3,7 +3,8 @@
 A case: `model`, `weights`, `rules` (a file that `accel search` wrote), `batch`, and either `images` (a folder),
 `size` [H, W] and `calibrate` (the first pictures, to fit on; the others are judged) or `data` (a labelled data set;
 `calibrate` of its training pictures, `judge` of its test pictures). `finetune` (steps) trains all three by distillation
-from the dense network, with `lr`, on the first `train` pictures, which are not judged either, or on the training split.
+from the dense network, with `lr` and what else `settings` gives `accel.finetune`, on the first `train` pictures, which
+are not judged either, or on the training split.
 `parts` = {shrunk, pruned}, out of 64, are found by timing where they are not given. Paths are relative to the working
 directory.
 
@@ -78,7 +79,8 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     for steps in dict.fromkeys((0, case.get("finetune", 0))):
         if steps:
             for network in networks.values():
-                accel.finetune(network, teacher=dense, data=task.lessons, steps=steps, lr=case["lr"])
+                settings = case.get("settings", {})
+                accel.finetune(network, teacher=dense, data=task.lessons, steps=steps, lr=case["lr"], **settings)
         yield from _judged(task, networks, chosen, speeds, saved, {"error": error, "finetuned": steps})
 
 

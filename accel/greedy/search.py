@@ -137,7 +137,8 @@ class _Search:
         self.reference = self._reference()
         self.state = {**self.space.start, **self._whole_layers()}
         batch = first_pictures(calibration, pictures or self._affordable())
-        self.losses = Losses(self.space.model, self.space.candidates, batch, loss)
+        at_once = len(self.space.arguments[0])
+        self.losses = Losses(self.space.model, self.space.candidates, batch, loss, at_once)
         self.correction = 1.0  # measured over predicted speed-up, of the network measured last
         self._look()
 
@@ -195,6 +196,8 @@ class _Search:
         name = f"look {_key(self.state)}"
         measured = self.journal.get(name, lambda: dataclasses.asdict(self.losses.look(self.state, wanted, self.track)))
         self.base, self.base_state, self.since = Look(**measured), dict(self.state), 0
+        if self._is_timed() and self.steps:
+            self._correct()
 
     def _loss(self, state: Mapping[str, str]) -> float:
         """The loss of a state near the one looked at, all increases added up."""
@@ -223,7 +226,25 @@ class _Search:
         return self.correction * self.reference / self.table.price(state)
 
     def descend(self) -> None:
-        """Step until the target is met."""
+        """Step until the target is met, and then back as far as it stays met."""
+        self._step_until_reached()
+        if self._is_timed() and self._step_back():
+            self._look()
+            self._step_until_reached()
+
+    def _step_back(self) -> bool:
+        """Take back the last steps that the measured network did not need; whether there were any."""
+        count = len(self.steps)
+        while self.steps:
+            last = self.steps[-1]
+            before = {**self.state, last.layer: last.before}
+            if self.speedup(before) < self._speedup_wanted():
+                break
+            self.state = before
+            self.steps.pop()
+        return len(self.steps) < count
+
+    def _step_until_reached(self) -> None:
         while not self._reached():
             options = self._options() if self.since < self.often else []
             if not options and self.since:
@@ -248,16 +269,23 @@ class _Search:
             self.since += 1
 
     def _reached(self) -> bool:
-        if self.kind == "max_drop":
+        if self.kind == "max_drop" or self.speedup(self.state) < self._speedup_wanted():
             return False
+        return not self._is_timed() or self._correct() >= self._speedup_wanted()
+
+    def _speedup_wanted(self) -> float:
         wanted = self.wanted if self.kind == "speedup" else 1 / self.wanted  # the cost is MACs then
-        if self.speedup(self.state) < wanted * (1 - 1e-9):
-            return False
-        if self.table.unit != "ms" or self.given is not None:
-            return True
+        return wanted * (1 - 1e-9)
+
+    def _is_timed(self) -> bool:
+        """Whether whole networks are timed, rather than costs added up."""
+        return self.table.unit == "ms" and self.given is None and self.kind == "speedup"
+
+    def _correct(self) -> float:
+        """The speed-up as measured on the whole network, which corrects what the table says of its neighbours."""
         measured = self._timed_speedup()
         self.correction *= measured / self.speedup(self.state)
-        return measured >= wanted
+        return measured
 
     def _timed_speedup(self) -> float:
         return self.journal.get(f"time {_key(self.state)}", lambda: self._timed(self.state))["speedup"]

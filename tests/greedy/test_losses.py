@@ -48,7 +48,7 @@ def pictures():
 
 def losses_of(net, pictures):
     space = open_space(net, pictures[:1], [pictures], CONFIGS, None, None)
-    return space, Losses(space.model, space.candidates, (pictures,), None)
+    return space, Losses(space.model, space.candidates, (pictures,), None, at_once=3)
 
 
 def converted_loss(net, pictures, state):
