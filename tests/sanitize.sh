@@ -29,3 +29,4 @@ export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=lib
 "$python" -c "import accel.kernels.cpu._engine as e; assert e.__file__.startswith('$work'), e.__file__"
 "$python" -m pytest -q -s -p no:cacheprovider tests/kernels/test_cpu_engine.py tests/kernels/test_cpu_reliability.py "$@"
 "$python" -m pytest -q -s -p no:cacheprovider tests/kernels -k "cpu and not engine and not reliability" "$@"
+"$python" -m pytest -q -s -p no:cacheprovider tests/nn/test_replay.py "$@"

@@ -256,3 +256,11 @@ def is_addition(node: fx.Node) -> bool:
 def module_of(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
     """The module that the node calls, or None."""
     return modules[node.target] if node.op == "call_module" else None
+
+
+def works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the node may change what it reads."""
+    if getattr(module_of(node, modules), "inplace", False) or node.kwargs.get("inplace", False):
+        return True
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and (name.endswith("_") or node.target is operator.iadd)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import operator
 import types
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -165,13 +166,16 @@ class _ModuleState(NamedTuple):
     kind: type
     children: dict[str, nn.Module]
     forward: object
-    settings: tuple[tuple[str, object], ...]
+    read_settings: Callable[[dict], object]
+    settings: object
 
     @staticmethod
     def of(module: nn.Module) -> _ModuleState:
         attributes = module.__dict__
-        settings = tuple((k, v) for k, v in attributes.items() if type(v) in PLAIN and k != "training")
-        return _ModuleState(module, type(module), dict(module._modules), attributes.get("forward"), settings)
+        names = [name for name, value in attributes.items() if type(value) in PLAIN and name != "training"]
+        read = operator.itemgetter("training", *names)  # one call, where a loop took half of the time of `compare`
+        settings = read({**attributes, "training": False})
+        return _ModuleState(module, type(module), dict(module._modules), attributes.get("forward"), read, settings)
 
     def compare(self, root: nn.Module) -> int:
         """_BUSY: in training, or within the root watched by a hook. _CHANGED: not what it was."""
@@ -183,9 +187,11 @@ class _ModuleState(NamedTuple):
                 return _BUSY
         if type(self.module) is not self.kind or attributes["_modules"] != self.children:
             return _CHANGED
-        for name, value in self.settings:
-            if attributes.get(name) != value:
+        try:
+            if self.read_settings(attributes) != self.settings:
                 return _CHANGED
+        except KeyError:
+            return _CHANGED
         forward = attributes.get("forward")
         if forward is not self.forward and not getattr(forward, "observes_only", False):
             return _CHANGED

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from accel.nn import compact, dense
-from accel.nn.graph import Pool, is_addition, is_pointwise, is_pointwise_conv, module_of, pool_of
+from accel.nn.graph import Pool, is_addition, is_pointwise, is_pointwise_conv, module_of, pool_of, works_in_place
 from accel.nn.perforated import PerforatedConv2d
+from accel.nn.replay import compile_graph, cut_segments
 
 Modules = dict[str, nn.Module]
+_WITHOUT_EFFECT = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
 
 
 @dataclasses.dataclass
@@ -46,6 +48,10 @@ def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Chains]:
     """
     chains = Chains()
     for node in list(graph.nodes):
+        if type(module_of(node, modules)) in _WITHOUT_EFFECT and len(node.args) == 1:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    for node in list(graph.nodes):
         if isinstance(module_of(node, modules), PerforatedConv2d):
             _fuse(node, modules, chains)
     _pass_rows(graph, modules, chains)
@@ -57,10 +63,8 @@ def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Chains]:
             _fuse_sum(node, modules, chains)
     if not (chains.fused or chains.dense or chains.compact):
         return None, Chains()
-    code = graph.python_code("self")
-    namespace = dict(code.globals)
-    exec(compile(code.src, "<inference path>", "exec"), namespace)  # what fx wrote for the rewritten graph
-    return namespace["forward"], chains
+    cut_segments(graph, modules)
+    return compile_graph(graph), chains
 
 
 def _fuse(conv: fx.Node, modules: Modules, chains: Chains) -> None:
@@ -122,18 +126,10 @@ def _can_add(conv: object, addition: fx.Node, modules: Modules) -> bool:
         return False  # it changes a map that others may read
     node = conv.next
     while node is not addition:  # the call moves behind these
-        if _works_in_place(node, modules):
+        if works_in_place(node, modules):
             return False
         node = node.next
     return True
-
-
-def _works_in_place(node: fx.Node, modules: Modules) -> bool:
-    """Whether the node may change what it reads."""
-    if getattr(module_of(node, modules), "inplace", False) or node.kwargs.get("inplace", False):
-        return True
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and (name.endswith("_") or node.target is operator.iadd)
 
 
 def _take_what_follows(conv: fx.Node, modules: Modules) -> tuple[dict[str, object], list[str]]:

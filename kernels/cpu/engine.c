@@ -42,21 +42,11 @@ static int read_ints(const char *name, PyObject *const *args, Py_ssize_t given, 
     Py_BEGIN_ALLOW_THREADS \
     __VA_ARGS__; \
     Py_END_ALLOW_THREADS
-#define POINTER(type, i) ((type)(intptr_t)a[i])
 
 static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    READ("convolve", 27)
-    const Job job = {
-        .x = POINTER(const float *, 0), .packed = POINTER(const float *, 1), .bias = POINTER(const float *, 2),
-        .residual = POINTER(const float *, 3), .out = POINTER(float *, 4), .zero = POINTER(const float *, 5),
-        .table = POINTER(const int32_t *, 6), .positions = POINTER(const int32_t *, 7),
-        .starts = POINTER(const int32_t *, 8), .targets = POINTER(const int32_t *, 9),
-        .inverse = POINTER(const int32_t *, 10), .dynamic = a[11], .scatter = a[12], .rows = a[13],
-        .table_rows = a[14], .in_pixels = a[15], .in_pitch = a[16], .taps = a[17], .run = a[18], .out_pixels = a[19],
-        .out_channels = a[20], .groups = a[21], .depthwise = a[22], .activation = a[23], .edge_run = a[24],
-        .edges_each = a[25], .threads = a[26],
-    };
+    READ("convolve", JOB_FIELDS)
+    const Job job = accel_job(a);
     int failed;
     WITHOUT_GIL(failed = accel_convolve(&job))
     if (failed)
@@ -66,17 +56,32 @@ static PyObject *py_convolve(PyObject *self, PyObject *const *args, Py_ssize_t g
 
 static PyObject *py_convolve_footprints(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    READ("convolve_footprints", 24)
-    const FootprintJob job = {
-        .x = POINTER(const float *, 0), .weights = POINTER(const float *, 1), .bias = POINTER(const float *, 2),
-        .residual = POINTER(const float *, 3), .out = POINTER(float *, 4), .bases = POINTER(const int32_t *, 5),
-        .starts = POINTER(const int32_t *, 6), .targets = POINTER(const int32_t *, 7),
-        .runs = POINTER(const FootprintRun *, 8), .bands = POINTER(const int32_t *, 9),
-        .footprints = POINTER(const int32_t *, 10), .steps = POINTER(const Step *, 11), .images = a[12],
-        .band_count = a[13], .in_pixels = a[14], .out_pixels = a[15], .in_channels = a[16], .channels = a[17],
-        .taps = a[18], .activation = a[19], .filled = a[20], .plain = a[21], .narrow = a[22], .threads = a[23],
-    };
+    READ("convolve_footprints", FOOTPRINT_FIELDS)
+    const FootprintJob job = accel_footprint_job(a);
     WITHOUT_GIL(accel_convolve_footprints(&job))
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_replay(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    int64_t a[REPLAY_FIELDS + MOST_OUTSIDE];
+    const float *outside[MOST_OUTSIDE];
+    if (given < REPLAY_FIELDS || given > REPLAY_FIELDS + MOST_OUTSIDE)
+        return PyErr_Format(PyExc_TypeError, "replay expects %d ints and at most %d addresses, got %zd", REPLAY_FIELDS,
+                            MOST_OUTSIDE, given);
+    if (read_ints("replay", args, given, a, given) < 0)
+        return NULL;
+    for (Py_ssize_t i = REPLAY_FIELDS; i < given; i++)
+        outside[i - REPLAY_FIELDS] = POINTER(const float *, i);
+    const Replay replay = {
+        .calls = POINTER(const RecordedCall *, 0), .buffers = POINTER(const ReplayBuffer *, 1),
+        .memory = POINTER(const float *, 2), .call_count = a[3], .memory_each = a[4], .groups = a[5], .threads = a[6],
+        .outside = outside,
+    };
+    int failed;
+    WITHOUT_GIL(failed = accel_replay(&replay))
+    if (failed)
+        return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -390,6 +395,7 @@ static PyObject *py_isas(PyObject *self, PyObject *unused)
 static PyMethodDef methods[] = {
     FAST(convolve, "convolve(27 ints): one forward convolution, the fields of Job in engine.h in order."),
     FAST(convolve_footprints, "convolve_footprints(24 ints): the fields of FootprintJob in engine.h in order."),
+    FAST(replay, "replay(7 ints, addresses): the fields of Replay in engine.h in order, then the tensors outside."),
     FAST(pack, "pack(14 ints): weights into panels, the fields of Packing in engine.h in order."),
     FAST(packed_size, "packed_size(groups, k_group, c_group, taps): floats that the panels take."),
     FAST(fingerprint, "fingerprint(address, count): a hash of some of the values of a dense fp32 tensor."),

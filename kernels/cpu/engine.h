@@ -337,6 +337,34 @@ void accel_grad_input(const GradJob *job);
 void accel_grad_weight(const GradJob *job);
 void accel_column_sums(const float *rows, int64_t count, int64_t columns, float *sums, int64_t threads);
 
+#define POINTER(type, i) ((type)(intptr_t)a[i]) /* pointers are passed as ints */
+enum { JOB_FIELDS = 27, FOOTPRINT_FIELDS = 24, REPLAY_FIELDS = 7, MOST_OUTSIDE = 57 };
+
+/* The fields of a job in the order that Python gives them in. */
+Job accel_job(const int64_t *fields);
+FootprintJob accel_footprint_job(const int64_t *fields);
+
+/* A call as it was recorded, with the buffers that it reads and writes; residual -1: none. */
+typedef struct {
+    int64_t by_footprints, x, residual, out, fields[JOB_FIELDS];
+} RecordedCall;
+
+/* outside -1: `floats` from the start of the thread's own memory. Otherwise one of Replay.outside, and how many floats of
+ * it one group of images takes. */
+typedef struct {
+    int64_t outside, floats;
+} ReplayBuffer;
+
+typedef struct {
+    const RecordedCall *calls;
+    const ReplayBuffer *buffers;
+    const float *memory; /* [threads][memory_each] */
+    int64_t call_count, memory_each, groups, threads;
+    const float *const *outside; /* inputs and outputs of the chain */
+} Replay;
+
+int accel_replay(const Replay *r);
+
 int accel_threads(int64_t asked); /* 1 in a forked child, where the thread pool did not survive */
 
 #endif

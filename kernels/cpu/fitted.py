@@ -12,6 +12,7 @@ from accel.kernels.cpu.arguments import address, empty, pixels_first, require_fl
 from accel.kernels.cpu.footprints import images_together, of_interpolation
 from accel.kernels.cpu.forward import ACTIVATIONS
 from accel.kernels.cpu.plans import IdentityCache
+from accel.kernels.cpu.replay import tape
 
 # Neighbours reach four positions far, so that at 16x16 hardly any two rows of an image have one footprint: there 64
 # pictures of 32 channels at a quarter took 0.5 ms one by one.
@@ -46,11 +47,15 @@ def interpolate_fitted(
     )
     channels = rows.shape[1]
     out = empty((batch, channels, *size), memory_format=torch.channels_last)
-    _engine.convolve_footprints(
+    fields = (
         rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), address(residual), out.data_ptr(),
         *footprints.addresses, batch // images, footprints.bands, len(positions) * images, pixels * images, channels,
         channels, weights.shape[1], ACTIVATIONS[activation], True, True, False, torch.get_num_threads(),
     )  # fmt: skip
+    _engine.convolve_footprints(*fields)
+    recorded = tape()
+    if recorded is not None:
+        recorded.append(True, rows, residual, out, fields, weights, (constant, footprints))
     return out
 
 

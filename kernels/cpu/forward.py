@@ -13,6 +13,7 @@ from accel.kernels.cpu.arguments import address, empty, invert, pixels_first, re
 from accel.kernels.cpu.footprints import Footprints, images_together
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, IdentityCache, Plan, full_table, static_plan
+from accel.kernels.cpu.replay import tape
 
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3}
 
@@ -53,16 +54,21 @@ def perforated_conv2d(
         out = empty(call.out_shape)
     else:
         out = empty(call.out_shape, memory_format=torch.channels_last)
-    tensors = (
+    fields = (
         x.data_ptr(), packed.address, 0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(), out.data_ptr(),
     )  # fmt: skip
+    edges = None
     if call.footprints is None:
         edges = _edges(x, call.plan) if call.plan.edges else None
-        zero = packed.zero if edges is None else edges.data_ptr()
-        _engine.convolve(*tensors, zero, *call.constants, torch.get_num_threads())
+        fields += (packed.zero if edges is None else edges.data_ptr(), *call.constants, torch.get_num_threads())
+        _engine.convolve(*fields)
     else:
-        _engine.convolve_footprints(*tensors, *call.constants, torch.get_num_threads())
+        fields += (*call.constants, torch.get_num_threads())
+        _engine.convolve_footprints(*fields)
+    recorded = tape()
+    if recorded is not None and edges is None:
+        recorded.append(call.footprints is not None, x, residual, out, fields, packed.storage, (packed, bias, call))
     return out
 
 

@@ -1,0 +1,148 @@
+"""Convolutions that follow each other in an inference path, run as one call of the C engine.
+
+Such a segment of the graph is recorded at the first call with inputs of some shape, by `accel.kernels.replay`, and run
+again from the recording while nothing that it came from has changed. Wherever something watches or replaces a layer of
+it, or torch needs to see the calls, its layers run one by one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from accel.kernels.dispatch import active_backend, is_direct
+from accel.kernels.replay import Program, engine_state, prepare_replay
+from accel.nn import dense
+from accel.nn.freshness import Freshness
+from accel.nn.graph import module_of, works_in_place
+from accel.nn.perforated import PerforatedConv2d
+
+_KEPT = 8  # programs of a segment: one for every shape of its inputs
+# what a convolution computes with besides its parameters and what `InferencePath` watches; `_folded` comes with a fit
+_SETTINGS = operator.itemgetter("stride", "padding", "dilation")
+_PERFORATED = operator.itemgetter("stride", "padding", "dilation", "config", "_folded")
+
+
+def cut_segments(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Put one call of a `Segment` in the place of every run of two or more convolutions that the engine can repeat."""
+    for node in list(graph.nodes):
+        _hoist(node, modules)
+    for run in _runs(graph, modules):
+        _replace(graph, run, modules)
+
+
+def _hoist(node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    """Move what is no convolution before those that it does not need, such as a shortcut before a branch."""
+    if node.op not in ("call_function", "call_method", "call_module") or _is_repeatable(node, modules):
+        return
+    before = node.prev
+    while (before.op == "get_attr" or _is_repeatable(before, modules)) and before not in node.all_input_nodes:
+        before = before.prev
+    if before is not node.prev and not works_in_place(node, modules):
+        before.append(node)
+
+
+def _runs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[list[fx.Node]]:
+    """Convolutions with nothing between them but the reading of modules."""
+    runs: list[list[fx.Node]] = [[]]
+    for node in graph.nodes:
+        if _is_repeatable(node, modules):
+            runs[-1].append(node)
+        elif node.op != "get_attr" and runs[-1]:
+            runs.append([])
+    return [run for run in runs if len(run) > 1]
+
+
+def _is_repeatable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.target is dense.convolve:
+        return True
+    layer = module_of(node, modules)
+    if not isinstance(layer, PerforatedConv2d):
+        return False
+    return layer.config.mask != "adaptive" and layer.config.interpolate != "zero"
+
+
+def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module]) -> None:
+    read = dict.fromkeys(source for node in run for source in node.all_input_nodes)
+    attributes = [source for source in read if source.op == "get_attr"]
+    inputs = [source for source in read if source not in run and source.op != "get_attr"]
+    outputs = [node for node in run if any(user not in run for user in node.users)]
+    inner, own = fx.Graph(), {}
+    for source in inputs:
+        own[source] = inner.placeholder(source.name)
+    for node in (*attributes, *run):
+        own[node] = inner.node_copy(node, own.__getitem__)
+    inner.output(tuple(own[node] for node in outputs))
+    names = [node.target for node in (*attributes, *run) if isinstance(node.target, str)]
+    segment = Segment(inner, modules[""], [modules[name] for name in names])
+    with graph.inserting_before(run[0]):
+        call = graph.call_function(segment.run, tuple(inputs))
+        for index, node in enumerate(outputs):
+            node.replace_all_uses_with(graph.call_function(operator.getitem, (call, index)))
+    for node in (*reversed(run), *attributes):
+        if not node.users:
+            graph.erase_node(node)
+
+
+class Segment:
+    """Convolutions in a row: images in, images out."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module, layers: Sequence[nn.Module]) -> None:
+        """`graph` reads the modules of `root`; `layers`: all of those."""
+        self._code = compile_graph(graph)
+        self._root = root
+        self._layers = [layer.__dict__ for layer in layers]
+        self._convs = [
+            (_PERFORATED if isinstance(layer, PerforatedConv2d) else _SETTINGS, layer.__dict__)
+            for layer in layers
+            if isinstance(layer, nn.Conv2d)
+        ]
+        self._freshness = Freshness(layers)
+        self._settings = self._read_settings()
+        self._programs: dict[tuple, Program | None] = {}
+
+    def run(self, *inputs: object) -> Sequence[object]:
+        """The outputs that others read."""
+        program = self._program(inputs) if self._may_replay(inputs) else None
+        if program is None:
+            return self._code(self._root, *inputs)
+        return program.run([x.contiguous(memory_format=torch.channels_last) for x in inputs])
+
+    def _may_replay(self, inputs: tuple) -> bool:
+        if not is_direct(*inputs):
+            return False
+        first = inputs[0]
+        for x in inputs:
+            if x.dim() != 4 or x.dtype is not torch.float32 or x.shape[0] != first.shape[0] or not x.numel():
+                return False
+        if active_backend(first) != "cpu":
+            return False
+        for attributes in self._layers:
+            if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"] or "forward" in attributes:
+                return False
+        return True
+
+    def _program(self, inputs: tuple[Tensor, ...]) -> Program | None:
+        settings = self._read_settings()
+        if not self._freshness.holds() or settings != self._settings:
+            self._settings = settings
+            self._programs = {}
+        key, programs = (engine_state(), *[x.shape for x in inputs]), self._programs
+        if key not in programs:
+            made = prepare_replay(lambda *some: self._code(self._root, *some), inputs)
+            self._programs = programs = {**dict(list(programs.items())[1 - _KEPT :]), key: made}
+        return programs[key]
+
+    def _read_settings(self) -> list[tuple]:
+        return [settings_of(attributes) for settings_of, attributes in self._convs]
+
+
+def compile_graph(graph: fx.Graph) -> Callable:
+    """The graph as a function of the root module and its inputs."""
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, "<inference path>", "exec"), namespace)  # what fx wrote for the rewritten graph
+    return namespace["forward"]
