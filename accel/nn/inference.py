@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
 
+from accel.kernels.dispatch import is_direct
 from accel.nn.graph import PLAIN, modules_of, trace, traced_parts
 from accel.nn.pipeline import Chains, build
 from accel.nn.running import record_calls
@@ -92,6 +93,7 @@ class InferencePath:
     Attributes:
         root: the module.
         code: runs the rewritten graph on (root, *inputs); None where nothing is rewritten.
+        fast: the same in fewer calls, where nothing watches them.
         chains: what was rewritten.
     """
 
@@ -100,6 +102,7 @@ class InferencePath:
     def __init__(self, root: nn.Module) -> None:
         self.root = root
         self.code: Callable | None = None
+        self.fast: Callable | None = None
         self.chains = Chains()
         self._inputs = 0
         self._state: list[_ModuleState] = []
@@ -123,14 +126,14 @@ class InferencePath:
         """Rewrite the root's graph (None: it does not trace) and remember the state of the modules it relies on."""
         self._state = [_ModuleState.of(module) for module in dict.fromkeys(modules_of(self.root))]
         if graph is None:
-            self.code, self.chains = None, Chains()
+            self.code, self.fast, self.chains = None, None, Chains()
             return
-        self.code, self.chains = build(graph, dict(self.root.named_modules(remove_duplicate=False)))
+        self.code, self.fast, self.chains = build(graph, dict(self.root.named_modules(remove_duplicate=False)))
         self._inputs = sum(node.op == "placeholder" for node in graph.nodes)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         if not kwargs and _is_plain_inference(args) and self._is_current() and len(args) == self._inputs:
-            return self.code(self.root, *args)
+            return (self.fast if is_direct(*args) else self.code)(self.root, *args)
         return type(self.root).forward(self.root, *args, **kwargs)
 
     def _is_current(self) -> bool:

@@ -39,8 +39,10 @@ class Chains:
     compact: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
-def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Chains]:
-    """(code, chains): a function of the root module and its inputs; None where there was nothing to rewrite.
+def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Callable | None, Chains]:
+    """(code, fast, chains): functions of the root module and its inputs; None where there was nothing to rewrite.
+
+    `fast` does what `code` does with fewer calls, where nobody needs to see them: see `accel.nn.replay`.
 
     Args:
         graph: the root's graph; it is rewritten.
@@ -62,9 +64,10 @@ def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Chains]:
         if is_addition(node):
             _fuse_sum(node, modules, chains)
     if not (chains.fused or chains.dense or chains.compact):
-        return None, Chains()
+        return None, None, Chains()
+    code = compile_graph(graph)
     cut_segments(graph, modules)
-    return compile_graph(graph), chains
+    return code, compile_graph(graph), chains
 
 
 def _fuse(conv: fx.Node, modules: Modules, chains: Chains) -> None:

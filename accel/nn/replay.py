@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from accel.kernels.dispatch import active_backend, is_direct
+from accel.kernels.dispatch import active_backend
 from accel.kernels.replay import Program, engine_state, prepare_replay
 from accel.nn import dense
 from accel.nn.freshness import Freshness
@@ -112,11 +112,15 @@ class Segment:
         return program.run([x.contiguous(memory_format=torch.channels_last) for x in inputs])
 
     def _may_replay(self, inputs: tuple) -> bool:
-        if not is_direct(*inputs):
-            return False
         first = inputs[0]
         for x in inputs:
-            if x.dim() != 4 or x.dtype is not torch.float32 or x.shape[0] != first.shape[0] or not x.numel():
+            if (
+                type(x) is not Tensor
+                or x.dim() != 4
+                or x.dtype is not torch.float32
+                or x.shape[0] != first.shape[0]
+                or not x.numel()
+            ):
                 return False
         if active_backend(first) != "cpu":
             return False

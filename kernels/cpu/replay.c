@@ -64,20 +64,29 @@ static int run_call(const Replay *r, const RecordedCall *call, int64_t group, co
     return accel_convolve(&job);
 }
 
+static int run_group(const Replay *r, int64_t group, const float *memory, int64_t threads)
+{
+    int failed = 0;
+    for (int64_t i = 0; i < r->call_count && !failed; i++)
+        failed = run_call(r, r->calls + i, group, memory, threads);
+    return failed;
+}
+
 /* Returns 0, or -1 when memory ran out. */
 int accel_replay(const Replay *r)
 {
     const int threads = accel_threads(r->threads), team = r->groups < threads ? (int)r->groups : threads;
     int failed = 0;
+    if (r->groups == 1) /* outside of any parallel region: threads of a nested one are started anew every time */
+        return run_group(r, 0, r->memory, threads);
 /* static: the next chain finds its images with the same thread */
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1) reduction(| : failed)
+#pragma omp parallel for schedule(static) num_threads(team) reduction(| : failed)
     for (int64_t group = 0; group < r->groups; group++) {
         int worker = 0;
 #ifdef _OPENMP
         worker = omp_get_thread_num();
 #endif
-        for (int64_t i = 0; i < r->call_count && !failed; i++)
-            failed |= run_call(r, r->calls + i, group, r->memory + worker * r->memory_each, r->groups > 1 ? 1 : threads);
+        failed |= run_group(r, group, r->memory + worker * r->memory_each, 1);
     }
-    return failed ? -1 : 0;
+    return failed;
 }

@@ -72,7 +72,7 @@ def converted(rules="weighted"):
 
 
 def segments(net) -> list[Segment]:
-    values = installed(net)[0][1].code.__globals__.values()
+    values = installed(net)[0][1].fast.__globals__.values()
     return [value.__self__ for value in values if isinstance(getattr(value, "__self__", None), Segment)]
 
 
