@@ -78,9 +78,9 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
         speeds = _speeds(dense, networks, task.example)
     for steps in dict.fromkeys((0, case.get("finetune", 0))):
         if steps:
+            options = {"steps": steps, "lr": case["lr"], **case.get("settings", {})}
             for network in networks.values():
-                settings = case.get("settings", {})
-                accel.finetune(network, teacher=dense, data=task.lessons, steps=steps, lr=case["lr"], **settings)
+                accel.finetune(network, teacher=dense, data=task.lessons, **options)
         yield from _judged(task, networks, chosen, speeds, saved, {"error": error, "finetuned": steps})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import time
 
@@ -23,7 +24,10 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     parser.add_argument("--teacher", required=True, metavar="MODEL", help=f"the dense original: {models.MODEL_HELP}")
     parser.add_argument("--weights", metavar="FILE", help="the teacher's weights: .safetensors or .pt, or download")
     parser.add_argument("--steps", type=common.positive, default=200, metavar="N", help="batches (default 200)")
-    parser.add_argument("--lr", type=float, default=1e-5, help="peak learning rate of AdamW (default 1e-5)")
+    parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw", help="default adamw")
+    parser.add_argument("--lr", type=float, default=1e-5, help="peak learning rate (default 1e-5, which suits AdamW)")
+    parser.add_argument("--weight-decay", type=float, default=0.01, metavar="W", help="default 0.01; 5e-4 suits SGD")
+    parser.add_argument("--pad", type=int, default=0, metavar="N", help="with --data: crop at random after padding; flip")
     parser.add_argument("--labels", type=float, default=0.0, metavar="W", help="weight of the labels of --data, 0 to 1")
     parser.add_argument("--features", type=float, default=0.0, metavar="W", help="weight of the layers' own outputs")
     parser.add_argument("--checkpoint-every", type=common.positive, default=50, metavar="N", help="steps (default 50)")
@@ -43,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     resolved = models.resolve(args.teacher, args.weights or trained_weights(args.teacher))
     fast = accel.load_converted(args.model, resolved.model)
     data = learning.learn_from(args, resolved.name, resolved.model, _HELD_OUT)
+    lessons = dataclasses.replace(data.batches, pad=args.pad) if args.pad and args.data else data.batches
     rows = [{"model": "before", **data.judge(fast)}]
     args.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)  # dropout
@@ -51,9 +56,11 @@ def run(args: argparse.Namespace) -> int:
         accel.finetune(
             fast,
             teacher=resolved.model,
-            data=data.batches,
+            data=lessons,
             steps=args.steps,
             lr=args.lr,
+            optimizer=args.optimizer,
+            weight_decay=args.weight_decay,
             labels=args.labels,
             features=args.features,
             checkpoint=args.output / "checkpoint.pt",

@@ -88,6 +88,16 @@ def test_labels(nets, photos, tmp_path, capsys):
     assert accel_("finetune", tmp_path / "fast", *data, *options, "-o", tmp_path / "tuned") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["pictures"] for row in rows] == [2, 2] and all(0 <= row["accuracy"] <= 1 for row in rows)
+    trained = [trained_conv(tmp_path / "tuned", dense)]
+    for name, more in {"sgd": ("--optimizer", "sgd", "--lr", "0.01"), "cropped": ("--pad", "4")}.items():
+        assert accel_("finetune", tmp_path / "fast", *data, *options, *more, "-o", tmp_path / name) == 0
+        trained.append(trained_conv(tmp_path / name, dense))
+    assert not any(torch.equal(trained[0], other) for other in trained[1:])
+
+
+def trained_conv(folder, dense):
+    network = accel.load_converted(folder / "model", dense)
+    return next(module.weight for module in network.modules() if isinstance(module, torch.nn.Conv2d))
 
 
 @pytest.mark.parametrize(
