@@ -27,7 +27,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw", help="default adamw")
     parser.add_argument("--lr", type=float, default=1e-5, help="peak learning rate (default 1e-5, which suits AdamW)")
     parser.add_argument("--weight-decay", type=float, default=0.01, metavar="W", help="default 0.01; 5e-4 suits SGD")
-    parser.add_argument("--pad", type=int, default=0, metavar="N", help="with --data: crop at random after padding; flip")
+    parser.add_argument("--pad", type=int, default=0, metavar="N", help="with --data: pad, crop at random, flip")
     parser.add_argument("--labels", type=float, default=0.0, metavar="W", help="weight of the labels of --data, 0 to 1")
     parser.add_argument("--features", type=float, default=0.0, metavar="W", help="weight of the layers' own outputs")
     parser.add_argument("--checkpoint-every", type=common.positive, default=50, metavar="N", help="steps (default 50)")
