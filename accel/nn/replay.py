@@ -77,7 +77,8 @@ def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module])
         own[node] = inner.node_copy(node, own.__getitem__)
     inner.output(tuple(own[node] for node in outputs))
     names = [node.target for node in (*attributes, *run) if isinstance(node.target, str)]
-    segment = Segment(inner, modules[""], [modules[name] for name in names])
+    layers = [modules[name] for name in names if name in modules]  # the others are tensors
+    segment = Segment(inner, modules[""], layers)
     with graph.inserting_before(run[0]):
         call = graph.call_function(segment.run, tuple(inputs))
         for index, node in enumerate(outputs):
@@ -112,17 +113,10 @@ class Segment:
         return program.run([x.contiguous(memory_format=torch.channels_last) for x in inputs])
 
     def _may_replay(self, inputs: tuple) -> bool:
-        first = inputs[0]
         for x in inputs:
-            if (
-                type(x) is not Tensor
-                or x.dim() != 4
-                or x.dtype is not torch.float32
-                or x.shape[0] != first.shape[0]
-                or not x.numel()
-            ):
+            if type(x) is not Tensor or x.dim() != 4 or x.dtype is not torch.float32 or not x.numel():
                 return False
-        if active_backend(first) != "cpu":
+        if len({len(x) for x in inputs}) != 1 or active_backend(inputs[0]) != "cpu":
             return False
         for attributes in self._layers:
             if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"] or "forward" in attributes:

@@ -287,3 +287,24 @@ def test_a_single_group_starts_no_threads_anew():
             times.append(time.perf_counter() - start)
         shortest[name] = min(times)
     assert shortest["replay"] < 2 * shortest["calls"]
+
+
+class WithTensors(nn.Module):
+    """Adds a learned map, and convolves one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.next = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.map = nn.Parameter(torch.randn(1, 3, 16, 16))
+
+    def forward(self, x):
+        return self.next(F.relu(self.conv(x) + self.map)), self.next(F.relu(self.conv(self.map)))
+
+
+def test_tensors_of_the_model_are_no_layers():
+    net = accel.convert_model(WithTensors().eval(), RULES["nearest"], example_inputs=images(1))
+    for batch in (1, 2):
+        assert_repeats(net, images(batch))
+    with torch.no_grad():
+        net.map.mul_(2)
+    assert_repeats(net, images(1))
