@@ -61,7 +61,8 @@ def test_a_read_outside_every_tensor_is_found(shift):
 
 def test_a_write_outside_every_tensor_is_found():
     with interpret(), pytest.raises(InterpreterError, match=r"OutOfBounds.*store: 28 elements.*argument 'y'"):
-        copy_unmasked[(2,)](torch.zeros(100), torch.zeros(100), 100, BLOCK=64)
+        # y's storage goes on behind it: no other tensor lies there
+        copy_unmasked[(2,)](torch.zeros(100), torch.zeros(1000)[:100], 100, BLOCK=64)
 
 
 def test_two_programs_on_one_element_are_a_race():
