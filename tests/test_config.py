@@ -24,6 +24,9 @@ def test_keep_outside_its_range_is_refused(keep):
         ({"mask": "round"}, "unknown mask 'round': choose one of uniform, grid"),
         ({"interpolate": "cubic"}, "unknown interpolate 'cubic': choose one of nearest, fitted, weighted, zero"),
         ({"seed": 1.5}, "seed must be an integer"),
+        ({"mask": "lattice", "shift": -1}, "shift must be an integer of at least 0, got -1"),
+        ({"mask": "lattice", "shift": True}, "shift must be an integer of at least 0, got True"),
+        ({"mask": "uniform", "shift": 1}, "shift moves a lattice: mask 'uniform' takes none"),
         ({"correct": "weights"}, "correct 'weights' is part of a fit"),
         ({"mask": "lattice", "keep": 0.9}, "lattice"),
     ],
@@ -96,7 +99,7 @@ def test_everything_that_means_rules():
 
 
 def test_round_trip_through_json():
-    config = Perforate(keep=1 / 3, mask="lattice", interpolate="zero", seed=7)
+    config = Perforate(keep=1 / 3, mask="lattice", interpolate="zero", shift=1, seed=7)
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
     rules = Rules({"a": config, "b.*": None, "*": HALF})
     again = Rules.from_dict(json.loads(json.dumps(rules.to_dict())))

@@ -17,10 +17,10 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def build(kind, keep, height, width, seed=0):
+def build(kind, keep, height, width, seed=0, shift=0):
     impact = torch.rand(height, width, generator=generator(1)) if kind == "impact" else None
     pooling = Pooling((3, 3), (2, 2), (1, 1)) if kind == "pooling" else None
-    return build_mask(kind, keep, height, width, generator=generator(seed), pooling=pooling, impact=impact)
+    return build_mask(kind, keep, height, width, generator=generator(seed), pooling=pooling, impact=impact, shift=shift)
 
 
 def squared_distances(positions, height, width):
@@ -103,6 +103,17 @@ def test_lattices_have_their_density_and_short_distances(keep):
     assert found.keep == pytest.approx(keep, abs=1e-12)
     distance = squared_distances(found.positions, 12, 24).min(1).values.reshape(12, 24)
     assert distance[1:-1, 1:-1].max() <= (1 if keep > 0.3 else 2)
+
+
+@pytest.mark.parametrize("keep", masks.LATTICE_KEEPS)
+def test_a_shifted_lattice_is_the_same_one_some_rows_lower(keep):
+    kept = [build("lattice", keep, 12, 7, shift=shift).positions.tolist() for shift in range(12)]
+    higher = build("lattice", keep, 24, 7).positions
+    for shift in range(12):  # of period 12 in all
+        rows = higher[(higher >= 7 * (12 - shift)) & (higher < 7 * (24 - shift))] - 7 * (12 - shift)
+        assert kept[shift] == rows.tolist()
+    assert kept[0] != kept[1]
+    assert build("lattice", keep, 1, 1, shift=1).positions.tolist() == [0]  # never empty
 
 
 def test_lattice_names_thirds_loosely_and_refuses_the_rest():

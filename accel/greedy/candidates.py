@@ -51,7 +51,8 @@ def default_candidates(seed: int = 0) -> tuple[Perforate, ...]:
 def label_of(config: Perforate) -> str:
     """A candidate's name in tables and traces."""
     summed = f" {config.neighbors}" if config.interpolate in ("fitted", "weighted") else ""
-    return f"{config.mask} {config.keep:.3g} {config.interpolate}{summed}"
+    shifted = f" shifted {config.shift}" if config.shift else ""
+    return f"{config.mask} {config.keep:.3g}{shifted} {config.interpolate}{summed}"
 
 
 @dataclasses.dataclass(frozen=True)

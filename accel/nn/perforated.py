@@ -114,6 +114,7 @@ class PerforatedConv2d(nn.Conv2d):
             generator=generator,
             pooling=self.pooling,
             impact=impact,
+            shift=self.config.shift,
         )
 
     def forward(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import address, invert, pixels_first, require_float32
+from accel.kernels.cpu.arguments import address, empty, invert, pixels_first, require_float32
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import Geometry, full_table, static_plan
 
@@ -82,10 +82,8 @@ def _gradients(
     out_channels, c_group, kh, kw = weight.shape
     threads = torch.get_num_threads()
     packed = packed_weight(weight, groups, "input gradient")
-    d_x = torch.empty_like(x)
-    _engine.use_huge_pages(d_x.data_ptr(), d_x.nbytes)
-    d_x.zero_()
-    d_weight = torch.zeros(groups, kh * kw, c_group, out_channels // groups)
+    d_x = empty(x.shape, torch.contiguous_format if x.dim() == 2 else torch.channels_last).zero_()
+    d_weight = empty(weight.shape)
     d_bias = torch.empty(out_channels)
     job = (
         x.data_ptr(), grad.data_ptr(), packed.address, d_x.data_ptr(), d_weight.data_ptr(), table.data_ptr(),
@@ -95,5 +93,4 @@ def _gradients(
     _engine.grad_input(*job)
     _engine.grad_weight(*job)
     _engine.column_sums(grad.data_ptr(), int(first_rows[-1]), out_channels, d_bias.data_ptr(), threads)
-    d_weight = d_weight.view(groups, kh, kw, c_group, -1).permute(0, 4, 3, 1, 2).reshape(weight.shape)
     return d_x, d_weight, d_bias

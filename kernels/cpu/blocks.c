@@ -4,9 +4,14 @@
  * and zeroed again: HED on 8 pictures at half the positions took 655 ms beside a dense network that does the same, of
  * which more than 160 ms were page faults. Freed blocks are kept as long as all together are no more than twice what was
  * in use at one time. The GIL guards the lists. */
+#define _DEFAULT_SOURCE /* madvise */
 #include "blocks.h"
 
 #include <stdlib.h>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "engine.h"
 
@@ -25,6 +30,20 @@ typedef struct {
 static Memory kept[MOST_KEPT]; /* oldest first */
 static int kept_count = 0;
 static size_t kept_bytes = 0, used = 0, most_used = 0;
+
+/* malloc returns large freed buffers to the system, so that the pages of the next one are first touched by our stores:
+ * 27 ms for 102 MB in pages of 4 KiB, 4.3 ms in pages of 2 MiB. */
+void accel_use_huge_pages(void *buffer, int64_t bytes)
+{
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)1 << 21, start = ((uintptr_t)buffer + page - 1) & ~(page - 1);
+    const uintptr_t end = ((uintptr_t)buffer + (uintptr_t)bytes) & ~(page - 1);
+    if (end > start)
+        (void)madvise((void *)start, end - start, MADV_HUGEPAGE); /* only a hint: failure changes nothing */
+#else
+    (void)buffer, (void)bytes;
+#endif
+}
 
 static Memory take_kept(int i)
 {

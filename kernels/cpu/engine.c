@@ -6,6 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #include "blocks.h"
 #include "engine.h"
 
@@ -13,6 +17,15 @@ const Isa *accel_isa = &accel_portable;
 static int forked_child = 0;
 
 static void note_fork(void) { forked_child = 1; }
+
+int accel_worker(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
 
 int accel_threads(int64_t asked)
 {
@@ -306,7 +319,7 @@ static PyObject *py_fingerprints(PyObject *self, PyObject *const *args, Py_ssize
     return PyLong_FromUnsignedLongLong(hash);
 }
 
-static PyObject *grad(const char *name, void (*run)(const GradJob *), PyObject *const *args, Py_ssize_t given)
+static PyObject *grad(const char *name, int (*run)(const GradJob *), PyObject *const *args, Py_ssize_t given)
 {
     READ(name, 19)
     const GradJob job = {
@@ -317,7 +330,10 @@ static PyObject *grad(const char *name, void (*run)(const GradJob *), PyObject *
         .in_pixels = a[12], .in_pitch = a[13], .taps = a[14], .out_pixels = a[15], .out_channels = a[16],
         .groups = a[17], .threads = a[18],
     };
-    WITHOUT_GIL(run(&job))
+    int failed;
+    WITHOUT_GIL(failed = run(&job))
+    if (failed)
+        return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 

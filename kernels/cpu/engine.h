@@ -326,15 +326,15 @@ int accel_run_stage(const Stage *s);
  * row_image[n] is the first row of image n. Taps of value -1 are skipped, so that borders cost nothing. */
 typedef struct {
     const float *x, *grad, *packed; /* packed: weights with the roles of input and output channels exchanged */
-    float *dx, *dw;                 /* dw [groups][taps][c_group][k_group]; both are added to */
+    float *dx, *dw;                 /* dx is added to; dw [out_channels][c_group][taps] is written */
     const int32_t *table, *positions, *inverse;
     const int64_t *row_image;
     int64_t dynamic, images, table_rows, in_pixels, in_pitch, taps;
     int64_t out_pixels, out_channels, groups, threads;
 } GradJob;
 
-void accel_grad_input(const GradJob *job);
-void accel_grad_weight(const GradJob *job);
+int accel_grad_input(const GradJob *job);
+int accel_grad_weight(const GradJob *job);
 void accel_column_sums(const float *rows, int64_t count, int64_t columns, float *sums, int64_t threads);
 
 #define POINTER(type, i) ((type)(intptr_t)a[i]) /* pointers are passed as ints */
@@ -365,6 +365,7 @@ typedef struct {
 
 int accel_replay(const Replay *r);
 
+int accel_worker(void); /* the number of the calling thread in its team */
 int accel_threads(int64_t asked); /* 1 in a forked child, where the thread pool did not survive */
 
 #endif

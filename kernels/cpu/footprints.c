@@ -64,7 +64,6 @@ void accel_convolve_footprints(const FootprintJob *job)
 {
     const Panels cut = cut_panels(job->channels, job->narrow ? 1 : MAX_VECTORS);
     const int64_t values = job->images * job->out_pixels * job->channels, lists = job->images * job->band_count;
-    accel_use_huge_pages(job->out, values * (int64_t)sizeof(float));
     if (!lists)
         return;
     const int threads = values < FEWEST_VALUES ? 1 : accel_threads(job->threads);

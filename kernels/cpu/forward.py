@@ -143,7 +143,6 @@ def masked_conv2d(
         out[rows:] = 0
     else:
         out = empty((in_size[0], out_channels, *out_size), memory_format=torch.channels_last)
-        _engine.use_huge_pages(out.data_ptr(), out.nbytes)
         out.copy_(residual)
     geometry = _zero_padded(in_size, weight, stride, padding, dilation)
     # the copy already holds the residual

@@ -34,7 +34,6 @@ void accel_max_rows(const MaxJob *job)
 {
     const int threads = accel_threads(job->threads);
     const int64_t values = job->images * job->windows * job->channels;
-    accel_use_huge_pages(job->out, values * (int64_t)sizeof(float));
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && values > 1 << 14)
     for (int64_t i = 0; i < job->images * job->windows; i++) {
         const float *rows = job->rows + i / job->windows * job->count * job->channels;

@@ -5,10 +5,6 @@
  * A single group runs call by call, the threads inside of each. The values are the same either way. */
 #include <string.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "engine.h"
 
 enum { X, RESIDUAL = 3, OUT }; /* fields of both kinds of job */
@@ -82,10 +78,7 @@ int accel_replay(const Replay *r)
 /* static: the next chain finds its images with the same thread */
 #pragma omp parallel for schedule(static) num_threads(team) reduction(| : failed)
     for (int64_t group = 0; group < r->groups; group++) {
-        int worker = 0;
-#ifdef _OPENMP
-        worker = omp_get_thread_num();
-#endif
+        const int worker = accel_worker();
         failed |= run_group(r, group, r->memory + worker * r->memory_each, 1);
     }
     return failed;

@@ -21,7 +21,6 @@ def interpolate(rows: Tensor, nearest: Tensor, batch: int, size: Sequence[int]) 
     require_float32(rows)
     rows, nearest = rows.contiguous(), nearest.contiguous()
     out = empty((batch, rows.shape[1], *size), memory_format=torch.channels_last)
-    _engine.use_huge_pages(out.data_ptr(), out.nbytes)
     _engine.interpolate(
         rows.data_ptr(), out.data_ptr(), nearest.data_ptr(), 0, 0, batch, rows.shape[0] // max(batch, 1),
         nearest.numel(), rows.shape[1], torch.get_num_threads(),

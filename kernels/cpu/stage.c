@@ -8,10 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "engine.h"
 
 enum { CHUNK = 256 /* rows of one work item of the halting pass */, HEAD_TAPS = 9 };
@@ -368,10 +364,7 @@ int accel_run_stage(const Stage *s)
     }
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team) reduction(| : failed)
     for (int64_t i = 0; i < groups; i++) {
-        int64_t worker = 0;
-#ifdef _OPENMP
-        worker = omp_get_thread_num();
-#endif
+        const int64_t worker = accel_worker();
         failed |= run_one(s, i, groups, memory + (size_t)worker * each, worker, 1);
     }
     free(memory);
