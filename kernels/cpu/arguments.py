@@ -29,7 +29,7 @@ def pixels_first(x: Tensor) -> Tensor:
 
 
 def empty(shape: Sequence[int], memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """An uninitialised fp32 tensor, in huge pages where that pays; if large, in memory that was used before (blocks.c)."""
+    """An uninitialised fp32 tensor, in huge pages where that pays; if large, in memory used before (see blocks.c)."""
     count = math.prod(shape)
     if 4 * count < LARGE:
         out = torch.empty(shape, memory_format=memory_format)
