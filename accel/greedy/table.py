@@ -2,11 +2,15 @@
 
 A network in which all layers take the same candidate runs on the example, and the time from the start of each layer to
 the start of the next is that layer's: so inputs are real, what a layer hands over (compact rows or a map) and what
-reads it are included, and the parts add up to the whole. The networks take turns.
+reads it are included. The networks take turns.
+
+Unwatched, a network may be faster than its parts: chains of layers then run as one recorded call. So the parts are
+scaled to the time of the whole, those of each network by a factor of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -19,7 +23,7 @@ from torch import nn
 
 from accel.errors import ConfigError
 from accel.nn.running import evaluation, observer, replaced_forwards
-from accel.profiling.latency import settle_allocator
+from accel.profiling.latency import compare, settle_allocator
 
 DENSE = "dense"  # the label of a layer that is left as it is
 REPEATS = 9
@@ -83,9 +87,22 @@ def time_layers(
             for name, spent in _segments(network, names, arguments).items():
                 samples.setdefault((name, label), []).extend([spent] if turn else [])
     medians = {key: statistics.median(values) for key, values in samples.items()}
+    for label, whole in _whole_ms(networks, arguments).items():
+        parts = [key for key in medians if key[1] == label]
+        factor = whole / sum(medians[key] for key in parts)
+        medians.update({key: factor * medians[key] for key in parts})
     costs = {name: {label: medians[name, label] for label in (DENSE, *labels)} for name, labels in layers.items()}
     rest = sum(ms for (name, label), ms in medians.items() if label == DENSE and name not in layers)
     return Table(costs, rest)
+
+
+@torch.inference_mode()
+def _whole_ms(networks: Mapping[str, nn.Module], arguments: tuple) -> dict[str, float]:
+    with contextlib.ExitStack() as modes:
+        for network in networks.values():
+            modes.enter_context(evaluation(network))
+        timing = compare({label: functools.partial(net, *arguments) for label, net in networks.items()}, REPEATS)
+    return {label: found.median_ms for label, found in timing.items()}
 
 
 @torch.inference_mode()
