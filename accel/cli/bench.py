@@ -1,8 +1,8 @@
 """`accel bench`: runs the cases of a TOML file; correctness first, then the clock, then the bars the file sets.
 
 A case file names its kind: one module accel/cli/bench_<kind>.py, whose `rows(case, settings)` yields one dict a
-measurement. The module may name the columns of the printed table in SHOWN, and have a `draw(rows)` that gives a figure,
-saved beside the rows. The file lists `[[case]]` tables, and may set `[[bar]]` tables: column, at_least or at_most, and
+measurement. The module may name the columns of the printed table in SHOWN, and have a `draw(rows)` that gives a figure
+of all rows in the output, saved beside them. The file lists `[[case]]` tables, and may set `[[bar]]` tables: column, at_least or at_most, and
 either `count` (rows that must reach it; all by default) or `mean = "geometric"`; `where` picks the rows it speaks of.
 """
 
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     file = read_cases(pathlib.Path(args.cases), args.only)
     rows, kind = measure(file, args), load_kind(file["kind"])
     if args.output and hasattr(kind, "draw"):
-        common.write_figure(args.output.with_suffix(".png"), kind.draw(rows))
+        saved = [json.loads(line) for line in args.output.read_text(encoding="utf-8").splitlines()]
+        common.write_figure(args.output.with_suffix(".png"), kind.draw(saved))
     shown = getattr(kind, "SHOWN", None) if args.format == "table" else None
     common.print_rows([{key: row[key] for key in shown or row if key in row} for row in rows], args)
     for bar in file.get("bar", []):

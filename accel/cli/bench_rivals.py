@@ -9,7 +9,8 @@ are not judged either, or on the training split.
 directory.
 
 Rows, one a network: `speedup` against the faster dense form, all sides interleaved; the loss of quality; for ours the
-MACs and the peak activation memory that it saves; `relative`, the loss over that of the shrunk rival.
+MACs and the peak activation memory that it saves; `relative`, the loss over that of the shrunk rival. With --output the
+rows of the file are drawn too, loss over speed-up, a panel for each family of cases ("hed" of "hed_2x"), into a PNG.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accel.cli.bench import Row, Settings
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from torch import Tensor, nn
 
 SHOWN = (
@@ -34,6 +37,8 @@ TOLERANCE = 1e-4  # relative norm, engine against readable reference
 _AS_FAST = 1.02  # a rival may take so much longer than ours when its size is chosen
 _GRAIN = 64  # sizes and shares that are tried are so many parts of the whole
 _FINAL_ROUNDS = 15
+_COLOURS = {"ours": "tab:blue", "shrunk": "tab:orange", "pruned": "tab:green"}
+_LOSSES = {"drop": "accuracy lost, points", "mean_abs_difference": "mean absolute difference from the dense outputs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,37 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             for network in networks.values():
                 accel.finetune(network, teacher=dense, data=task.lessons, **options)
         yield from _judged(task, networks, chosen, speeds, saved, {"error": error, "finetuned": steps})
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Loss over measured speed-up, a panel a family, a line a network: dashed before fine-tuning, solid after it."""
+    from matplotlib.figure import Figure
+
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        if "speedup" in row:
+            families.setdefault(row["case"].split("_")[0], []).append(row)
+    figure = Figure(figsize=(7 * max(1, len(families)), 5), layout="constrained")
+    for panel, family in zip(figure.subplots(1, max(1, len(families)), squeeze=False)[0], families):
+        _draw_family(panel, families[family])
+        panel.set(title=family, xlabel="times faster than the fastest dense form, measured")
+    return figure
+
+
+def _draw_family(panel: Axes, rows: Sequence[Row]) -> None:
+    lost = next(name for name in _LOSSES if name in rows[0])
+    for network, colour in _COLOURS.items():
+        for tuned, style in ((False, "--"), (True, "-")):
+            chosen = [row for row in rows if row["network"] == network and (row["finetuned"] > 0) is tuned]
+            points = sorted((row["speedup"], row[lost]) for row in chosen)
+            if points:
+                label = f"{network}, fine-tuned" if tuned else network
+                panel.plot(*zip(*points), color=colour, ls=style, marker="o" if tuned else ".", label=label)
+    # fine-tuning may gain points: a logarithm that passes through 0
+    panel.set_yscale("symlog" if lost == "drop" else "log")
+    panel.set_ylabel(_LOSSES[lost])
+    panel.grid(alpha=0.3, which="both")
+    panel.legend(fontsize=8)
 
 
 def _judged(

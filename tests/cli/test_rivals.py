@@ -123,3 +123,20 @@ def test_photos_are_judged_that_nothing_was_fitted_on(tmp_path, monkeypatch):
     assert len(task.known) == 2 and len(task.lessons) == 3
     seen.clear()
     assert task.judge(network)["pictures"] == 2 and seen == pytest.approx([120 - 114.8, 160 - 114.8], abs=0.1)
+
+
+def test_the_figure_has_a_panel_a_family_and_lines_before_and_after_fine_tuning():
+    row = {"network": "ours", "finetuned": 0, "speedup": 2.0, "drop": 3.0}
+    rows = [
+        {**row, "case": "net_3x", "speedup": 3.0, "drop": 5.0},
+        {**row, "case": "net_2x"},
+        {**row, "case": "net_2x", "finetuned": 9, "drop": -0.5},
+        {**row, "case": "net_2x", "network": "shrunk", "drop": 7.0},
+        {"case": "net_4x", "network": "ours", "correct": False},
+        {"case": "edges_2x", "network": "ours", "finetuned": 0, "speedup": 2.0, "mean_abs_difference": 0.1},
+    ]
+    first, second = bench_rivals.draw(rows).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in first.lines}
+    assert lines == {"ours": [[2, 3], [3, 5]], "ours, fine-tuned": [[2, -0.5]], "shrunk": [[2, 7]]}
+    assert (first.get_title(), first.get_yscale()) == ("net", "symlog")
+    assert (second.get_title(), second.get_yscale()) == ("edges", "log")
