@@ -2,8 +2,9 @@
 
 A case file names its kind: one module accel/cli/bench_<kind>.py, whose `rows(case, settings)` yields one dict a
 measurement. The module may name the columns of the printed table in SHOWN, and have a `draw(rows)` that gives a figure
-of all rows in the output, saved beside them. The file lists `[[case]]` tables, and may set `[[bar]]` tables: column, at_least or at_most, and
-either `count` (rows that must reach it; all by default) or `mean = "geometric"`; `where` picks the rows it speaks of.
+of all rows in the output, saved beside them. The file lists `[[case]]` tables, and may set `[[bar]]` tables: column,
+at_least or at_most, and either `count` (rows that must reach it; all by default) or `mean = "geometric"`; `where` picks
+the rows it speaks of.
 """
 
 from __future__ import annotations
