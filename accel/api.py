@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from accel.calibrate import check_calibration, fit_interpolation, impact_maps
+from accel.calibrate import check_calibration, fit_interpolation
 from accel.config import MISSING, Config, Perforate, Rules, as_rules
 from accel.convert import (
     Conversion,
@@ -25,6 +25,7 @@ from accel.convert import (
 from accel.errors import ConfigError
 from accel.greedy.candidates import default_candidates
 from accel.greedy.search import search
+from accel.impact import all_impacts
 from accel.nn.adaptive import make_adaptive
 from accel.nn.inference import describe_paths, install
 from accel.nn.running import record_calls
@@ -69,9 +70,9 @@ def convert_model(
             `inplace`.
         rules: one configuration for every convolution (or stage), or Rules by module name.
         example_inputs: a tensor or a tuple of arguments that the model runs on.
-        calibration: re-iterable of inputs, or of tuples that start with the input; mask 'impact', interpolate
+        calibration: re-iterable of inputs, or of tuples that start with the input; impact masks, interpolate
             'fitted' and targets need it.
-        loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.calibrate.default_loss`.
+        loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.impact.default_loss`.
         inplace: convert `model` itself, whose parameters stay where they are; bring it to channels_last for speed.
 
     Raises:
@@ -95,11 +96,8 @@ def _convert(
     assigned, stages = assign(model, rules), assign_stages(model, rules)
     check_calibration(assigned, calibration)
     calls = record_calls(model, counted_layers(model), example_inputs)
-    layers = convolutions(model)
-    weighed = {name: layers[name] for name, config in assigned.items() if config.mask == "impact"}
-    impacts = impact_maps(model, weighed, calibration, loss) if weighed else {}
-    conversions = {name: Conversion(config, impact=impacts.get(name)) for name, config in assigned.items()}
-    conversions = with_pooling(model, conversions)
+    conversions = with_pooling(model, {name: Conversion(config) for name, config in assigned.items()})
+    conversions = all_impacts(model, conversions, calibration, loss)
     fast = model if inplace else copy.deepcopy(model)
     convert_layers(fast, conversions)
     if not inplace:

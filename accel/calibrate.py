@@ -1,10 +1,10 @@
-"""What calibration data tells: how much each position of each layer matters, and how to fill in those left out."""
+"""What calibration data tells of the positions left out: how to fill them in."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from accel.config import Perforate
 from accel.errors import ConfigError, DataError
 from accel.kernels.positions import PositionSet, tap_map
+from accel.masks import IMPACT_MASKS
 from accel.nn.fitted import Fit, classify, common_classes, distance_weights, find_neighbors
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import batches, evaluation, floating_tensors, has_labels
+from accel.nn.running import batches, evaluation
 
 _RIDGE = 1e-3  # of the neighbours' mean variance
 _WEIGHT_RIDGE = 0.1  # of the patches' mean variance; CIFAR ResNet-32 at keep 1/2 gains as much at 0.01
@@ -27,93 +28,11 @@ _CHUNK = 1 << 21  # values gathered at a time, 8 MB
 def check_calibration(assigned: Mapping[str, Perforate], calibration: object) -> None:
     """ConfigError for the first layer whose configuration needs calibration data when there is none."""
     for name, config in assigned.items():
-        for field, wanting in (("mask", "impact"), ("interpolate", "fitted")):
-            if getattr(config, field) == wanting and calibration is None:
+        for field, wanting in (("mask", IMPACT_MASKS), ("interpolate", ("fitted",))):
+            if (given := getattr(config, field)) in wanting and calibration is None:
                 raise ConfigError(
-                    f"{field} {wanting!r} of layer {name!r} needs data: pass calibration= a loader or list of inputs"
+                    f"{field} {given!r} of layer {name!r} needs data: pass calibration= a loader or list of inputs"
                 )
-
-
-def impact_maps(
-    model: nn.Module,
-    layers: Mapping[str, nn.Conv2d],
-    calibration: Iterable,
-    loss: Callable[[object, tuple], Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """B(y, x), the estimated loss change per position if the layer's output there were zeroed, averaged over images.
-
-    Figurnov et al., NIPS 2016, section 3.3: B = mean over images of sum over channels |dL/dV * V|, V being the output
-    of the convolution itself, with the model in evaluation and L the sum of the images' losses.
-
-    Args:
-        model: dense; its weights, statistics and modes are left as they are.
-        layers: the convolutions to watch, by name.
-        calibration: re-iterable of input tensors, or of tuples that start with the input.
-        loss: maps (outputs, batch) to the scalar to differentiate; by default `default_loss`.
-
-    Returns:
-        float32 [H, W] on the CPU per layer, of the size that the calibration data gives; a layer called several times
-        gets the sum over its calls.
-
-    Raises:
-        DataError: no batch, pictures of differing sizes, or a layer that the model does not call.
-    """
-    sums: dict[str, Tensor] = {}
-
-    def watch(name: str):
-        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            value = output.detach().clone()  # an in-place activation may overwrite the output
-            output.register_hook(lambda grad: _accumulate(sums, name, (grad * value).abs()))
-
-        return hook
-
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
-    images = 0
-    try:
-        with evaluation(model), torch.enable_grad():
-            for batch in batches(calibration):
-                x = batch[0].detach().requires_grad_()  # so that V has a gradient even where all weights are frozen
-                value = (loss or default_loss)(model(x), batch)
-                torch.autograd.backward(value, inputs=[x])
-                images += len(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name in layers:
-        if name not in sums:
-            raise DataError(
-                f"the calibration data never reaches layer {name!r}: leave it out by a rule {{{name!r}: None}}"
-            )
-    return {name: sums[name] / images for name in layers}
-
-
-def default_loss(outputs: object, batch: tuple) -> Tensor:
-    """Cross-entropy where the batch brings integer labels [N] for outputs [N, classes], else a change-of-output proxy.
-
-    The proxy is the outputs' inner product with fixed random signs: with it, the impact measures how much zeroing a
-    position would move the outputs, whatever they are, without labels.
-    """
-    tensors = floating_tensors(outputs)
-    if has_labels(outputs, batch):
-        return F.cross_entropy(tensors[0], batch[1], reduction="sum")
-    generator = torch.Generator().manual_seed(0)
-    return sum((tensor * _signs(tensor, generator)).sum() for tensor in tensors)
-
-
-def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Random -1 or 1 per output of one image, the same for every image."""
-    bits = torch.randint(2, tensor.shape[1:], generator=generator)
-    return (2 * bits - 1).to(tensor)
-
-
-def _accumulate(sums: dict[str, Tensor], name: str, impact: Tensor) -> None:
-    total = impact.sum((0, 1)).float().cpu()
-    if name in sums and sums[name].shape != total.shape:
-        raise DataError(
-            f"layer {name!r} has outputs of {tuple(sums[name].shape)} and {tuple(total.shape)}: "
-            "give calibration pictures of one size"
-        )
-    sums[name] = sums[name] + total if name in sums else total
 
 
 def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = 1 << 20) -> None:

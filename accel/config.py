@@ -8,7 +8,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
 
 from accel.errors import ConfigError
-from accel.masks import ADAPTIVE_BASE, MASKS, lattice_keep
+from accel.masks import ADAPTIVE_BASE, IMPACT_MASKS, MASKS, lattice_keep
 
 VERSION = 1
 INTERPOLATIONS = ("nearest", "fitted", "weighted", "zero")
@@ -28,9 +28,10 @@ class Perforate:
         speedup: times faster than the dense network, at least 1.
         max_drop: the most that may be lost, see `accel.search`; at least 0.
         macs: share of the dense multiply-accumulates to execute, in (0, 1].
-        mask: 'uniform', 'grid', 'pooling', 'impact' (needs calibration data) or 'lattice' (keep near 1/4, 1/3, 1/2,
-            2/3, 3/4 or 1), see `accel.masks.build_mask`; or 'adaptive' (keep above 1/4): the staggered quarter lattice
-            and, in each image, the positions whose input deviates most from its local mean.
+        mask: 'uniform', 'grid', 'pooling', 'impact' or 'iterative_impact' (need calibration data, see
+            `accel.impact.all_impacts`) or 'lattice' (keep near 1/4, 1/3, 1/2, 2/3, 3/4 or 1), see
+            `accel.masks.build_mask`; or 'adaptive' (keep above 1/4): the staggered quarter lattice and, in each image,
+            the positions whose input deviates most from its local mean.
         interpolate: what stands at the other positions: 'nearest', the value of the nearest computed position;
             'fitted', per channel the least-squares weighted sum of the nearest computed positions plus a constant
             (needs calibration data); 'weighted', their sum weighted by 1 / distance**2; or 'zero'.
@@ -107,7 +108,7 @@ class Perforate:
     @property
     def needs_calibration(self) -> bool:
         """Whether a conversion needs data: for a target, impact maps or a fit."""
-        return self.keep is None or self.mask == "impact" or self.interpolate == "fitted"
+        return self.keep is None or self.mask in IMPACT_MASKS or self.interpolate == "fitted"
 
     def to_dict(self) -> dict:
         """A JSON-ready dict that `config_from_dict` reads back."""

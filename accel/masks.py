@@ -17,7 +17,8 @@ from torch import Tensor
 from accel.errors import ConfigError
 from accel.kernels.positions import PositionSet
 
-MASKS = ("uniform", "grid", "pooling", "impact", "lattice", "adaptive")
+MASKS = ("uniform", "grid", "pooling", "impact", "iterative_impact", "lattice", "adaptive")
+IMPACT_MASKS = ("impact", "iterative_impact")  # the same choice from a map; they differ in when it is measured
 ADAPTIVE_BASE = 1 / 4  # the lattice under an adaptive mask; the rest of keep is chosen from each input
 LATTICE_KEEPS = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
 _LATTICE_TOLERANCE = 0.01  # so that 0.33 and 0.67 name the thirds
@@ -65,13 +66,13 @@ def build_mask(
 
     Args:
         kind: one of MASKS. `pooling` keeps the positions that the most pooling windows read, and is `uniform` where no
-            pooling follows (`pooling=None`: every position counts the same); `impact` keeps the highest of `impact`;
-            of `adaptive` this is the static part, the staggered quarter lattice.
+            pooling follows (`pooling=None`: every position counts the same); the two of IMPACT_MASKS keep the highest
+            of `impact`; of `adaptive` this is the static part, the staggered quarter lattice.
         keep: fraction of positions to compute, in (0, 1]. The set's own `.keep` is what it really keeps: uniform,
             pooling and impact keep floor(keep * height * width), the grid round(height * sqrt(keep)) rows and
             round(width * sqrt(keep)) columns; never less than one position.
         generator: CPU generator for the random choices, among them the ties of the nearest map.
-        impact: [height, width], the loss change per position; only for kind 'impact'.
+        impact: [height, width], the loss change per position; only for IMPACT_MASKS.
         shift: rows by which a lattice is moved down.
 
     Raises:
@@ -94,11 +95,11 @@ def _weights(
     kind: str, height: int, width: int, generator: torch.Generator, pooling: Pooling | None, impact: Tensor | None
 ) -> Tensor:
     """What each position is worth, float64 [height, width]."""
-    if kind == "impact":
+    if kind in IMPACT_MASKS:
         if impact is None or tuple(impact.shape) != (height, width):
             got = "none" if impact is None else f"one of {'x'.join(map(str, impact.shape))}"
             raise ConfigError(
-                f"mask 'impact' on a {height}x{width} map needs an impact map of that size, got {got}: "
+                f"mask {kind!r} on a {height}x{width} map needs an impact map of that size, got {got}: "
                 "pass calibration data to convert_model"
             )
         return impact.double()

@@ -18,7 +18,7 @@ def generator(seed=0):
 
 
 def build(kind, keep, height, width, seed=0, shift=0):
-    impact = torch.rand(height, width, generator=generator(1)) if kind == "impact" else None
+    impact = torch.rand(height, width, generator=generator(1)) if kind in masks.IMPACT_MASKS else None
     pooling = Pooling((3, 3), (2, 2), (1, 1)) if kind == "pooling" else None
     return build_mask(kind, keep, height, width, generator=generator(seed), pooling=pooling, impact=impact, shift=shift)
 
@@ -58,13 +58,13 @@ def test_layer_generator_depends_on_every_argument():
     assert torch.rand(1, generator=layer_generator(0, "a", 3, 4)).item() in draws
 
 
-@pytest.mark.parametrize("kind", ["uniform", "pooling", "impact"])
+@pytest.mark.parametrize("kind", ["uniform", "pooling", "impact", "iterative_impact"])
 @pytest.mark.parametrize("keep", [0.29, 1 / 3, 0.5, 0.001])
 def test_counts_are_the_floor_of_keep(kind, keep):
     assert len(build(kind, keep, 10, 10)) == max(1, {0.29: 29, 1 / 3: 33, 0.5: 50, 0.001: 0}[keep])
 
 
-@pytest.mark.parametrize("kind", ["uniform", "pooling", "impact"])
+@pytest.mark.parametrize("kind", ["uniform", "pooling", "impact", "iterative_impact"])
 def test_weighted_masks_are_nested(kind):
     small, large = (set(build(kind, keep, 9, 11).positions.tolist()) for keep in (0.2, 0.6))
     assert small < large

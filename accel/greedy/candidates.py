@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from accel.calibrate import impact_maps
 from accel.config import MISSING, Perforate, Rules
 from accel.convert import (
     Conversion,
@@ -23,6 +22,7 @@ from accel.convert import (
 )
 from accel.errors import ConfigError, ConversionError
 from accel.greedy.table import DENSE, Table
+from accel.impact import impact_maps
 from accel.masks import LATTICE_KEEPS
 from accel.nn.inference import install
 from accel.nn.perforated import PerforatedConv2d
@@ -179,6 +179,8 @@ def _conversions(
     calibration: Iterable,
     loss: Callable | None,
 ) -> dict[str, dict[str, Conversion]]:
+    if any(config.mask == "iterative_impact" for row in options.values() for config in row.values()):
+        raise ConfigError("a search measures impact once, on the dense network: give its candidates mask 'impact'")
     weighed = {name: layers[name] for name, row in options.items() if any(c.mask == "impact" for c in row.values())}
     impacts = impact_maps(model, weighed, calibration, loss) if weighed else {}
     made: dict[str, dict[str, Conversion]] = {name: {} for name in options}

@@ -36,7 +36,7 @@ class PerforatedConv2d(nn.Conv2d):
         config: what to compute and how to fill in the rest.
         layer_name: full module name; with config.seed and the output size it fixes the position set.
         pooling: the pooling layer that reads the output, for mask 'pooling'; None where there is none.
-        impact: float [H, W] on the CPU, the loss change per position at the calibrated size, for mask 'impact'.
+        impact: float [H, W] on the CPU, the loss change per position at the calibrated size, for impact masks.
         fit: what a calibration found, for interpolate 'fitted'; set it by `set_fit`.
     """
 
