@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from accel.config import Config, Rules
+    from accel.config import Config, Perforate, Rules
     from accel.report import Profile
 
 REPORT_FILE = "report.json"
@@ -42,6 +42,9 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--limit", type=common.positive, metavar="N", help="use the first N pictures only")
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--speedup", type=float, metavar="S", help="search what to keep for a network S times faster (see accel search)"
+    )
     conversion.add_conversion(parser)
     conversion.add_input(parser)
     common.add_format(parser)
@@ -106,10 +109,34 @@ def prepare(args: argparse.Namespace) -> Job:
     device = conversion.device_of(args)
     pictures = read_pictures(args, paths, resolved.name, device)
     model = resolved.model.to(device)
-    rules = conversion.read_rules(args, resolved.name)
+    rules = wanted_rules(args, resolved.name)
     calibration, others = split_pictures(args, pictures, rules)
+    if args.speedup is not None:
+        rules = accel.search(
+            model,
+            example_inputs=pictures.first,
+            calibration=calibration,
+            speedup=args.speedup,
+            seed=args.seed,
+            track=lambda items, what: common.progress(args, items, what, total=len(items)),
+        )
     fast = accel.convert_model(model, rules, example_inputs=pictures.first, calibration=calibration)
     return Job(resolved.name, model, fast, others)
+
+
+def wanted_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforate:
+    """What the options ask for; with --speedup a target, that is still to be searched for.
+
+    Raises:
+        ConfigError: options that contradict each other, or values that make no sense.
+    """
+    from accel.config import Perforate
+
+    if args.speedup is None:
+        return conversion.read_rules(args, name)
+    if conversion.wants_conversion(args):
+        raise ConfigError("--speedup finds what to keep: leave out --keep, --mask, --interpolate and --rules")
+    return Perforate(speedup=args.speedup, seed=args.seed)
 
 
 def split_pictures(

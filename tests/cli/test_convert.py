@@ -290,3 +290,28 @@ def test_fidelity_of_maps_and_classes():
     classes.add(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([[9.0, 0.0], [9.0, 0.0]]))
     assert classes.summary()["top1_agreement"] == 0.5
     assert classes.summary()["mean_abs_difference"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_speedup_is_searched_for_on_pictures_that_are_not_compared(nets, photos, tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def search(_model, *, example_inputs, calibration, **options):
+        asked.update(options, example=tuple(example_inputs.shape), known=[len(part) for part in calibration])
+        return accel.Rules({"0": None, "3": accel.Perforate(keep=0.25), "*": None})
+
+    monkeypatch.setattr(accel, "search", search)
+    out = tmp_path / "out"
+    assert convert(f"{nets}:edges", photos, out, "--batch", "2", "--speedup", "1.5", "--seed", "4") == 0
+    assert list(asked.pop("track")(range(2), "looking")) == [0, 1]
+    assert asked == {"speedup": 1.5, "seed": 4, "example": (2, 3, 24, 32), "known": [1]}
+    layers = {row["layer"]: row["keep"] for row in json.loads((out / "report.json").read_text())["layers"]}
+    assert layers["3"] == pytest.approx(0.25, abs=0.05)
+    assert json.loads((out / "report.json").read_text())["summary"]["pictures"] == 2
+    assert "calibrating on the first 1 pictures, comparing on the other 2" in capsys.readouterr().err
+
+
+def test_a_speedup_leaves_no_room_for_other_options(nets, photos, tmp_path, capsys):
+    assert convert(f"{nets}:edges", photos, tmp_path / "out", "--speedup", "2", "--keep", "0.5") == 1
+    assert "--speedup finds what to keep: leave out --keep" in capsys.readouterr().err
+    assert convert(f"{nets}:edges", photos, tmp_path / "out", "--speedup", "0.5") == 1
+    assert "speedup" in capsys.readouterr().err and not (tmp_path / "out").exists()
