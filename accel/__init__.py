@@ -23,6 +23,7 @@ _PUBLIC = {
     "plan_conversion": "accel.api",
     "convert_model": "accel.api",
     "revert_model": "accel.convert",
+    "decompose_model": "accel.low_rank",
     "search": "accel.greedy.search",
     "finetune": "accel.distill",
     "profile": "accel.report",

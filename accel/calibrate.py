@@ -22,6 +22,7 @@ from accel.nn.running import batches, evaluation
 _RIDGE = 1e-3  # of the neighbours' mean variance
 _WEIGHT_RIDGE = 0.1  # of the patches' mean variance; CIFAR ResNet-32 at keep 1/2 gains as much at 0.01
 _SAMPLES = 1 << 12  # per class
+LIMIT = 1 << 20  # input pixels that a fit uses
 _CHUNK = 1 << 21  # values gathered at a time, 8 MB
 
 
@@ -35,7 +36,7 @@ def check_calibration(assigned: Mapping[str, Perforate], calibration: object) ->
                 )
 
 
-def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = 1 << 20) -> None:
+def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = LIMIT) -> None:
     """Fit, in place, every layer of a converted model that has interpolate='fitted', in the order they run.
 
     One forward of a batch whose first half takes the dense path through every convolution and whose second half takes
@@ -53,7 +54,7 @@ def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = 1 <<
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PerforatedConv2d)}
     waiting = {name for name, layer in layers.items() if layer.config.interpolate == "fitted"}
-    pictures = _first_pictures(calibration, limit)
+    pictures = pictures_of_one_size(calibration, limit)
     with evaluation(model), one_by_one(), torch.no_grad(), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             layer.forward = functools.partial(_lockstep, name, layer, waiting)
@@ -64,13 +65,13 @@ def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = 1 <<
         raise DataError(f"the calibration data never reaches layer {name!r}: leave it out by a rule {{{name!r}: None}}")
 
 
-def _first_pictures(calibration: Iterable, limit: int) -> Tensor:
+def pictures_of_one_size(calibration: Iterable, limit: int = LIMIT) -> Tensor:
     """The first inputs, at least one, of not more than `limit` pixels in all."""
     pictures, taken = [], 0
     for x, *_ in batches(calibration):
         if pictures and x.shape[1:] != pictures[0].shape[1:]:
             shapes = [tuple(part.shape[1:]) for part in (pictures[0], x)]
-            raise DataError(f"interpolation is fitted on pictures of one size, got {shapes}: resize them")
+            raise DataError(f"a model is fitted on pictures of one size, got {shapes}: resize them")
         room = max(limit // (x.shape[-2] * x.shape[-1]), 1) - taken
         pictures.append(x[: max(room, 0)])
         taken += len(pictures[-1])

@@ -17,6 +17,7 @@ FLOORS = [
     {"ops", "masks", "config", "mc", "distributions", "halting", "profiling", "train"},
     {"nn", "vae", "report", "distill"},
     {"convert", "calibrate"},
+    {"impact", "low_rank"},
     {"greedy", "serialize", "zoo", "export"},
     {"api"},
     {"cli"},

@@ -1,0 +1,202 @@
+"""Low-rank convolutions: one convolution becomes two, with fewer channels between them.
+
+Zhang, Zou, He, Sun, "Accelerating very deep convolutional networks for classification and detection", PAMI 2016 (arXiv
+1505.06798): the responses of a layer lie near a subspace, so that d of K filters, and a 1x1 convolution that spreads
+them, reproduce it. Here their linear solution, in its asymmetric form: each layer is solved for the inputs that it will
+get, against the outputs of the dense network. Figurnov et al., NIPS 2016, section 4.3: it adds up with perforation.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import functools
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from accel.calibrate import pictures_of_one_size
+from accel.errors import ConfigError, ConversionError
+from accel.nn.running import evaluation, record_calls, replaced_forwards
+from accel.profiling.flops import count_macs
+
+_ROWS = 1 << 14  # output positions that a layer is solved on
+_RIDGE = 1e-3  # of the mean variance of the responses
+
+
+def decompose_model(
+    model: nn.Module,
+    *,
+    calibration: Iterable,
+    ranks: Mapping[str, int | None] | None = None,
+    macs: float | None = None,
+) -> nn.Module:
+    """A copy of a dense model with low-rank convolutions; convert it afterwards to perforate it as well.
+
+    A decomposed layer becomes nn.Sequential(convolution without bias to d channels, 1x1 convolution). With `macs` the
+    ranks are chosen greedily by the paper's rule: the product over layers of the variance kept, for the MACs saved.
+
+    Args:
+        model: dense; it is left as it is. Only plain nn.Conv2d of one group can be decomposed.
+        calibration: inputs of one size, or tuples that start with one; the first 13 pictures of 240x320 are used, or
+            1024 of 32x32.
+        ranks: d of the layers whose name matches a pattern, None to leave them whole; the first match wins.
+        macs: share of the model's multiply-accumulates to execute, in (0, 1), which the layers that no pattern matches
+            are decomposed for; without it they are left whole.
+
+    Raises:
+        ConfigError: nothing to do, a rank that its layer does not have, a pattern that matches nothing, or macs outside
+            (0, 1).
+        ConversionError: rank 1 everywhere is still more than `macs`.
+        DataError: unusable calibration data.
+    """
+    if macs is not None and not 0 < macs < 1:
+        raise ConfigError(f"macs is a share of the dense multiply-accumulates and must lie in (0, 1), got {macs!r}")
+    layers = {n: m for n, m in model.named_modules() if type(m) is nn.Conv2d and m.groups == 1}
+    given = _given_ranks(layers, ranks or {})
+    pictures = pictures_of_one_size(calibration)
+    low = copy.deepcopy(model)
+    chosen = {name: rank for name, rank in given.items() if rank is not None}
+    if macs is not None:
+        free = [name for name in layers if name not in given]
+        chosen |= _chosen_ranks(low, free, pictures, macs, chosen)
+    if not chosen:
+        raise ConfigError("no layer would be decomposed: give ranks={pattern: rank} or macs=")
+    pairs: dict[str, nn.Sequential] = {}
+    own = dict(low.named_modules())
+    forwards = {own[name]: functools.partial(_lockstep, pairs, name, own[name], rank) for name, rank in chosen.items()}
+    if low in forwards:
+        raise ConfigError("the model is a single convolution: put it into an nn.Sequential")
+    with evaluation(low), torch.no_grad(), replaced_forwards(forwards):
+        low(torch.cat([pictures, pictures]))
+    for name, module in list(low.named_modules(remove_duplicate=False)):  # a shared layer has several names
+        if module in forwards:
+            parent, _, last = name.rpartition(".")
+            setattr(low.get_submodule(parent), last, pairs[forwards[module].args[1]].train(module.training))
+    return low
+
+
+def _given_ranks(layers: Mapping[str, nn.Conv2d], ranks: Mapping[str, int | None]) -> dict[str, int | None]:
+    """The rank, or None, of every layer that a pattern matches."""
+    for pattern in ranks:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
+            some = ", ".join(layers) or "none"
+            raise ConfigError(f"rank {pattern!r} matches no convolution of one group: the model's are {some}")
+    given = {}
+    for name, layer in layers.items():
+        pattern = next((pattern for pattern in ranks if fnmatch.fnmatchcase(name, pattern)), None)
+        if pattern is None:
+            continue
+        given[name] = rank = ranks[pattern]
+        if rank is not None and not 1 <= rank <= layer.out_channels:
+            raise ConfigError(f"layer {name!r} has ranks from 1 to {layer.out_channels}, got {rank!r}")
+    return given
+
+
+def _lockstep(pairs: dict[str, nn.Sequential], name: str, layer: nn.Conv2d, rank: int, both: Tensor) -> Tensor:
+    """The layer on [dense half, low-rank half]; decomposes it in the first call."""
+    dense, ours = both.chunk(2)
+    target = nn.Conv2d.forward(layer, dense)
+    if name not in pairs:
+        pairs[name] = _decomposed(layer, rank, nn.Conv2d.forward(layer, ours), target)
+    return torch.cat([target, pairs[name](ours)])
+
+
+def _decomposed(layer: nn.Conv2d, rank: int, response: Tensor, target: Tensor) -> nn.Sequential:
+    """The two convolutions that bring `response` nearest to `target` [N, K, H, W] in the mean square, at this rank.
+
+    Reduced-rank regression: the best full matrix M from response to target, then the leading directions U of what it
+    explains; U' M goes into the first convolution, U into the second. Where both agree M is the identity and U the
+    principal components.
+    """
+    seen, wanted = _rows(response), _rows(target)
+    middle, aim = seen.mean(0), wanted.mean(0)
+    seen, wanted = seen - middle, wanted - aim
+    gram = seen.T @ seen
+    identity = torch.eye(len(gram)).to(gram)
+    ridged = gram + _RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny) * identity
+    full = identity + torch.linalg.solve(ridged, seen.T @ (wanted - seen)).T
+    leading = torch.linalg.eigh(full @ gram @ full.T).eigenvectors[:, -rank:]
+    inner = leading.T @ full
+    bias = aim - leading @ inner @ (middle if layer.bias is None else middle - layer.bias.double())
+    first, second = _empty_pair(layer, rank)
+    first.weight.copy_((inner @ layer.weight.flatten(1).double()).view_as(first.weight))
+    second.weight.copy_(leading[:, :, None, None])
+    second.bias.copy_(bias)
+    return nn.Sequential(first, second)
+
+
+def _empty_pair(layer: nn.Conv2d, rank: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+    kept = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
+    first = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, bias=False, **geometry, **kept)
+    return first, nn.Conv2d(rank, layer.out_channels, 1, **kept)
+
+
+def _rows(out: Tensor) -> Tensor:
+    """float64 [rows, K]: evenly spread output positions of [N, K, H, W]."""
+    rows = out.permute(0, 2, 3, 1).flatten(0, 2)
+    return rows[:: max(1, len(rows) // _ROWS)].double()
+
+
+def _chosen_ranks(
+    model: nn.Module, names: Iterable[str], pictures: Tensor, macs: float, given: Mapping[str, int]
+) -> dict[str, int]:
+    """Ranks of the named layers, so that the model with them and those given executes at most the share `macs`.
+
+    Every step takes the last direction of the layer where that loses the least of the product over layers of the
+    variance kept, for the multiply-accumulates saved.
+    """
+    example, layers = pictures[:1], dict(model.named_modules())
+    pixels = {
+        name: sum(shape[-2] * shape[-1] for shape in shapes)
+        for name, shapes in record_calls(model, {name: layers[name] for name in (*names, *given)}, example).items()
+    }
+    whole = {name: pixels[name] * layers[name].weight.numel() for name in pixels}
+    each = {name: pixels[name] * _macs_per_rank(layers[name]) for name in pixels}
+    dense = count_macs(model, example)
+    cost = dense - sum(whole[name] - rank * each[name] for name, rank in given.items())
+    variances = _variances(model, [name for name in names if pixels[name]], pictures)
+    ranks = {name: layers[name].out_channels for name in variances}  # all of them: the layer is whole
+    costs = {name: whole[name] for name in variances}
+    while cost > macs * dense:
+        steps = []
+        for name, kept in variances.items():
+            most = -(-whole[name] // each[name]) - 1  # the highest rank that saves anything
+            rank = min(ranks[name] - 1, most)
+            if rank >= 1:
+                lost = 1 - kept[rank] / kept[ranks[name]] if kept[ranks[name]] else 0.0
+                steps.append((lost / (costs[name] - rank * each[name]), name, rank))
+        if not steps:
+            raise ConversionError(f"macs={macs:g} cannot be met: at rank 1 everywhere {cost / dense:.3f} are left")
+        _, name, rank = min(steps)
+        cost -= costs[name] - rank * each[name]
+        ranks[name], costs[name] = rank, rank * each[name]
+    return {name: rank for name, rank in ranks.items() if rank < layers[name].out_channels}
+
+
+def _macs_per_rank(layer: nn.Conv2d) -> int:
+    """Of one output position and one channel between the two convolutions."""
+    return layer.weight[0].numel() + layer.out_channels
+
+
+def _variances(model: nn.Module, names: Iterable[str], pictures: Tensor) -> dict[str, list[float]]:
+    """Of every layer, at index d the variance of its responses that their first d principal directions keep."""
+    found: dict[str, list[float]] = {}
+
+    def watch(name: str):
+        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+            parts = torch.linalg.eigvalsh(_rows(output).T.cov()).flip(0).clamp_min(0)
+            found[name] = [0.0, *parts.cumsum(0).tolist()]
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    try:
+        with evaluation(model), torch.no_grad():
+            model(pictures)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
