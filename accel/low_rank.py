@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.calibrate import pictures_of_one_size
-from accel.errors import ConfigError, ConversionError
+from accel.errors import ConfigError, ConversionError, DataError
 from accel.nn.running import evaluation, record_calls, replaced_forwards
 from accel.profiling.flops import count_macs
 
@@ -49,7 +49,7 @@ def decompose_model(
         ConfigError: nothing to do, a rank that its layer does not have, a pattern that matches nothing, or macs outside
             (0, 1).
         ConversionError: rank 1 everywhere is still more than `macs`.
-        DataError: unusable calibration data.
+        DataError: unusable calibration data, or a layer that it does not reach.
     """
     if macs is not None and not 0 < macs < 1:
         raise ConfigError(f"macs is a share of the dense multiply-accumulates and must lie in (0, 1), got {macs!r}")
@@ -70,6 +70,8 @@ def decompose_model(
         raise ConfigError("the model is a single convolution: put it into an nn.Sequential")
     with evaluation(low), torch.no_grad(), replaced_forwards(forwards):
         low(torch.cat([pictures, pictures]))
+    if unreached := [name for name in chosen if name not in pairs]:
+        raise DataError(f"the calibration data never reaches layer {unreached[0]!r}: leave it whole by rank None")
     for name, module in list(low.named_modules(remove_duplicate=False)):  # a shared layer has several names
         if module in forwards:
             parent, _, last = name.rpartition(".")

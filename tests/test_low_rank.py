@@ -8,7 +8,7 @@ from torch import nn
 
 import accel
 from accel import Perforate
-from accel.errors import ConfigError, ConversionError
+from accel.errors import ConfigError, ConversionError, DataError
 
 
 def drawn(seed, *shape):
@@ -116,3 +116,13 @@ def test_what_makes_no_sense_is_refused(options, error, message):
 def test_a_model_of_one_layer_is_refused():
     with pytest.raises(ConfigError, match=r"a single convolution: put it into an nn\.Sequential"):
         accel.decompose_model(nn.Conv2d(3, 4, 3), calibration=[drawn(1, 2, 3, 8, 8)], ranks={"*": 2})
+
+
+def test_a_layer_that_is_never_called_is_refused():
+    class Aside(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    model = Aside(nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3))
+    with pytest.raises(DataError, match="the calibration data never reaches layer '1': leave it whole by rank None"):
+        accel.decompose_model(model, calibration=[drawn(1, 2, 3, 8, 8)], ranks={"*": 2})
