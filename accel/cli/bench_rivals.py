@@ -5,8 +5,9 @@ A case: `model`, `weights`, `rules` (a file that `accel search` wrote), `batch`,
 `calibrate` of its training pictures, `judge` of its test pictures). `finetune` (steps) trains all three by distillation
 from the dense network, with `lr` and what else `settings` gives `accel.finetune`, on the first `train` pictures, which
 are not judged either, or on the training split.
-`parts` = {shrunk, pruned}, out of 64, are found by timing where they are not given. Paths are relative to the working
-directory.
+With `low_rank` (share of the MACs) ours is decomposed before it is perforated, but for the layers that the patterns in
+`whole` match. `parts` = {shrunk, pruned}, out of 64, are found by timing where they are not given. Paths are relative
+to the working directory.
 
 Rows, one a network: `speedup` against the faster dense form, all sides interleaved; the loss of quality; for ours the
 MACs and the peak activation memory that it saves; `relative`, the loss over that of the shrunk rival. With --output the
@@ -64,7 +65,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     dense = get_model(case["model"], weights=case["weights"])
     task = _photos(case, dense) if "images" in case else _labelled(case, settings.seed)
     rules = Rules.from_dict(json.loads(pathlib.Path(case["rules"]).read_text(encoding="utf-8")))
-    fast = accel.convert_model(dense, rules, example_inputs=task.example, calibration=task.known)
+    fast = accel.convert_model(_base(case, dense, task), rules, example_inputs=task.example, calibration=task.known)
     with torch.inference_mode():
         with ops.use_backend("reference"):
             expected = fast(task.example)
@@ -87,6 +88,16 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             for network in networks.values():
                 accel.finetune(network, teacher=dense, data=task.lessons, **options)
         yield from _judged(task, networks, chosen, speeds, saved, {"error": error, "finetuned": steps})
+
+
+def _base(case: Mapping[str, Any], dense: nn.Module, task: Task) -> nn.Module:
+    """What is perforated: the dense network, or a low-rank form of it."""
+    import accel
+
+    if "low_rank" not in case:
+        return dense
+    whole = dict.fromkeys(case.get("whole", ()))
+    return accel.decompose_model(dense, calibration=task.known, macs=case["low_rank"], ranks=whole)
 
 
 def draw(rows: Sequence[Row]) -> Figure:
