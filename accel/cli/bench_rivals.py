@@ -38,7 +38,7 @@ TOLERANCE = 1e-4  # relative norm, engine against readable reference
 _AS_FAST = 1.02  # a rival may take so much longer than ours when its size is chosen
 _GRAIN = 64  # sizes and shares that are tried are so many parts of the whole
 _FINAL_ROUNDS = 15
-_COLOURS = {"ours": "tab:blue", "shrunk": "tab:orange", "pruned": "tab:green"}
+_COLOURS = {"ours": "tab:blue", "ours, low rank": "tab:red", "shrunk": "tab:orange", "pruned": "tab:green"}
 _LOSSES = {"drop": "accuracy lost, points", "mean_abs_difference": "mean absolute difference from the dense outputs"}
 
 
@@ -80,6 +80,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
         saved = {
             "macs_reduction": round(macs / accel.count_macs(fast, task.example), 3),
             "memory_reduction": round(memory / _peak(fast, task.example), 3),
+            **({"low_rank": case["low_rank"]} if "low_rank" in case else {}),
         }
         speeds = _speeds(dense, networks, task.example)
     for steps in dict.fromkeys((0, case.get("finetune", 0))):
@@ -119,7 +120,7 @@ def _draw_family(panel: Axes, rows: Sequence[Row]) -> None:
     lost = next(name for name in _LOSSES if name in rows[0])
     for network, colour in _COLOURS.items():
         for tuned, style in ((False, "--"), (True, "-")):
-            chosen = [row for row in rows if row["network"] == network and (row["finetuned"] > 0) is tuned]
+            chosen = [row for row in rows if _line(row) == network and (row["finetuned"] > 0) is tuned]
             points = sorted((row["speedup"], row[lost]) for row in chosen)
             if points:
                 label = f"{network}, fine-tuned" if tuned else network
@@ -129,6 +130,10 @@ def _draw_family(panel: Axes, rows: Sequence[Row]) -> None:
     panel.set_ylabel(_LOSSES[lost])
     panel.grid(alpha=0.3, which="both")
     panel.legend(fontsize=8)
+
+
+def _line(row: Row) -> str:
+    return f"{row['network']}, low rank" if "low_rank" in row else row["network"]
 
 
 def _judged(

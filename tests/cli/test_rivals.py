@@ -132,11 +132,13 @@ def test_the_figure_has_a_panel_a_family_and_lines_before_and_after_fine_tuning(
         {**row, "case": "net_2x"},
         {**row, "case": "net_2x", "finetuned": 9, "drop": -0.5},
         {**row, "case": "net_2x", "network": "shrunk", "drop": 7.0},
+        {**row, "case": "net_2x_low", "low_rank": 0.5, "drop": 1.0},
         {"case": "net_4x", "network": "ours", "correct": False},
         {"case": "edges_2x", "network": "ours", "finetuned": 0, "speedup": 2.0, "mean_abs_difference": 0.1},
     ]
     first, second = bench_rivals.draw(rows).axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in first.lines}
-    assert lines == {"ours": [[2, 3], [3, 5]], "ours, fine-tuned": [[2, -0.5]], "shrunk": [[2, 7]]}
+    low = {"ours, low rank": [[2, 1]]}
+    assert lines == {"ours": [[2, 3], [3, 5]], "ours, fine-tuned": [[2, -0.5]], "shrunk": [[2, 7]], **low}
     assert (first.get_title(), first.get_yscale()) == ("net", "symlog")
     assert (second.get_title(), second.get_yscale()) == ("edges", "log")
