@@ -24,6 +24,7 @@ _PUBLIC = {
     "convert_model": "accel.api",
     "revert_model": "accel.convert",
     "decompose_model": "accel.low_rank",
+    "shorten_model": "accel.depth",
     "search": "accel.greedy.search",
     "finetune": "accel.distill",
     "profile": "accel.report",

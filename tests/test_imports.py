@@ -17,7 +17,7 @@ FLOORS = [
     {"ops", "masks", "config", "mc", "distributions", "halting", "profiling", "train"},
     {"nn", "vae", "report", "distill"},
     {"convert", "calibrate"},
-    {"impact", "low_rank"},
+    {"impact", "low_rank", "depth"},
     {"greedy", "serialize", "zoo", "export"},
     {"api"},
     {"cli"},

@@ -4,14 +4,15 @@ A case: `model`, `weights`, `rules` (a file that `accel search` wrote), `batch`,
 `size` [H, W] and `calibrate` (the first pictures, to fit on; the others are judged) or `data` (a labelled data set;
 `calibrate` of its training pictures, `judge` of its test pictures). `finetune` (steps) trains all three by distillation
 from the dense network, with `lr` and what else `settings` gives `accel.finetune`, on the first `train` pictures, which
-are not judged either, or on the training split.
-With `low_rank` (share of the MACs) ours is decomposed before it is perforated, but for the layers that the patterns in
-`whole` match. `parts` = {shrunk, pruned}, out of 64, are found by timing where they are not given. Paths are relative
-to the working directory.
+are not judged either, or on the training split. Before ours is perforated, it loses the residual units that the
+patterns in `without` match, and with `low_rank` (share of the MACs) it is decomposed, but for the layers that the
+patterns in `whole` match. `parts` = {shrunk, pruned}, out of 64, are found by timing where they are not given. Paths
+are relative to the working directory.
 
 Rows, one a network: `speedup` against the faster dense form, all sides interleaved; the loss of quality; for ours the
-MACs and the peak activation memory that it saves; `relative`, the loss over that of the shrunk rival. With --output the
-rows of the file are drawn too, loss over speed-up, a panel for each family of cases ("hed" of "hed_2x"), into a PNG.
+MACs and the peak activation memory that it saves; `relative`, the loss over that of the shrunk rival; the `minutes` of
+its fine-tuning. With --output the rows of the file are drawn too, loss over speed-up, a panel for each family of cases
+("hed" of "hed_2x"), into a PNG.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +34,17 @@ if TYPE_CHECKING:
 
 SHOWN = (
     *("case", "network", "finetuned", "setting", "ms", "speedup", "mean_abs_difference", "iou_at_0.5", "accuracy"),
-    *("drop", "relative", "macs_reduction", "memory_reduction"),
+    *("drop", "relative", "minutes", "macs_reduction", "memory_reduction"),
 )
 TOLERANCE = 1e-4  # relative norm, engine against readable reference
 _AS_FAST = 1.02  # a rival may take so much longer than ours when its size is chosen
 _GRAIN = 64  # sizes and shares that are tried are so many parts of the whole
 _FINAL_ROUNDS = 15
-_COLOURS = {"ours": "tab:blue", "ours, low rank": "tab:red", "shrunk": "tab:orange", "pruned": "tab:green"}
+_BEFORE = {"without": "fewer units", "low_rank": "low rank"}  # what was done before perforating
+_COLOURS = {
+    **{"ours": "tab:blue", "ours, low rank": "tab:red", "ours, fewer units": "tab:purple"},
+    **{"shrunk": "tab:orange", "pruned": "tab:green"},
+}
 _LOSSES = {"drop": "accuracy lost, points", "mean_abs_difference": "mean absolute difference from the dense outputs"}
 
 
@@ -80,25 +86,37 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
         saved = {
             "macs_reduction": round(macs / accel.count_macs(fast, task.example), 3),
             "memory_reduction": round(memory / _peak(fast, task.example), 3),
-            **({"low_rank": case["low_rank"]} if "low_rank" in case else {}),
+            **{name: case[name] for name in ("without", "low_rank") if name in case},
         }
         speeds = _speeds(dense, networks, task.example)
-    for steps in dict.fromkeys((0, case.get("finetune", 0))):
-        if steps:
-            options = {"steps": steps, "lr": case["lr"], **case.get("settings", {})}
-            for network in networks.values():
-                accel.finetune(network, teacher=dense, data=task.lessons, **options)
+    yield from _judged(task, networks, chosen, speeds, saved, {"error": error, "finetuned": 0})
+    if steps := case.get("finetune", 0):
+        for name, network in networks.items():
+            speeds[name]["minutes"] = _tune(network, dense, task, case)
         yield from _judged(task, networks, chosen, speeds, saved, {"error": error, "finetuned": steps})
 
 
-def _base(case: Mapping[str, Any], dense: nn.Module, task: Task) -> nn.Module:
-    """What is perforated: the dense network, or a low-rank form of it."""
+def _tune(network: nn.Module, dense: nn.Module, task: Task, case: Mapping[str, Any]) -> float:
+    """Fine-tune it in place; the minutes that took."""
     import accel
 
-    if "low_rank" not in case:
-        return dense
-    whole = dict.fromkeys(case.get("whole", ()))
-    return accel.decompose_model(dense, calibration=task.known, macs=case["low_rank"], ranks=whole)
+    start = time.perf_counter()
+    options = {"steps": case["finetune"], "lr": case["lr"], **case.get("settings", {})}
+    accel.finetune(network, teacher=dense, data=task.lessons, **options)
+    return round((time.perf_counter() - start) / 60, 2)
+
+
+def _base(case: Mapping[str, Any], dense: nn.Module, task: Task) -> nn.Module:
+    """What is perforated: the dense network, or a shorter or low-rank form of it."""
+    import accel
+
+    base = dense
+    if "without" in case:
+        base = accel.shorten_model(base, calibration=task.known, units=case["without"])
+    if "low_rank" in case:
+        whole = dict.fromkeys(case.get("whole", ()))
+        base = accel.decompose_model(base, calibration=task.known, macs=case["low_rank"], ranks=whole)
+    return base
 
 
 def draw(rows: Sequence[Row]) -> Figure:
@@ -133,7 +151,8 @@ def _draw_family(panel: Axes, rows: Sequence[Row]) -> None:
 
 
 def _line(row: Row) -> str:
-    return f"{row['network']}, low rank" if "low_rank" in row else row["network"]
+    more = [said for name, said in _BEFORE.items() if name in row]
+    return ", ".join([row["network"], *more])
 
 
 def _judged(

@@ -4,7 +4,6 @@
 
 #include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -12,8 +11,8 @@
 
 #include "blocks.h"
 #include "engine.h"
+#include "isa.h"
 
-const Isa *accel_isa = &accel_portable;
 static int forked_child = 0;
 
 static void note_fork(void) { forked_child = 1; }
@@ -354,58 +353,6 @@ static PyObject *py_column_sums(PyObject *self, PyObject *const *args, Py_ssize_
     Py_RETURN_NONE;
 }
 
-/* The instruction sets that this machine can run, fastest first. */
-static int supported(const Isa *found[3])
-{
-    int count = 0;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        found[count++] = &accel_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        found[count++] = &accel_avx2;
-#endif
-    found[count++] = &accel_portable;
-    return count;
-}
-
-static PyObject *py_set_isa(PyObject *self, PyObject *name)
-{
-    const char *asked = PyUnicode_AsUTF8(name);
-    const Isa *found[3];
-    const int count = supported(found);
-    if (!asked)
-        return NULL;
-    for (int i = 0; i < count; i++)
-        if (!strcmp(found[i]->name, asked)) {
-            accel_isa = found[i];
-            Py_RETURN_NONE;
-        }
-    return PyErr_Format(PyExc_ValueError, "this machine cannot run the instruction set %R; isas() lists what it can",
-                        name);
-}
-
-static PyObject *py_isa(PyObject *self, PyObject *unused) { return PyUnicode_FromString(accel_isa->name); }
-
-static PyObject *py_lanes(PyObject *self, PyObject *unused) { return PyLong_FromLong(accel_isa->lanes); }
-
-static PyObject *py_isas(PyObject *self, PyObject *unused)
-{
-    const Isa *found[3];
-    const int count = supported(found);
-    PyObject *names = PyTuple_New(count);
-    for (int i = 0; names && i < count; i++) {
-        PyObject *name = PyUnicode_FromString(found[i]->name);
-        if (!name) {
-            Py_DECREF(names);
-            return NULL;
-        }
-        PyTuple_SET_ITEM(names, i, name);
-    }
-    return names;
-}
-
 #define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, doc}
 
 static PyMethodDef methods[] = {
@@ -435,10 +382,10 @@ static PyMethodDef methods[] = {
     FAST(column_sums, "column_sums(rows, count, columns, sums, threads): the sum of every column."),
     {"block", accel_block, METH_O, "block(bytes): writable memory for a large tensor, which is kept when it is freed."},
     {"kept_bytes", accel_kept_bytes, METH_NOARGS, "kept_bytes(): how much memory of freed blocks is kept."},
-    {"set_isa", py_set_isa, METH_O, "set_isa(name): use this instruction set from now on; repack all weights."},
-    {"isa", py_isa, METH_NOARGS, "isa(): the instruction set in use."},
-    {"lanes", py_lanes, METH_NOARGS, "lanes(): floats of one of its vectors."},
-    {"isas", py_isas, METH_NOARGS, "isas(): the instruction sets that this machine can run, fastest first."},
+    {"set_isa", accel_set_isa, METH_O, "set_isa(name): use this instruction set from now on; repack all weights."},
+    {"isa", accel_isa_name, METH_NOARGS, "isa(): the instruction set in use."},
+    {"lanes", accel_lanes, METH_NOARGS, "lanes(): floats of one of its vectors."},
+    {"isas", accel_isas, METH_NOARGS, "isas(): the instruction sets that this machine can run, fastest first."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -448,9 +395,7 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__engine(void)
 {
-    const Isa *found[3];
-    supported(found);
-    accel_isa = found[0];
+    accel_choose_isa();
     pthread_atfork(NULL, NULL, note_fork);
     if (accel_blocks_ready() < 0)
         return NULL;

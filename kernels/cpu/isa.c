@@ -1,0 +1,67 @@
+/* Which instruction set the engine uses: the fastest of this machine, or the one asked for. */
+#include "isa.h"
+
+#include <string.h>
+
+#include "engine.h"
+
+const Isa *accel_isa = &accel_portable;
+
+/* The instruction sets that this machine can run, fastest first. */
+static int supported(const Isa *found[3])
+{
+    int count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        found[count++] = &accel_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        found[count++] = &accel_avx2;
+#endif
+    found[count++] = &accel_portable;
+    return count;
+}
+
+void accel_choose_isa(void)
+{
+    const Isa *found[3];
+    supported(found);
+    accel_isa = found[0];
+}
+
+PyObject *accel_set_isa(PyObject *self, PyObject *name)
+{
+    const char *asked = PyUnicode_AsUTF8(name);
+    const Isa *found[3];
+    const int count = supported(found);
+    if (!asked)
+        return NULL;
+    for (int i = 0; i < count; i++)
+        if (!strcmp(found[i]->name, asked)) {
+            accel_isa = found[i];
+            Py_RETURN_NONE;
+        }
+    return PyErr_Format(PyExc_ValueError, "this machine cannot run the instruction set %R; isas() lists what it can",
+                        name);
+}
+
+PyObject *accel_isa_name(PyObject *self, PyObject *unused) { return PyUnicode_FromString(accel_isa->name); }
+
+PyObject *accel_lanes(PyObject *self, PyObject *unused) { return PyLong_FromLong(accel_isa->lanes); }
+
+PyObject *accel_isas(PyObject *self, PyObject *unused)
+{
+    const Isa *found[3];
+    const int count = supported(found);
+    PyObject *names = PyTuple_New(count);
+    for (int i = 0; names && i < count; i++) {
+        PyObject *name = PyUnicode_FromString(found[i]->name);
+        if (!name) {
+            Py_DECREF(names);
+            return NULL;
+        }
+        PyTuple_SET_ITEM(names, i, name);
+    }
+    return names;
+}
