@@ -115,3 +115,12 @@ def test_a_shared_unit_goes_everywhere(pictures):
     net.layer1.append(net.layer1[1])
     short = accel.shorten_model(net, calibration=[pictures], units=["layer1.1"])
     assert all(isinstance(short.layer1[place], nn.Identity) for place in (1, 2))
+
+
+@torch.no_grad()
+def test_a_converted_short_network_comes_back(net, pictures, tmp_path):
+    short = accel.shorten_model(net, calibration=[pictures], units=["layer1.1"])
+    fast = accel.convert_model(short, Perforate(keep=0.5), example_inputs=pictures)
+    accel.save_converted(fast, tmp_path)
+    other = accel.shorten_model(CifarResNet(20).eval(), calibration=[pictures], units=["layer1.1"])
+    assert torch.equal(accel.load_converted(tmp_path, other)(pictures), fast(pictures))

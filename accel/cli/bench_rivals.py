@@ -136,13 +136,19 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 def _draw_family(panel: Axes, rows: Sequence[Row]) -> None:
     lost = next(name for name in _LOSSES if name in rows[0])
-    for network, colour in _COLOURS.items():
+    for network in sorted({_line(row) for row in rows}):
         for tuned, style in ((False, "--"), (True, "-")):
             chosen = [row for row in rows if _line(row) == network and (row["finetuned"] > 0) is tuned]
             points = sorted((row["speedup"], row[lost]) for row in chosen)
             if points:
                 label = f"{network}, fine-tuned" if tuned else network
-                panel.plot(*zip(*points), color=colour, ls=style, marker="o" if tuned else ".", label=label)
+                panel.plot(
+                    *zip(*points),
+                    color=_COLOURS.get(network, "tab:gray"),
+                    ls=style,
+                    marker="o" if tuned else ".",
+                    label=label,
+                )
     # fine-tuning may gain points: a logarithm that passes through 0
     panel.set_yscale("symlog" if lost == "drop" else "log")
     panel.set_ylabel(_LOSSES[lost])

@@ -13,6 +13,7 @@ from accel.cli.rivals import Shrunk, pruned
 from accel.errors import ConfigError
 from accel.zoo.cifar import CifarResNet
 from accel.zoo.hed import HED
+from accel.zoo.registry import get_model
 
 
 def drawn(seed, *shape):
@@ -100,12 +101,25 @@ def test_rows_before_and_after_finetuning(case):
     assert [(row["network"], row["finetuned"]) for row in rows] == [
         (name, steps) for steps in (0, 2) for name in ("ours", "shrunk", "pruned")
     ]
+    assert all(row["minutes"] >= 0 for row in rows[3:]) and not any("minutes" in row for row in rows[:3])
     ours, shrunk, thin = rows[:3]
     assert ours["correct"] and ours["macs_reduction"] == pytest.approx(1.98, abs=0.02) and ours["memory_reduction"] > 0
     assert shrunk["setting"] == "22x22" and thin["setting"] == "32/64 of the channels"
     for row in (ours, shrunk, thin):
         assert row["pictures"] == 4 and row["speedup"] > 0
         assert row["drop"] - ours["drop"] == pytest.approx(100 * (ours["accuracy"] - row["accuracy"]))
+
+
+def test_ours_may_be_made_shorter_and_low_rank_before(case):
+    case = {**case, "without": ["layer2.1", "layer3.*"], "low_rank": 0.9, "whole": ["layer1.*"]}
+    dense = get_model(case["model"], weights=case["weights"])
+    base = bench_rivals._base(case, dense, bench_rivals._labelled(case, seed=0))
+    assert [type(base.get_submodule(name)) for name in ("layer2.1", "layer3.1", "layer3.2")] == [torch.nn.Identity] * 3
+    low_rank = [name for name, part in base.named_modules() if name[-5:-1] == "conv" and len(list(part.children()))]
+    assert low_rank and not any(name.startswith("layer1.") for name in low_rank)
+    rows = list(bench_rivals.rows(case, bench.Settings(quick=True)))
+    assert (rows[0]["without"], rows[0]["low_rank"]) == (case["without"], 0.9) and "without" not in rows[1]
+    assert bench_rivals._line(rows[0]) == "ours, fewer units, low rank"
 
 
 def test_photos_are_judged_that_nothing_was_fitted_on(tmp_path, monkeypatch):
