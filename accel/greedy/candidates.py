@@ -202,7 +202,7 @@ def _timed_like(conversion: Conversion) -> Conversion:
     config = conversion.config
     if config.interpolate != "fitted":
         return conversion
-    return dataclasses.replace(conversion, config=dataclasses.replace(config, interpolate="weighted"))
+    return dataclasses.replace(conversion, config=dataclasses.replace(config, interpolate="weighted", correct="scale"))
 
 
 def _prepared(model: nn.Module) -> nn.Module:

@@ -120,6 +120,17 @@ def test_rules_decide_first(net, pictures):
         find(net, pictures, macs=0.75, table=None, rules={"7": None})
 
 
+def test_candidates_may_correct_the_weights(net, pictures):
+    lost = {}
+    for correct in ("scale", "weights"):
+        config = Perforate(keep=0.5, mask="lattice", interpolate="fitted", correct=correct)
+        space = search_module.open_space(net, pictures[:1], [pictures], [config], None, None)
+        state = {name: label for name in ("0", "2") for label in space.candidates[name]}
+        assert not any(type(space.network(state)[int(name)]) is nn.Conv2d for name in state)  # what is timed, unfitted
+        lost[correct] = Losses(space.model, space.candidates, (pictures,), None, 1).look(state, {}).loss
+    assert 0 < lost["weights"] < lost["scale"]
+
+
 def test_an_interrupted_search_goes_on(net, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(search_module, "STEPS_PER_LAYER", 0)
     whole = find(net, pictures, speedup=1.7)
