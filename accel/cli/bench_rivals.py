@@ -1,6 +1,6 @@
 """Cases of kind `rivals`: what a perforated network loses, beside a shrunk input and pruned channels as fast as it.
 
-A case: `model`, `weights`, `rules` (a file that `accel search` wrote), `batch`, and either `images` (a folder),
+A case: `model`, `weights`, `rules` (a file as `accel search` writes it), `batch`, and either `images` (a folder),
 `size` [H, W] and `calibrate` (the first pictures, to fit on; the others are judged) or `data` (a labelled data set;
 `calibrate` of its training pictures, `judge` of its test pictures). `finetune` (steps) trains all three by distillation
 from the dense network, with `lr` and what else `settings` gives `accel.finetune`, on the first `train` pictures, which
