@@ -52,7 +52,8 @@ def label_of(config: Perforate) -> str:
     """A candidate's name in tables and traces."""
     summed = f" {config.neighbors}" if config.interpolate in ("fitted", "weighted") else ""
     shifted = f" shifted {config.shift}" if config.shift else ""
-    return f"{config.mask} {config.keep:.3g}{shifted} {config.interpolate}{summed}"
+    corrected = " weights" if config.correct == "weights" else ""
+    return f"{config.mask} {config.keep:.3g}{shifted} {config.interpolate}{summed}{corrected}"
 
 
 @dataclasses.dataclass(frozen=True)

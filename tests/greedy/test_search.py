@@ -121,14 +121,17 @@ def test_rules_decide_first(net, pictures):
 
 
 def test_candidates_may_correct_the_weights(net, pictures):
-    lost = {}
-    for correct in ("scale", "weights"):
-        config = Perforate(keep=0.5, mask="lattice", interpolate="fitted", correct=correct)
-        space = search_module.open_space(net, pictures[:1], [pictures], [config], None, None)
-        state = {name: label for name in ("0", "2") for label in space.candidates[name]}
+    both = [
+        Perforate(keep=0.5, mask="lattice", interpolate="fitted", correct=correct) for correct in ("scale", "weights")
+    ]
+    space = search_module.open_space(net, pictures[:1], [pictures], both, None, None)
+    losses = Losses(space.model, space.candidates, (pictures,), None, 1)
+    lost = []
+    for label in ("lattice 0.5 fitted 12", "lattice 0.5 fitted 12 weights"):
+        state = dict.fromkeys(("0", "2"), label)
         assert not any(type(space.network(state)[int(name)]) is nn.Conv2d for name in state)  # what is timed, unfitted
-        lost[correct] = Losses(space.model, space.candidates, (pictures,), None, 1).look(state, {}).loss
-    assert 0 < lost["weights"] < lost["scale"]
+        lost.append(losses.look(state, {}).loss)
+    assert lost[0] > lost[1] > 0
 
 
 def test_an_interrupted_search_goes_on(net, pictures, tmp_path, monkeypatch):
