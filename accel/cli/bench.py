@@ -25,7 +25,7 @@ from accel.cli import common
 from accel.errors import ConfigError
 
 KINDS = ("exactness", "layers", "networks", "rivals", "masked", "backward", "nearest", "adaptive", "frontier", "gpu")
-STUDIES = ("mc", "distributions")  # these write figures and tables of their own
+STUDIES = ("mc", "distributions", "speed")  # these write figures and tables of their own
 ROW_SCHEMA = 1
 
 Row = dict[str, Any]
@@ -63,6 +63,9 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     parser.add_argument("--only", metavar="NAME", help="run the case of this name only")
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
     parser.add_argument(
+        "--against", type=pathlib.Path, metavar="DIR", help="study speed: the other checkout of this project, built"
+    )
+    parser.add_argument(
         "--output", type=pathlib.Path, metavar="PATH", help="append the rows here (a study: its folder)"
     )
     common.add_format(parser)
@@ -72,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     study = "static" if args.static else args.cases
     if args.static or study in STUDIES:
         out_dir = args.output or pathlib.Path(f"bench-{study}")
-        rows = load_kind(study).run(out_dir, args.seed, args.quick)
+        against = {"against": args.against} if study == "speed" else {}
+        rows = load_kind(study).run(out_dir, args.seed, args.quick, **against)
         print(f"{len(rows)} rows with their tables and figures are in {out_dir}/")
         return 0
     file = read_cases(pathlib.Path(args.cases), args.only)
