@@ -26,6 +26,7 @@ from accel.nn.inference import install, uninstall
 from accel.nn.residual_units import describe_unit, is_unit
 from accel.nn.sparse_unit import SparseUnit
 from accel.ops import halting_step_
+from accel.profiling.flops import SelfAccounting
 
 # Share of active positions from which a unit runs densely, where only the readable reference can mask: its gathers take
 # 1.1 to 2.4 times a dense unit's time at 0.1 to 0.2 already. The C engine never falls back: at every position active it
@@ -121,7 +122,7 @@ class HaltingHead(nn.Module):
         return positions * self.conv.weight.numel() + (positions > 0) * pooled
 
 
-class AdaptiveStage(nn.Sequential):
+class AdaptiveStage(SelfAccounting, nn.Sequential):
     """The units of a stage under one ACT or SACT instance; input and output are those of the plain sequence.
 
     In training, under autograd and in `dense_execution`, every unit runs everywhere and the mask is applied after it;
@@ -154,11 +155,13 @@ class AdaptiveStage(nn.Sequential):
         fused = None if densely else self._fused.run(x, first.shortcut_macs(size))
         if fused is not None:
             self.result = StageOutput(fused.ponder, fused.units, fused.distribution, fused.macs, self._dense_macs(x))
+            self.account(fused.macs, self._dense_macs(x))
             return fused.output
         halted = self._run_densely(x) if densely else self._run_sparsely(x)
         macs = self._executed_macs(halted.units, x)
         weights = halted.distribution.movedim(0, 1)
         self.result = StageOutput(halted.ponder, halted.units, weights, macs, self._dense_macs(x))
+        self.account(macs, self._dense_macs(x))
         return halted.output
 
     def _run_densely(self, x: Tensor) -> Halted:

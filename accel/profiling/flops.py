@@ -1,71 +1,87 @@
 """Multiply-accumulates of convolutions and linear layers: what was executed, and what dense execution would take.
 
-Counted while the model runs, op by op as torch dispatches them, so that functional calls, shared modules and converted
-layers all show. Everything else (normalisation, activations, pooling, attention) counts nothing. FLOPs = 2 x MACs.
+Counted while the model runs, op by op as torch dispatches them, so that functional calls, shared modules, scripted and
+converted layers all show. A product of matrices is a linear layer if one side is made of the model's own parameters and
+buffers alone. Everything else (normalisation, activations, pooling, the products of attention, element-wise scaling)
+counts nothing. FLOPs = 2 x MACs.
 
-A module that decides per image what to run may account for itself: after its forward, `module.result.executed_macs` is
-int64 [N], and the ops inside it are not counted again.
+What multiplies by weights and cannot be counted is named: in `LayerMacs.uncounted`, and in a warning of `count_macs`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._pytree import tree_leaves
 
 from accel.errors import AccelError
-from accel.kernels import masked_conv2d, perforated_conv2d  # noqa: F401  (they register the ops counted here)
+from accel.profiling.mac_formulas import FORMULAS, NOTHING, PRODUCTS, UNKNOWN, Work, product
 
 _FVCORE_KEPT = ("conv", "linear", "perforated_conv2d", "masked_conv2d", "masked_conv2d_")
+
+
+_TORCH_LIBRARIES = ("aten", "prim", "prims", "accel", "profiler", "c10d", "_c10d_functional")
+
+Inputs = Tensor | tuple | Mapping
 
 
 @dataclasses.dataclass
 class LayerMacs:
     """Attributes: name, full module name ("" for ops outside any submodule); kind, class of the module; dense and
-    executed, MACs of all its calls over the batch; dense is None for a module that accounts for itself."""
+    executed, MACs of all its calls over the batch; uncounted, the ops in it that multiply by weights and could not be
+    counted."""
 
     name: str
     kind: str
-    dense: int | None = 0
+    dense: int = 0
     executed: int = 0
+    uncounted: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """MACs of one op. Attributes: images it covers; executed, int64 [images] or one number for each of them; dense,
-    None where only the module knows."""
+class SelfAccounting:
+    """A base of modules that decide per image what to run: what they `account` for counts, not the ops in them."""
 
-    images: int
-    executed: Tensor | int
-    dense: int | None
+    def account(self, executed: Tensor, dense: int) -> None:
+        """Tell the counts under way, in a call of the module, what this call executed, int64 [N], and what every image
+        would take if it ran densely."""
+        if torch.compiler.is_compiling() or not torch._C._len_torch_dispatch_stack():
+            return
+        for mode in _get_current_dispatch_mode_stack():
+            if isinstance(mode, _Counter):
+                mode.account(executed, dense)
 
-    @property
-    def total(self) -> int:
-        return int(self.executed.sum()) if isinstance(self.executed, Tensor) else self.images * self.executed
 
-
-def count_macs(model: nn.Module, x: Tensor | tuple, per_image: bool = False) -> int | Tensor:
-    """Executed MACs of convolutions and linear layers when `model` runs on `x`.
+def count_macs(model: nn.Module, x: Inputs, per_image: bool = False) -> int | Tensor:
+    """Executed MACs of convolutions and linear layers when `model` runs on `x`; warns of what could not be counted.
 
     Args:
-        x: the input, or a tuple of arguments that starts with it; [N, ...].
+        x: the input [N, ...], a tuple of arguments that starts with it, or a dict of keyword arguments.
         per_image: return int64 [N] instead of the total.
 
     Raises:
         AccelError: per_image, and a layer runs on a batch whose size is no multiple of N.
     """
     counter = _run(model, x)
+    missed = uncounted(counter.layers.values())
+    if missed:
+        warnings.warn(f"MACs not counted: {missed}; the count is too low", stacklevel=2)
     return counter.per_image() if per_image else counter.total()
 
 
-def layer_macs(model: nn.Module, x: Tensor | tuple) -> list[LayerMacs]:
+def layer_macs(model: nn.Module, x: Inputs) -> list[LayerMacs]:
     """Dense and executed MACs per module, in the order of their first call; the sums are those of the network."""
     return list(_run(model, x).layers.values())
+
+
+def uncounted(layers: Iterable[LayerMacs]) -> str:
+    """What could not be counted in which layer, "" for nothing."""
+    return ", ".join(f"{op} in {layer.name or 'the model'}" for layer in layers for op in layer.uncounted)
 
 
 def static_macs(model: nn.Module, x: Tensor | tuple) -> int:
@@ -86,16 +102,19 @@ def static_macs(model: nn.Module, x: Tensor | tuple) -> int:
     return int(sum(counts[op] for op in _FVCORE_KEPT))
 
 
-def _run(model: nn.Module, x: Tensor | tuple) -> _Counter:
-    arguments = x if isinstance(x, tuple) else (x,)
-    counter = _Counter(len(arguments[0]))
-    modes = {module: module.training for module in model.modules()}
+def _run(model: nn.Module, x: Inputs) -> _Counter:
+    """Run the model once in evaluation, under a counter."""
+    arguments, named = ((), dict(x)) if isinstance(x, Mapping) else (x if isinstance(x, tuple) else (x,), {})
+    counter = _Counter(model, _batch_size([*arguments, *named.values()]))
+    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     handles = counter.watch(model)
-    model.eval()
+    with contextlib.suppress(NotImplementedError):  # exported programs run in the mode that they were exported in
+        model.eval()
     try:
-        # In inference mode convolutions and linear layers reach the counter whole, not as addmm, which others use too.
-        with torch.inference_mode(), counter:
-            model(*arguments)
+        # In inference mode convolutions and linear layers reach the counter whole, not as addmm, which others use too;
+        # compiled modules run as they were written, not as code that nobody can look into.
+        with torch.compiler.set_stance("force_eager"), torch.inference_mode(), counter:
+            model(*arguments, **named)
     finally:
         for handle in handles:
             handle.remove()
@@ -104,21 +123,38 @@ def _run(model: nn.Module, x: Tensor | tuple) -> _Counter:
     return counter
 
 
+def _batch_size(arguments: Iterable) -> int:
+    """How many images the arguments are: the length of the first, or of its first tensor."""
+    for argument in arguments:
+        if isinstance(argument, (list, tuple)) and argument and isinstance(argument[0], Tensor):
+            return len(argument)  # a list of pictures of many sizes
+        for leaf in tree_leaves(argument):
+            if isinstance(leaf, Tensor) and leaf.dim():
+                return len(leaf)
+    return 1
+
+
 class _Counter(TorchDispatchMode):
     """Adds up the work of every op that has a formula, under the innermost module that called it."""
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, model: nn.Module, images: int) -> None:
         super().__init__()
         self.images = images
         self.layers: dict[str, LayerMacs] = {}
-        self._works: list[_Work] = []
+        self._works: list[Work] = []
         self._stack: list[tuple[str, str]] = [("", "")]
         self._silent = 0  # depth of modules that account for themselves
+        self._fixed = _Fixed([*model.parameters(), *model.buffers(), *_frozen(model)])
 
     def watch(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         handles = []
         for name, module in model.named_modules():
-            own = hasattr(module, "result")
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks: its ops count where it is called
+                code = _code(module)
+                if code is not None and code.findNode("prim::mkldnn_convolution"):  # no op that torch dispatches
+                    self._name("prim.mkldnn_convolution")
+                continue
+            own = isinstance(module, SelfAccounting)
 
             def enter(module: nn.Module, _args: tuple, name: str = name, own: bool = own) -> None:
                 self._stack.append((name, type(module).__name__))
@@ -126,9 +162,6 @@ class _Counter(TorchDispatchMode):
 
             def leave(module: nn.Module, _args: tuple, _out: object, own: bool = own) -> None:
                 self._silent -= own
-                if own and not self._silent:
-                    macs = module.result.executed_macs
-                    self._add(_Work(len(macs), macs, dense=None))
                 self._stack.pop()
 
             enter.observes_only = leave.observes_only = True  # fused inference may go on: see accel.nn.inference
@@ -136,85 +169,134 @@ class _Counter(TorchDispatchMode):
         return handles
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        formula = _FORMULAS.get(func._overloadpacket)
-        if formula is not None and not self._silent:
+        kwargs = kwargs or {}
+        names = str(func), str(func._overloadpacket)
+        formula = next((FORMULAS[name] for name in names if name in FORMULAS), None)
+        operands, known = PRODUCTS.get(names[1]), names[1] in UNKNOWN
+        if formula is None and operands is None and not known and names[1] not in NOTHING:
+            with self:
+                taken_apart = func.decompose(*args, **kwargs)
+            if taken_apart is not NotImplemented:
+                return taken_apart
+        out = func(*args, **kwargs)
+        given = tree_leaves((args, kwargs))
+        if formula is not None:
             self._add(formula(args, out))
+        elif operands is not None:
+            self._add_product(names[1], *(args[k] for k in operands))
+        elif known or (func.namespace not in _TORCH_LIBRARIES and self._fixed.has_weights(given)):
+            self._name(names[1])
+        self._fixed.follow(given, out, is_layer=formula is not None)
         return out
 
-    def _add(self, work: _Work) -> None:
-        name, kind = self._stack[-1]
-        layer = self.layers.setdefault(name, LayerMacs(name, kind))
-        layer.dense = None if None in (layer.dense, work.dense) else layer.dense + work.dense
+    def account(self, executed: Tensor, dense: int) -> None:
+        if self._silent == 1:  # within another that accounts for itself, that one says it all
+            self._record(Work(len(executed), executed, len(executed) * dense))
+
+    def _add_product(self, op: str, left: Tensor, right: Tensor) -> None:
+        sides = [self._fixed.is_own(left), self._fixed.is_own(right)]
+        if None in sides:
+            self._name(op)
+        elif sides in ([True, False], [False, True]):
+            self._add(product(left, right))
+
+    def _add(self, work: Work) -> None:
+        if not self._silent:
+            self._record(work)
+
+    def _record(self, work: Work) -> None:
+        layer = self._layer()
+        layer.dense += work.dense
         layer.executed += work.total
         self._works.append(work)
+
+    def _name(self, op: str) -> None:
+        if not self._silent and op not in self._layer().uncounted:
+            self._layer().uncounted += (op,)
+
+    def _layer(self) -> LayerMacs:
+        name, kind = self._stack[-1]
+        return self.layers.setdefault(name, LayerMacs(name, kind))
 
     def total(self) -> int:
         return sum(work.total for work in self._works)
 
     def per_image(self) -> Tensor:
-        found = torch.zeros(self.images, dtype=torch.int64)
+        found = torch.zeros(self.images, dtype=torch.int64, device="cpu")
         for work in self._works:
-            share, rest = divmod(work.images, self.images)
-            if rest:
+            if work.images is None or work.images % max(self.images, 1) or (work.images and not self.images):
+                of = "packed sequences" if work.images is None else f"a batch of {work.images}"
                 raise AccelError(
-                    f"a layer ran on a batch of {work.images}, no multiple of the {self.images} images: its MACs "
-                    "cannot be told apart by image; count them with per_image=False"
+                    f"a layer ran on {of}, no multiple of the {self.images} images: its MACs cannot be told apart by "
+                    "image; count them with per_image=False"
                 )
-            each = torch.as_tensor(work.executed).to("cpu", torch.int64).expand(work.images)
-            found += each.reshape(self.images, share).sum(1)
+            if isinstance(work.executed, Tensor):
+                found += work.executed.to("cpu", torch.int64).reshape(self.images, -1).sum(1)
+            elif self.images:
+                found += work.executed // self.images
         return found
 
 
-def _conv(args: tuple, out: Tensor) -> _Work:
-    return _static(len(out), out.numel() // args[1].shape[0] * args[1].numel())
+def _frozen(model: nn.Module) -> list[Tensor]:
+    """The weights that frozen scripted modules keep as constants of their code."""
+    found = []
+    for code in filter(None, map(_code, model.modules())):
+        constants = code.findAllNodes("prim::Constant", recurse=True)
+        found += [
+            node.t("value") for node in constants if node.outputsSize() and node.output().type().kind() == "TensorType"
+        ]
+    return found
 
 
-def _transposed(args: tuple, out: Tensor) -> _Work:
-    return _static(len(out), args[0].numel() // args[1].shape[0] * args[1].numel())
+def _code(module: nn.Module) -> torch._C.Graph | None:
+    """The graph that a scripted module runs."""
+    return getattr(module, "inlined_graph", None) if isinstance(module, torch.jit.ScriptModule) else None
 
 
-def _convolution(args: tuple, out: Tensor) -> _Work:
-    transposed = args[6]
-    return _transposed(args, out) if transposed else _conv(args, out)
+class _Fixed:
+    """The tensors of a run that do not depend on its input, by their storage: the model's own, what is computed from
+    them (casts, views, masked or normalised weights), and constants. The outputs of layers are activations, whatever
+    they read."""
+
+    def __init__(self, own: Iterable[Tensor]) -> None:
+        self._known: dict[int, tuple[object, bool]] = {}  # kept alive, so that no other takes the address; is it own
+        for tensor in own:
+            self._keep(tensor, own=True)
+
+    def is_own(self, tensor: Tensor) -> bool | None:
+        """Whether it is made of the model's own tensors alone; None where that cannot be told (sparse tensors)."""
+        storage = _storage(tensor)
+        return None if storage is None else self._known.get(storage._cdata, (None, False))[1]
+
+    def has_weights(self, given: Iterable) -> bool:
+        """Whether a matrix of the model's own, or an object that packs one, is among the arguments."""
+        return any(
+            isinstance(each, torch.ScriptObject) or (isinstance(each, Tensor) and each.dim() > 1 and self.is_own(each))
+            for each in given
+        )
+
+    def follow(self, given: Iterable, out: object, *, is_layer: bool) -> None:
+        tensors = [each for each in given if isinstance(each, Tensor)]
+        fixed = not is_layer and all(self._is_fixed(tensor) for tensor in tensors)
+        own = any(self.is_own(tensor) for tensor in tensors)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and fixed:
+                self._keep(tensor, own)
+            elif isinstance(tensor, Tensor) and self._is_fixed(tensor):  # written to
+                del self._known[_storage(tensor)._cdata]
+
+    def _is_fixed(self, tensor: Tensor) -> bool:
+        storage = _storage(tensor)
+        return storage is not None and storage._cdata in self._known
+
+    def _keep(self, tensor: Tensor, own: bool) -> None:
+        storage = _storage(tensor)
+        if storage is not None:
+            self._known[storage._cdata] = storage, own
 
 
-def _linear(args: tuple, out: Tensor) -> _Work:
-    return _static(len(out) if out.dim() > 1 else 1, args[0].numel() * args[1].shape[0])
-
-
-def _perforated(args: tuple, out: Tensor) -> _Work:
-    weight, positions, in_size, out_size = args[1], args[3], args[7], args[8]
-    dense = in_size[0] * math.prod(out_size) * weight.numel()
-    return _Work(in_size[0], len(positions) * weight.numel(), dense)
-
-
-def _masked(args: tuple, out: Tensor) -> _Work:
-    weight, counts, out_size = args[1], args[4], args[8]
-    dense = len(counts) * math.prod(out_size) * weight.numel()
-    return _Work(len(counts), counts.long() * weight.numel(), dense)
-
-
-def _masked_in_place(args: tuple, out: Tensor) -> _Work:
-    """What refines a map counts as executed only: the dense work was counted where the map was made."""
-    weight, counts = args[2], args[5]
-    return _Work(len(counts), counts.long() * weight.numel(), 0)
-
-
-def _static(images: int, macs: int) -> _Work:
-    return _Work(images, macs // images, macs)
-
-
-_FORMULAS: dict[object, Callable[[tuple, Tensor], _Work]] = {
-    torch.ops.aten.conv1d: _conv,
-    torch.ops.aten.conv2d: _conv,
-    torch.ops.aten.conv3d: _conv,
-    torch.ops.aten.conv_transpose1d: _transposed,
-    torch.ops.aten.conv_transpose2d: _transposed,
-    torch.ops.aten.conv_transpose3d: _transposed,
-    torch.ops.aten.convolution: _convolution,
-    torch.ops.aten.linear: _linear,
-    torch.ops.accel.perforated_conv2d: _perforated,
-    torch.ops.accel.masked_conv2d: _masked,
-    torch.ops.accel.masked_conv2d_: _masked_in_place,
-}
+def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
+    try:
+        return tensor.untyped_storage()
+    except (RuntimeError, NotImplementedError):  # sparse, nested, opaque
+        return None
