@@ -26,13 +26,13 @@ def convolve(
     x: Tensor,
     norm: nn.BatchNorm2d | None = None,
     activation: str = "none",
-    residual: Tensor | None = None,
+    residual: Tensor | float | None = None,
 ) -> Tensor:
     """activation(norm(conv(x)) + residual) in evaluation, without gradients.
 
     Args:
         x: [N, C, H, W] or [C, H, W].
-        residual: what the model adds, of any shape that the sum allows.
+        residual: what the model adds: a tensor of any shape that the sum allows, or a number.
         activation: see `accel.ops.perforated_conv2d`.
 
     Returns:
@@ -43,7 +43,7 @@ def convolve(
 
 
 def _convolve(
-    conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, activation: str, residual: Tensor | None
+    conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, activation: str, residual: Tensor | float | None
 ) -> Tensor:
     forward = conv.__dict__.get("forward")
     replaced = forward is not None and not hasattr(forward, "around")
@@ -75,8 +75,10 @@ def _convolve(
     return activate(out + residual, activation) if apart else out
 
 
-def joins(residual: Tensor, x: Tensor, shape: tuple[int, ...]) -> bool:
+def joins(residual: Tensor | float, x: Tensor, shape: tuple[int, ...]) -> bool:
     """Whether the residual can be added to the output of a convolution of `x` in the same pass: no broadcasting."""
+    if not isinstance(residual, Tensor):
+        return False
     return residual.shape == shape and residual.dtype == x.dtype and residual.device == x.device
 
 

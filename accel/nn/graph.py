@@ -21,20 +21,23 @@ from accel.nn.running import evaluation
 PLAIN = (type(None), bool, int, float, str)
 
 
+_IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "matmul", "and", "or", "xor", "lshift", "rshift")
+IN_PLACE_OPERATORS = {f"__i{name}__": getattr(operator, f"__i{name}__") for name in _IN_PLACE}
+
+
 class _Proxy(fx.Proxy):
     """Records `a += b` as what it is: fx's own proxy turns it into `a + b`, which loses the write to a's aliases."""
 
-    def __iadd__(self, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
-    def __isub__(self, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+def _recorder(target: Callable) -> Callable:
+    def record(self: _Proxy, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
 
-    def __imul__(self, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+    return record
 
-    def __itruediv__(self, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+for _name, _operator in IN_PLACE_OPERATORS.items():
+    setattr(_Proxy, _name, _recorder(_operator))
 
 
 class _Tracer(fx.Tracer):
@@ -44,7 +47,8 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d) or is_whole(m) or super().is_leaf_module(m, module_qualified_name)
+        whole = isinstance(m, nn.Conv2d) or is_whole(m) or has_own_forward(m)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         if m not in self.submodule_paths:  # made on the fly, such as a slice of a Sequential: what it holds counts
@@ -55,6 +59,12 @@ class _Tracer(fx.Tracer):
 def is_whole(module: nn.Module) -> bool:
     """Whether a module sees to its own inside, so that a graph says no more of it than that it is called."""
     return getattr(module, "is_whole", False)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a forward was set on the module itself that does something else than its class's."""
+    own = module.__dict__.get("forward")
+    return own is not None and not (getattr(own, "observes_only", False) or getattr(own, "follows_class", False))
 
 
 def modules_of(root: nn.Module) -> Iterator[nn.Module]:
@@ -87,8 +97,7 @@ def traced_parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.M
     """(name, module, graph) of the largest parts of the model that trace and hold a convolution."""
     if isinstance(model, nn.Conv2d) or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return
-    own = model.__dict__.get("forward")  # set on the instance: not what fx would trace, unless it says so
-    graph = trace(model) if own is None or getattr(own, "follows_class", False) else None
+    graph = None if has_own_forward(model) else trace(model)
     if graph is not None:
         yield prefix, model, graph
         return
@@ -228,6 +237,8 @@ _POINTWISE_METHODS = ("relu", "relu_", "sigmoid", "tanh")
 def is_pointwise(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the node maps every position's channels by themselves, the same at every position, in evaluation."""
     module = module_of(node, modules)
+    if isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
+        return False  # it computes statistics, which rows do not have
     if module is not None:
         return type(module) in _POINTWISE_MODULES
     if node.op == "call_method":
@@ -254,13 +265,6 @@ def is_addition(node: fx.Node) -> bool:
 
 
 def module_of(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
-    """The module that the node calls, or None."""
-    return modules[node.target] if node.op == "call_module" else None
-
-
-def works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the node may change what it reads."""
-    if getattr(module_of(node, modules), "inplace", False) or node.kwargs.get("inplace", False):
-        return True
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and (name.endswith("_") or node.target is operator.iadd)
+    """The module whose class's forward the node runs, or None."""
+    module = modules[node.target] if node.op == "call_module" else None
+    return None if module is None or has_own_forward(module) else module

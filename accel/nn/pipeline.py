@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from accel.nn import compact, dense
-from accel.nn.graph import Pool, is_addition, is_pointwise, is_pointwise_conv, module_of, pool_of, works_in_place
+from accel.nn.effects import annotate, following, is_read_only_after, may_move, stand_in
+from accel.nn.graph import Pool, is_addition, is_pointwise, is_pointwise_conv, module_of, pool_of
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.replay import compile_graph, cut_segments
 
@@ -49,10 +50,9 @@ def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Callable 
         modules: the root's modules by name, shared ones under every name.
     """
     chains = Chains()
+    annotate(graph, modules)
     for node in list(graph.nodes):
-        if type(module_of(node, modules)) in _WITHOUT_EFFECT and len(node.args) == 1:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+        _simplify(node, modules)
     for node in list(graph.nodes):
         if isinstance(module_of(node, modules), PerforatedConv2d):
             _fuse(node, modules, chains)
@@ -68,6 +68,22 @@ def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Callable 
     code = compile_graph(graph)
     cut_segments(graph, modules)
     return code, compile_graph(graph), chains
+
+
+def _simplify(node: fx.Node, modules: Modules) -> None:
+    """Drop a module without effect; let a `view` read a map of any layout, where a copy would do as well."""
+    source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+    if type(module_of(node, modules)) in _WITHOUT_EFFECT and source is not None:
+        node.replace_all_uses_with(source)
+        node.graph.erase_node(node)
+    elif _is_view(node) and is_read_only_after(node):
+        node.target = "reshape"
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether the node is `Tensor.view` of another shape, not of another dtype."""
+    named = node.op == "call_method" and node.target == "view" and not node.kwargs
+    return named and not isinstance(node.args[-1], torch.dtype)
 
 
 def _fuse(conv: fx.Node, modules: Modules, chains: Chains) -> None:
@@ -108,6 +124,7 @@ def _fuse_sum(addition: fx.Node, modules: Modules, chains: Chains) -> None:
     addition.append(conv)
     conv.kwargs = {**conv.kwargs, "residual": residual, **({"activation": kind} if kind else {})}
     for node in (addition, activation) if kind else (addition,):
+        stand_in(conv, node)
         node.replace_all_uses_with(conv)
     if kind:
         addition.graph.erase_node(activation)
@@ -123,23 +140,18 @@ def _can_add(conv: object, addition: fx.Node, modules: Modules) -> bool:
     perforated = isinstance(module, PerforatedConv2d) and module.config.interpolate != "zero" and _is_static(module)
     if not (perforated or conv.target is dense.convolve) or list(conv.users) != [addition]:
         return False
-    if addition.args[0] is addition.args[1] or conv.kwargs.get("compact") or "activation" in conv.kwargs:
+    if addition.args[0] is addition.args[1] or not conv.kwargs.keys().isdisjoint(("compact", "activation", "residual")):
         return False
     if addition.target is operator.iadd and addition.args[0] is not conv:
         return False  # it changes a map that others may read
-    node = conv.next
-    while node is not addition:  # the call moves behind these
-        if works_in_place(node, modules):
-            return False
-        node = node.next
-    return True
+    return may_move(conv, following(conv, addition))
 
 
 def _take_what_follows(conv: fx.Node, modules: Modules) -> tuple[dict[str, object], list[str]]:
     """Erase the norm and the activation behind `conv`; (arguments that stand for them, their kinds)."""
     moved, options, end = [], {}, conv
     norm = _only_reader(end)
-    if norm is not None and _is_foldable(module_of(norm, modules)):
+    if norm is not None and _is_foldable(module_of(norm, modules)) and may_move(norm, following(conv, norm)):
         with conv.graph.inserting_before(conv):
             options["norm"] = conv.graph.get_attr(norm.target)
         moved.append(norm)
@@ -152,6 +164,7 @@ def _take_what_follows(conv: fx.Node, modules: Modules) -> tuple[dict[str, objec
         end = activation
     end.replace_all_uses_with(conv)
     for node in reversed(moved):
+        stand_in(conv, node)
         conv.graph.erase_node(node)
     return options, [*(["norm"] if "norm" in options else []), *([kind] if kind else [])]
 
@@ -300,7 +313,9 @@ def _replace(
     """Put a call of `target` in the node's place, and of `then` behind it."""
     with node.graph.inserting_before(node):
         new = node.graph.call_function(target, args, kwargs)
+        stand_in(new, node)
         if then is not None:
             new = node.graph.call_function(then, (new,))
+            stand_in(new, node)
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)

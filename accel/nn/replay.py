@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from accel.kernels.dispatch import active_backend
 from accel.kernels.replay import Program, engine_state, prepare_replay
 from accel.nn import dense
+from accel.nn.effects import writes
 from accel.nn.freshness import Freshness
-from accel.nn.graph import module_of, works_in_place
+from accel.nn.graph import module_of
 from accel.nn.perforated import PerforatedConv2d
 
 _KEPT = 8  # programs of a segment: one for every shape of its inputs
@@ -41,7 +42,7 @@ def _hoist(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     before = node.prev
     while (before.op == "get_attr" or _is_repeatable(before, modules)) and before not in node.all_input_nodes:
         before = before.prev
-    if before is not node.prev and not works_in_place(node, modules):
+    if before is not node.prev and not writes(node):
         before.append(node)
 
 
