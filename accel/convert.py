@@ -15,8 +15,8 @@ from accel.errors import ConfigError, ConversionError
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.fitted import Fit
-from accel.nn.graph import pooling_after, traced_parts
-from accel.nn.perforated import PerforatedConv2d
+from accel.nn.graph import has_own_forward, pooling_after, traced_parts
+from accel.nn.perforated import STATE, PerforatedConv2d
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
@@ -36,15 +36,18 @@ def perforated_layers(model: nn.Module) -> dict[str, PerforatedConv2d]:
 
 def left_dense(layer: nn.Conv2d) -> str | None:
     """Why a rule cannot apply to this convolution, or None."""
-    if type(layer) in (nn.Conv2d, PerforatedConv2d):
-        return None
-    return f"is a {type(layer).__name__}, whose own forward would be lost"
+    if type(layer) not in (nn.Conv2d, PerforatedConv2d):
+        return f"is a {type(layer).__name__}, whose own forward would be lost"
+    if has_own_forward(layer):
+        return "has a forward set on the layer itself, which would be lost"
+    taken = [name for name in STATE if name in {**layer._parameters, **layer._buffers, **layer._modules}]
+    return f"has a parameter, buffer or module {taken[0]!r}, a name that a converted layer needs" if taken else None
 
 
 def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perforate]:
     """The configuration of every layer to convert, by its first full name, in the model's order.
 
-    A shared layer is found under all of its names. Subclasses of nn.Conv2d stay as they are.
+    A shared layer is found under all of its names. What `left_dense` speaks of stays as it is.
 
     Raises:
         ConfigError: a rule that matches no convolution.
@@ -77,7 +80,7 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
             "convolutions None before the one that matches it"
         )
     if not assigned and not stages:
-        kinds = ", ".join(sorted({type(layer).__name__ for layer in names}))
+        kinds = ", ".join(sorted({left_dense(layer) or type(layer).__name__ for layer in names}))
         raise ConversionError(f"the rules leave every convolution of {type(model).__name__} dense ({kinds})")
     return assigned
 

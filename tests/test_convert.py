@@ -234,3 +234,52 @@ def test_convolutions_left_dense_hand_over_channels_last(net):
     with torch.no_grad():
         fast(image())
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_attributes_of_a_layer_survive_conversion_and_revert(net):
+    own = {"config": {"name": "mine"}, "fit": "good", "pooling": None, "impact": 3, "_sets": [1], "_aside": 1}
+    for name, value in own.items():
+        setattr(net[0], name, value)
+    fast = accel.convert_model(net, HALF, example_inputs=image())
+    again = accel.convert_model(fast, Perforate(keep=0.25), example_inputs=image())
+    for back in (accel.revert_model(fast), accel.revert_model(copy.deepcopy(again))):
+        assert type(back[0]) is nn.Conv2d and back[0].__dict__.keys() == net[0].__dict__.keys()
+        assert {name: getattr(back[0], name) for name in own} == own
+
+
+def test_a_submodule_with_a_result_is_counted():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    dense = accel.count_macs(model, image())
+    model[1].result, model[2].result = "mine", None
+    fast = accel.convert_model(model.eval(), Perforate(keep=1.0), example_inputs=image())
+    assert accel.count_macs(model, image()) == accel.count_macs(fast, image()) == dense
+
+
+def test_a_forward_set_on_a_layer_is_honoured(net):
+    plain = copy.deepcopy(net)
+    net[3].forward = lambda x: plain[3](x) + 1
+    expected = net(image())
+    fast = accel.convert_model(net, Perforate(keep=1.0), example_inputs=image())
+    assert list(perforated_layers(fast)) == ["0"]
+    with torch.no_grad():
+        torch.testing.assert_close(fast(image()), expected)
+    rows = accel.plan_conversion(net, HALF, example_inputs=image()).rows
+    assert "forward" in rows[1]["note"] and rows[1]["keep"] is None
+    net[0].forward = lambda x: plain[0](x)
+    with pytest.raises(ConversionError, match="has a forward set on the layer itself"):
+        accel.convert_model(net, HALF, example_inputs=image())
+
+
+def test_a_forward_set_on_another_module_is_honoured(net):
+    net[1].forward = lambda x: x.abs()  # an activation that nothing may take for a ReLU
+    net[2].forward = lambda x: x[:, :, 1::2, 1::2]
+    fast = accel.convert_model(net, Perforate(keep=1.0), example_inputs=image(15))
+    with torch.no_grad():
+        torch.testing.assert_close(fast(image(15)), net(image(15)))
+
+
+def test_a_layer_whose_parameter_has_a_name_that_conversion_needs_stays_dense(net):
+    net[0].fit = nn.Parameter(torch.ones(1))
+    net[3].register_buffer("impact", torch.ones(1))
+    with pytest.raises(ConversionError, match="'fit'"):
+        accel.convert_model(net, HALF, example_inputs=image())

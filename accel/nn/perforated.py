@@ -24,6 +24,8 @@ from accel.nn.dense import joins
 from accel.nn.fitted import Fit, weighted_by_distance
 from accel.nn.folding import Folded, FoldedWeights
 
+# what a conversion adds to a convolution's attributes
+STATE = ("config", "layer_name", "pooling", "impact", "fit", "_sets", "_neighbors", "_folded", "_aside")
 _SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
 
 
@@ -42,6 +44,7 @@ class PerforatedConv2d(nn.Conv2d):
 
     def __init__(self, *args, config: Perforate, layer_name: str = "", **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self._aside = {}
         PerforatedConv2d.adopt(self, config, layer_name)
 
     @staticmethod
@@ -53,7 +56,12 @@ class PerforatedConv2d(nn.Conv2d):
         impact: Tensor | None = None,
         fit: Fit | None = None,
     ) -> PerforatedConv2d:
-        """Turn `conv` itself into a perforated convolution, so that hooks and every reference to it stay valid."""
+        """Turn `conv` itself into a perforated convolution, so that hooks and every reference to it stay valid.
+
+        Attributes of its own that bear the same names are kept aside for `release`.
+        """
+        if not isinstance(conv, PerforatedConv2d):
+            conv._aside = {name: conv.__dict__[name] for name in STATE if name in conv.__dict__}
         conv.__class__ = PerforatedConv2d
         conv.config = config
         conv.layer_name = layer_name
@@ -71,8 +79,10 @@ class PerforatedConv2d(nn.Conv2d):
 
     def release(self) -> nn.Conv2d:
         """Turn this very module back into the `nn.Conv2d` it was adopted from."""
-        for name in ("config", "layer_name", "pooling", "impact", "fit", "_sets", "_neighbors", "_folded"):
+        aside = self._aside
+        for name in STATE:
             del self.__dict__[name]
+        self.__dict__.update(aside)
         self.__class__ = nn.Conv2d
         return self
 
