@@ -1,0 +1,248 @@
+"""Bounds against exact likelihoods, and their gradients against enumeration."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from accel import mc
+from accel.errors import ConfigError, DataError
+from accel.vae import VAE, elbo, iwae, latents, likelihoods, log_likelihood, robust_elbo
+from tests.vae.models import one_layer, all_bits, enumerated, linear_gaussian, seeded, standard_error
+
+MANY = 4000
+
+
+def repeated(bound, x, *args, **kwargs):
+    """[MANY, N] independent estimates of a bound."""
+    with torch.no_grad():
+        rows = x[None].expand(MANY, *x.shape).flatten(0, 1)
+        return bound(rows, *args, **kwargs).view(MANY, len(x))
+
+
+def test_bounds_rise_to_the_exact_likelihood():
+    vae, exact = linear_gaussian()
+    x = torch.randn(5, 3, generator=seeded())
+    found = [repeated(lambda rows: elbo(vae, rows, generator=seeded(1)), x)]
+    found += [repeated(lambda rows, k=k: iwae(vae, rows, k, generator=seeded(2)), x) for k in (2, 8)]
+    for lower, higher in zip(found, [*found[1:], exact(x).expand(MANY, -1)]):
+        gap = higher.mean(0) - lower.mean(0)
+        assert (gap > 3 * torch.hypot(standard_error(lower), standard_error(higher))).all()
+
+
+def test_log_likelihood_is_within_four_standard_errors_of_the_exact_one():
+    vae, exact = linear_gaussian()
+    x = torch.randn(6, 3, generator=seeded(4))
+    with torch.no_grad():
+        samples = [q.sample((20_000,)) for q in vae.posterior(x)]
+        weights = vae.log_weights(x.expand(20_000, *x.shape), samples, vae.posterior(x), 2)
+    relative = (weights - exact(x)).exp()
+    assert ((relative.mean(0) - 1).abs() < 4 * standard_error(relative)).all()  # importance weights are unbiased
+    error = log_likelihood(vae, x, 20_000, generator=seeded(5)) - exact(x)
+    assert (error.abs() < 4 * standard_error(relative) + 1e-3).all()
+
+
+def test_log_likelihood_in_chunks_is_the_same_number():
+    vae, _ = linear_gaussian(exact_posterior=True)
+    x = torch.randn(7, 3, generator=seeded(6))
+    whole = log_likelihood(vae, x, 3000, generator=seeded(7))
+    chunks = log_likelihood(vae, x, 3000, memory=4000, generator=seeded(8))
+    assert (whole - chunks).abs().max() < 0.1 and not torch.equal(whole, chunks)
+    assert log_likelihood(vae, x, 10, memory=1, generator=seeded(8)).shape == (7,)
+
+
+def test_the_analytic_divergence_is_the_sampled_one():
+    vae, _ = linear_gaussian()
+    x = torch.randn(4, 3, generator=seeded(9))
+    analytic = repeated(lambda rows: elbo(vae, rows, generator=seeded(10)), x)
+    sampled = repeated(lambda rows: elbo(vae, rows, gradient="stl", generator=seeded(11)), x)
+    spread = torch.hypot(standard_error(analytic), standard_error(sampled))
+    assert ((analytic.mean(0) - sampled.mean(0)).abs() < 4 * spread).all()
+
+
+def encoder_gradients(vae, bound, count):
+    """[count, P], independent gradients of the bound, summed over examples, in the encoder's parameters."""
+    parameters = list(vae.encoder.parameters())
+    rows = [torch.autograd.grad(bound(seeded(i)).sum(), parameters) for i in range(count)]
+    return torch.stack([torch.cat([g.flatten() for g in grads]) for grads in rows])
+
+
+def z_scores(first, second):
+    spread = torch.hypot(standard_error(first), standard_error(second)).clamp_min(1e-12)
+    return (first.mean(0) - second.mean(0)) / spread
+
+
+def test_stl_is_unbiased_for_the_elbo_and_silent_at_the_exact_posterior():
+    vae, _ = linear_gaussian()
+    x = torch.randn(3, 3, generator=seeded(12)).repeat(20, 1)
+    plain = encoder_gradients(vae, lambda g: elbo(vae, x, generator=g), 200)
+    held = encoder_gradients(vae, lambda g: elbo(vae, x, gradient="stl", generator=g), 200)
+    assert z_scores(plain, held).abs().max() < 4.5
+    one_dim = VAE(nn.Linear(1, 2), nn.Linear(1, 1), latents.normal(1), likelihoods.Normal(1.0, learned=False))
+    variance = float(one_dim.likelihood.scale.detach()) ** 2
+    with torch.no_grad():  # z | x ~ N(x / (1 + s^2), s^2 / (1 + s^2)), exactly
+        one_dim.decoder.weight.fill_(1.0)
+        one_dim.decoder.bias.zero_()
+        deviation = math.sqrt(variance / (1 + variance)) - latents.LEAST
+        one_dim.encoder.weight.copy_(torch.tensor([[1 / (1 + variance)], [0.0]]))
+        one_dim.encoder.bias.copy_(torch.tensor([0.0, math.log(math.expm1(deviation))]))
+    x = torch.tensor([[0.3], [-2.0]])
+    silent = encoder_gradients(one_dim, lambda g: elbo(one_dim, x, gradient="stl", generator=g), 50)
+    noisy = encoder_gradients(one_dim, lambda g: elbo(one_dim, x, generator=g), 50)
+    assert silent.abs().max() < 1e-4 < 0.1 < noisy.abs().max()
+
+
+def test_dreg_is_unbiased_and_less_noisy_where_stl_is_biased():
+    vae, _ = linear_gaussian()
+    x = torch.randn(2, 3, generator=seeded(13)).repeat(40, 1)
+    gradients = {
+        kind: encoder_gradients(vae, lambda g, kind=kind: iwae(vae, x, 8, gradient=kind, generator=g), 200)
+        for kind in ("plain", "dreg", "stl")
+    }
+    assert z_scores(gradients["plain"], gradients["dreg"]).abs().max() < 4.5
+    assert z_scores(gradients["plain"], gradients["stl"]).abs().max() > 10  # the test sees a bias
+    assert gradients["dreg"].var(0).sum() < 0.5 * gradients["plain"].var(0).sum()
+
+
+def test_dreg_leaves_the_decoders_gradient_alone():
+    vae, _ = linear_gaussian()
+    x = torch.randn(2, 3, generator=seeded(14))
+    for parameter in (vae.decoder.weight, vae.likelihood.raw_scale):
+        plain, dreg = (
+            torch.autograd.grad(iwae(vae, x, 4, gradient=kind, generator=seeded(1)).sum(), parameter)[0]
+            for kind in ("stl", "dreg")
+        )
+        torch.testing.assert_close(plain, dreg)
+
+
+def exact_gradient(vae, x, bits, value):
+    """Of sum_z q(z | x) value(T), in every parameter of the encoder and the decoder."""
+    weights, log_q = enumerated(vae, x, bits)
+    total = (log_q.exp() * value(weights)).sum()
+    return torch.autograd.grad(total, [*vae.encoder.parameters(), *vae.decoder.parameters()])
+
+
+ESTIMATORS = {
+    "DisARM": (mc.DisARM(), 1),
+    "leave-one-out": (mc.ScoreFunction(mc.LeaveOneOut()), 2),
+    "measure-valued": (mc.MeasureValued(), 1),
+    "REBAR": (mc.REBAR(), 1),
+    "Enumerate": (mc.Enumerate(), 1),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("bound", ["elbo", "expected"])
+def test_gradients_with_bits_are_those_of_the_enumeration(name, bound):
+    estimator, samples = ESTIMATORS[name]
+    vae = one_layer(estimator=estimator)
+    x = all_bits(3)[[1, 6]]
+    value = (lambda t: t) if bound == "elbo" else (lambda t: torch.logaddexp(t, torch.tensor(-2.5)))
+    expected = torch.cat([g.flatten() for g in exact_gradient(vae, x, 3, value)])
+    parameters = [*vae.encoder.parameters(), *vae.decoder.parameters()]
+    found = []
+    for i in range(1 if name == "Enumerate" else 600):
+        rows = x.repeat(1 if name == "Enumerate" else 20, 1)
+        if bound == "elbo":
+            values = elbo(vae, rows, samples, generator=seeded(i))
+        else:
+            values = robust_elbo(vae, rows, -2.5, samples, generator=seeded(i))
+        grads = torch.autograd.grad(values.sum() * len(x) / len(rows), parameters)
+        found.append(torch.cat([g.flatten() for g in grads]))
+    found = torch.stack(found)
+    if name == "Enumerate":
+        torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+    else:
+        z = (found.mean(0) - expected) / standard_error(found).clamp_min(1e-6)
+        assert z.abs().max() < 4.5
+
+
+def test_iwae_with_bits_goes_through_the_estimator_too():
+    vae = one_layer(bits=2, estimator=mc.ScoreFunction())
+    x = all_bits(3)[[5]]
+    weights, log_q = enumerated(vae, x, 2)
+    pairs = torch.logsumexp(torch.stack([weights[:, None].expand(-1, 4, -1), weights[None].expand(4, -1, -1)]), 0)
+    exact = ((log_q[:, None] + log_q[None]).exp() * (pairs - math.log(2))).sum()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(exact, list(vae.encoder.parameters()))])
+    found = encoder_gradients(vae, lambda g: iwae(vae, x.repeat(200, 1), 2, generator=g) / 200, 300)
+    z = (found.mean(0) - expected) / standard_error(found).clamp_min(1e-6)
+    assert z.abs().max() < 4.5
+
+
+def test_several_latents_each_with_its_own_estimator():
+    torch.manual_seed(0)
+    both = [latents.normal(2), latents.bernoulli(2)]
+    vae = VAE(nn.Linear(3, 6), nn.Linear(4, 3), both, likelihoods.Bernoulli(), [None, mc.Enumerate()])
+    x = all_bits(3)[[2, 7]]
+    exact = []
+    for _ in range(3000):  # the normals sampled, the bits summed by hand
+        with torch.no_grad():
+            normals, bits = vae.posterior(x)
+            z = normals.sample()
+            states = all_bits(2)[:, None].expand(-1, 2, -1)
+            seen = [z.expand(4, -1, -1), states]
+            weights = vae.log_weights(x.expand(4, -1, -1), seen, [normals, bits], 2)
+            exact.append((bits.log_prob(states).exp() * weights).sum(0))
+    exact = torch.stack(exact)
+    found = repeated(lambda rows: elbo(vae, rows, generator=seeded(3)), x)
+    spread = torch.hypot(standard_error(found), standard_error(exact))
+    assert ((found.mean(0) - exact.mean(0)).abs() < 4 * spread).all()
+    elbo(vae, x).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters())
+    assert iwae(vae, x, 3).shape == robust_elbo(vae, x, -3.0).shape == (2,)
+
+
+@pytest.mark.parametrize("name", sorted(latents.LATENTS))
+def test_every_latent_trains(name):
+    torch.manual_seed(0)
+    latent = latents.LATENTS[name](*((3, 4) if name in ("categorical", "normal_mixture") else (4,)))
+    vae = one_layer(latent=latent)
+    x = all_bits(3)
+    samples = 1 if latent.posterior(torch.zeros(1, latent.num_parameters)).has_rsample else 4
+    optimizer = torch.optim.Adam(vae.parameters(), lr=0.05)
+    before = elbo(vae, x, 64, generator=seeded()).mean().detach()
+    for step in range(60):
+        optimizer.zero_grad()
+        (-elbo(vae, x, samples, generator=seeded(step)).mean()).backward()
+        optimizer.step()
+    after = elbo(vae, x, 64, generator=seeded()).mean().detach()
+    assert after > before + 0.02 and after < -math.log(8) + 1e-2  # eight pictures, alike: no model does better
+    assert vae.sample(5, seeded()).shape == (5, 3) and vae.reconstruct(x, seeded()).shape == x.shape
+
+
+def bad(value):
+    x = torch.full((2, 3), 0.5)
+    x[1, 2] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda vae: elbo(vae, bad(float("nan"))), DataError, r"1 of 6 values lie outside .* Bernoulli, \[0, 1\]"),
+        (lambda vae: elbo(vae, bad(1.5)), DataError, "the first is 1.5"),
+        (lambda vae: elbo(vae, torch.zeros(2, 3, dtype=torch.uint8)), DataError, "torch.uint8: convert it"),
+        (lambda vae: elbo(vae, bad(0.0), 0), ConfigError, "at least one sample, got num_samples=0"),
+        (lambda vae: iwae(vae, bad(0.0), 2, gradient="vimco"), ConfigError, "one of plain, stl, dreg"),
+        (lambda vae: iwae(vae, bad(0.0), 2, gradient="dreg"), ConfigError, "DisARM of a latent Bernoulli does not"),
+        (lambda vae: robust_elbo(vae, bad(0.0), math.nan), ConfigError, "log_alpha must be a number"),
+        (lambda vae: robust_elbo(vae, bad(0.0), -3.0, variant="B2"), ConfigError, "elbo, expected, iwae"),
+        (lambda vae: log_likelihood(vae, bad(0.0), 0), ConfigError, "at least one sample"),
+        (lambda vae: vae.outlier_score(bad(0.0)), ConfigError, "needs vae.log_alpha"),
+    ],
+)
+def test_bad_input_is_one_line(call, error, message):
+    with pytest.raises(error, match=message) as raised:
+        call(one_layer())
+    assert "\n" not in str(raised.value)
+
+
+def test_networks_that_do_not_fit_are_refused():
+    latent, likelihood = latents.normal(2), likelihoods.Bernoulli()
+    with pytest.raises(ConfigError, match=r"encoder gave \(2, 5\) for 2 examples, its latents take \(2, 4\)"):
+        elbo(VAE(nn.Linear(3, 5), nn.Linear(2, 3), latent, likelihood), bad(0.0))
+    with pytest.raises(ConfigError, match=r"decoder gave \(1,\) for each example"):
+        elbo(VAE(nn.Linear(3, 4), nn.Linear(2, 1), latent, likelihood), bad(0.0))
+    with pytest.raises(ConfigError, match="1 latents and 2 estimators"):
+        VAE(nn.Linear(3, 4), nn.Linear(2, 1), latent, likelihood, [None, None])
