@@ -19,7 +19,7 @@ from accel.vae import (
     robust_elbo,
     trimmed_mean,
 )
-from tests.vae.models import one_layer, all_bits, enumerated, linear_gaussian, seeded
+from tests.vae.models import all_bits, enumerated, linear_gaussian, one_layer, seeded
 
 
 @pytest.mark.parametrize("log_alpha", [-6.0, -2.5, 0.0])
