@@ -22,25 +22,41 @@ from accel.nn import dense
 
 @dataclasses.dataclass(frozen=True)
 class Compact:
-    """Rows [N * P, C], image-major, of a map that is known at `positions` and interpolated elsewhere."""
+    """Rows [N * P, C], image-major, of a map that is known at `positions` and interpolated elsewhere.
+
+    Without `batched` the map is [C, H, W], N is 1, and what is read from the rows has no batch dimension either.
+    """
 
     rows: Tensor
     positions: PositionSet
     batch: int
+    batched: bool = True
+
+    @property
+    def images(self) -> Tensor:
+        """The rows as [N, P, C]."""
+        return self.rows.view(self.batch, len(self.positions), self.rows.shape[1])
 
     def as_map(self) -> Tensor:
         """The rows as a channels_last map [N, C, P, 1]: a view, so that writing in place reaches the rows."""
-        return self.rows.view(self.batch, len(self.positions), 1, -1).permute(0, 3, 1, 2)
+        return self.images[:, :, None].permute(0, 3, 1, 2)
 
     def with_map(self, values: Tensor) -> Compact:
         """The compact value whose `as_map` is `values`."""
-        rows = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1])
-        return Compact(rows, self.positions, self.batch)
+        return self.with_rows(values.permute(0, 2, 3, 1).flatten(0, 2))
+
+    def with_rows(self, rows: Tensor) -> Compact:
+        """Other rows at the same positions."""
+        return Compact(rows, self.positions, self.batch, self.batched)
+
+    def leave(self, values: Tensor) -> Tensor:
+        """`values` [N, ...] that were read from the rows, in the rank of the map."""
+        return values if self.batched else values[0]
 
 
 def to_dense(value: Compact) -> Tensor:
     """[N, C, H, W] channels_last, every position holding the value of its stand-in."""
-    return interpolate(value.rows, value.positions)
+    return value.leave(interpolate(value.rows, value.positions))
 
 
 def apply_module(module: nn.Module, value: Compact) -> Compact:
@@ -65,7 +81,7 @@ def lifted(function: Callable[..., Tensor]) -> Callable[..., Compact]:
 
 def add(first: Compact, second: Compact) -> Compact:
     """The sum of two values on the same positions."""
-    return Compact(first.rows + second.rows, first.positions, first.batch)
+    return first.with_rows(first.rows + second.rows)
 
 
 def add_(first: Compact, second: Compact) -> Compact:
@@ -78,8 +94,7 @@ def global_mean(value: Compact) -> Tensor:
     """[N, C, 1, 1], the mean of the interpolated map: every row weighted by the positions it stands in for."""
     starts, _ = value.positions.segments
     weights = starts.diff().to(value.rows.dtype) / (value.positions.height * value.positions.width)
-    rows = value.rows.view(value.batch, len(value.positions), -1)
-    return torch.einsum("npc,p->nc", rows, weights)[:, :, None, None]
+    return value.leave(torch.einsum("npc,p->nc", value.images, weights)[:, :, None, None])
 
 
 def max_pool(
@@ -93,7 +108,7 @@ def max_pool(
     """nn.MaxPool2d of the interpolated map, which is never made; [N, C, H', W'] channels_last."""
     taps, _, size = _pool_taps(value.positions, kernel, stride, padding, dilation, ceil_mode)
     out = max_rows(value.rows, taps, value.batch)
-    return out.view(value.batch, *size, value.rows.shape[1]).permute(0, 3, 1, 2)
+    return value.leave(out.view(value.batch, *size, value.rows.shape[1]).permute(0, 3, 1, 2))
 
 
 def avg_pool(
@@ -106,13 +121,13 @@ def avg_pool(
 ) -> Tensor:
     """nn.AvgPool2d (ceil_mode=False) of the interpolated map, which is never made; [N, C, H', W'] channels_last."""
     taps, inside, size = _pool_taps(value.positions, kernel, stride, padding, (1, 1), False)
-    rows = value.rows.view(value.batch, len(value.positions), -1)
+    rows = value.images
     count = inside.sum(0) if not count_include_pad else torch.full_like(taps[0], kernel[0] * kernel[1])
     weights = inside / (count if divisor is None else divisor)
     out = rows.new_zeros(value.batch, taps.shape[1], rows.shape[2])
     for tap, weight in zip(taps, weights.to(rows.dtype)):
         out.addcmul_(rows.index_select(1, tap), weight[:, None])
-    return out.view(value.batch, *size, -1).permute(0, 3, 1, 2)
+    return value.leave(out.view(value.batch, *size, rows.shape[2]).permute(0, 3, 1, 2))
 
 
 @functools.lru_cache(maxsize=64)

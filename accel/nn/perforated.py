@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 
@@ -145,10 +146,12 @@ class PerforatedConv2d(nn.Conv2d):
             residual: what the model adds to the map, before the activation.
         """
         if isinstance(input, Compact):
+            if not input.batched:
+                return self._forward_unbatched(input, norm, activation, compact, residual)
             x, source, batch = input.rows, input.positions, input.batch
             size = (source.height, source.width)
         elif input.dim() == 3:
-            return self.forward(input[None], norm, activation)[0]
+            return self._forward_unbatched(input, norm, activation, compact, residual)
         else:
             x, source, batch, size = input, None, len(input), sizes(input)[2:]
         positions = self.position_set(*self.output_size(*size), x.device)
@@ -158,6 +161,21 @@ class PerforatedConv2d(nn.Conv2d):
         if residual is not None and not joins(residual, x, shape):
             return activate(self._fill(x, positions, source, batch, norm, "none", False) + residual, activation)
         return self._fill(x, positions, source, batch, norm, activation, compact, residual)
+
+    def _forward_unbatched(
+        self,
+        input: Tensor | Compact,
+        norm: nn.BatchNorm2d | None,
+        activation: str,
+        compact: bool,
+        residual: Tensor | None,
+    ) -> Tensor | Compact:
+        """`forward` of a map without a batch dimension."""
+        image = input[None] if isinstance(input, Tensor) else dataclasses.replace(input, batched=True)
+        if residual is not None:
+            return activate(self.forward(image, norm)[0] + residual, activation)
+        out = self.forward(image, norm, activation, compact)
+        return dataclasses.replace(out, batched=False) if compact else out[0]
 
     def _fill(
         self,
@@ -198,7 +216,7 @@ class PerforatedConv2d(nn.Conv2d):
             return masked_conv2d_(dense, x, weights.weight, weights.bias, chosen, **geometry)
         rows = masked_conv2d(x, weights.weight, weights.bias, chosen, **geometry)
         pixels = dense.permute(0, 2, 3, 1).flatten(0, 2).index_copy(0, chosen.positions.long(), rows)
-        return activate(pixels.view(len(x), *dense.shape[2:], -1).permute(0, 3, 1, 2), activation)
+        return activate(pixels.view(len(x), *dense.shape[2:], self.out_channels).permute(0, 3, 1, 2), activation)
 
     def _sums(self, positions: PositionSet) -> bool:
         """Whether skipped positions are weighted sums of computed ones."""
@@ -277,5 +295,5 @@ def _kept(cache: dict, key: tuple, make: Callable[[], PositionSet | Neighbors]) 
 def fill_with_zeros(rows: Tensor, positions: PositionSet, batch: int) -> Tensor:
     """Rows [N * P, C] -> [N, C, H, W] channels_last, zero where nothing was computed."""
     dense = rows.new_zeros(batch, positions.height * positions.width, rows.shape[1])
-    dense = dense.index_copy(1, positions.positions.long(), rows.view(batch, len(positions), -1))
-    return dense.view(batch, positions.height, positions.width, -1).permute(0, 3, 1, 2)
+    dense = dense.index_copy(1, positions.positions.long(), rows.view(batch, len(positions), rows.shape[1]))
+    return dense.view(batch, positions.height, positions.width, rows.shape[1]).permute(0, 3, 1, 2)
