@@ -26,6 +26,7 @@ from accel.errors import ConfigError
 from accel.greedy.candidates import default_candidates
 from accel.greedy.search import search
 from accel.impact import all_impacts
+from accel.inputs import Inputs
 from accel.nn.adaptive import make_adaptive
 from accel.nn.inference import describe_paths, install
 from accel.nn.running import record_calls
@@ -36,7 +37,7 @@ def plan_conversion(
     model: nn.Module,
     rules: Config | Rules | Mapping,
     *,
-    example_inputs: Tensor | tuple,
+    example_inputs: Inputs,
     calibration: Iterable | None = None,
     loss: Callable[[object, tuple], Tensor] | None = None,
 ) -> Plan:
@@ -54,7 +55,7 @@ def convert_model(
     model: nn.Module,
     rules: Config | Rules | Mapping,
     *,
-    example_inputs: Tensor | tuple,
+    example_inputs: Inputs,
     calibration: Iterable | None = None,
     loss: Callable[[object, tuple], Tensor] | None = None,
     inplace: bool = False,
@@ -69,9 +70,9 @@ def convert_model(
         model: any module with nn.Conv2d inside. It is left as it is, and shares no storage with the result, unless
             `inplace`.
         rules: one configuration for every convolution (or stage), or Rules by module name.
-        example_inputs: a tensor or a tuple of arguments that the model runs on.
-        calibration: re-iterable of inputs, or of tuples that start with the input; impact masks, interpolate
-            'fitted' and targets need it.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments that the model runs on.
+        calibration: a re-iterable of batches, see `accel.inputs`; impact masks, interpolate 'fitted' and targets need
+            it.
         loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.impact.default_loss`.
         inplace: convert `model` itself, whose parameters stay where they are; bring it to channels_last for speed.
 
@@ -86,7 +87,7 @@ def convert_model(
 def _convert(
     model: nn.Module,
     rules: Config | Rules | Mapping,
-    example_inputs: Tensor | tuple,
+    example_inputs: Inputs,
     calibration: Iterable | None,
     loss: Callable[[object, tuple], Tensor] | None,
     inplace: bool,
@@ -115,7 +116,7 @@ def _convert(
 def _searched(
     model: nn.Module,
     rules: Rules,
-    example_inputs: Tensor | tuple,
+    example_inputs: Inputs,
     calibration: Iterable | None,
     loss: Callable[[object, tuple], Tensor] | None,
 ) -> Rules:

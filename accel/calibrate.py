@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -12,15 +14,18 @@ from torch import Tensor, nn
 
 from accel.config import Perforate
 from accel.errors import ConfigError, DataError
+from accel.inputs import Batch, batches, first_pictures
 from accel.kernels.positions import PositionSet, tap_map
 from accel.masks import IMPACT_MASKS
-from accel.nn.fitted import Fit, classify, common_classes, distance_weights, find_neighbors
+from accel.nn.fitted import Fit, classify, common_classes, distance_weights, find_neighbors, nearest_fit
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import batches, evaluation
+from accel.nn.settling import settle
 
-_RIDGE = 1e-3  # of the neighbours' mean variance
+_RIDGE = 1e-3  # of the neighbours' mean variance, or of the target's: then no fit magnifies by more than 16
 _WEIGHT_RIDGE = 0.1  # of the patches' mean variance; CIFAR ResNet-32 at keep 1/2 gains as much at 0.01
+_CHANGE = 4.0  # lengths of the weights that a change of theirs may reach; HED's reach CHANGEME
+_ROUNDING = 16.0  # steps of the floating-point grid, about a mean, that are no signal
 _SAMPLES = 1 << 12  # per class
 LIMIT = 1 << 20  # input pixels that a fit uses
 _CHUNK = 1 << 21  # values gathered at a time, 8 MB
@@ -39,124 +44,167 @@ def check_calibration(assigned: Mapping[str, Perforate], calibration: object) ->
 def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = LIMIT) -> None:
     """Fit, in place, every layer of a converted model that has interpolate='fitted', in the order they run.
 
-    One forward of a batch whose first half takes the dense path through every convolution and whose second half takes
-    the perforated one. Where they part, the dense half is the target of three least-squares problems per output
-    channel: scale and shift of the computed positions, and the neighbours' weights and a constant for the skipped
-    ones. The perforated half goes on with that fit, so that the layers behind are fitted to the inputs they will get.
+    What a layer gives in the dense network is the target of three least-squares problems per output channel: scale and
+    shift of the computed positions, and the neighbours' weights and a constant for the skipped ones; see `fit_layer`.
+    The perforated network goes on with that fit, so that the layers behind are fitted to the inputs they will get.
+    A layer that the calibration data does not reach is filled in by nearest values.
 
     Args:
         model: converted; its weights, statistics and modes are left as they are.
-        calibration: inputs of one size, or tuples that start with one.
+        calibration: batches of inputs of one size, see `accel.inputs`.
         limit: input pixels used: the first 13 pictures of 240x320, or 1024 of 32x32; they make one batch.
 
     Raises:
-        DataError: no batch, pictures of differing sizes, or a layer that the model does not call.
+        DataError: unusable calibration data, pictures of differing sizes, or no layer is reached.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PerforatedConv2d)}
-    waiting = {name for name, layer in layers.items() if layer.config.interpolate == "fitted"}
-    pictures = pictures_of_one_size(calibration, limit)
-    with evaluation(model), one_by_one(), torch.no_grad(), contextlib.ExitStack() as stack:
-        for name, layer in layers.items():
-            layer.forward = functools.partial(_lockstep, name, layer, waiting)
-            stack.callback(layer.__dict__.pop, "forward")
-        model(torch.cat([pictures, pictures]))
-    if waiting:
-        name = min(waiting)
+    waiting = {name: layer for name, layer in layers.items() if layer.config.interpolate == "fitted"}
+    pictures = pictures_of_one_size(calibration, model, limit)
+    for layer in waiting.values():
+        layer.set_fit(nearest_fit(layer.out_channels))
+
+    def fit(name: str, x: Tensor, target: Tensor) -> None:
+        layers[name].set_fit(fit_layer(layers[name], x, target))
+
+    dense = {layer: functools.partial(nn.Conv2d.forward, layer) for layer in layers.values()}
+    own = {layer: functools.partial(PerforatedConv2d.forward, layer) for layer in layers.values()}
+    with one_by_one():
+        unreached = settle(model, pictures, waiting, fit, dense, own)
+    if waiting and len(unreached) == len(waiting):
+        name = unreached[0]
         raise DataError(f"the calibration data never reaches layer {name!r}: leave it out by a rule {{{name!r}: None}}")
 
 
-def pictures_of_one_size(calibration: Iterable, limit: int = LIMIT) -> Tensor:
-    """The first inputs, at least one, of not more than `limit` pixels in all."""
-    pictures, taken = [], 0
-    for x, *_ in batches(calibration):
-        if pictures and x.shape[1:] != pictures[0].shape[1:]:
-            shapes = [tuple(part.shape[1:]) for part in (pictures[0], x)]
-            raise DataError(f"a model is fitted on pictures of one size, got {shapes}: resize them")
-        room = max(limit // (x.shape[-2] * x.shape[-1]), 1) - taken
-        pictures.append(x[: max(room, 0)])
-        taken += len(pictures[-1])
-    return torch.cat(pictures)
+def pictures_of_one_size(calibration: Iterable, model: nn.Module, limit: int = LIMIT) -> Batch:
+    """The first pictures, at least one, of not more than `limit` pixels in all."""
+    found = batches(calibration, model)
+    first = next(found)
+    everything = (dataclasses.replace(batch, rest=()) for batch in itertools.chain([first], found))
+    return first_pictures(everything, max(limit // first.pixels, 1))
 
 
-def _lockstep(name: str, layer: PerforatedConv2d, waiting: set[str], both: Tensor) -> Tensor:
-    """The layer on [dense half, perforated half]; fits it first where it is waiting for that."""
-    dense, ours = both.chunk(2)
-    target = nn.Conv2d.forward(layer, dense)
-    if name in waiting:
-        waiting.remove(name)
-        layer.set_fit(fit_layer(layer, ours, target))
-    return torch.cat([target, PerforatedConv2d.forward(layer, ours)])
+@torch.no_grad()
+def fit_layer(layer: PerforatedConv2d, x: Tensor, target: Tensor) -> Fit:
+    """The least-squares fit of one layer, those channels filled in by nearest values that it serves worse.
 
-
-def fit_layer(layer: PerforatedConv2d, x: Tensor, target: Tensor) -> Fit | None:
-    """The least-squares fit of one layer; None where nothing is skipped.
+    A first fit leaves out the last quarter of the pictures (of a single one, the last quarter of the rows), and is
+    judged on it. A channel whose mean squared error there exceeds that of nearest filling is left to nearest filling.
 
     Args:
         x: [N, C, H, W], what the layer reads in the perforated network.
-        target: [N, K, H', W'], its output in the dense network.
+        target: [N, K, H', W'], its output in the dense network. Of another shape than the layer's own output (such as
+            for the boxes that a detector finds in either), it says nothing: nearest filling.
     """
+    nearest = nearest_fit(layer.out_channels, layer.config.neighbors)
+    if x.dim() == 3:
+        x, target = x[None], target[None]
+    if not len(x) or target.shape != (len(x), layer.out_channels, *layer.output_size(*x.shape[2:])):
+        return nearest
     positions = layer.position_set(*target.shape[2:])
     if positions.is_full:
-        return None
+        return nearest
+    everywhere = torch.ones(len(positions.nearest), dtype=torch.bool, device="cpu")
+    if len(x) > 1:
+        start = len(x) - -(-len(x) // 4)
+        trial = _least_squares(layer, x[:start], target[:start], positions, everywhere)
+        known = (x[start:], target[start:], slice(None))
+    else:
+        seen = torch.arange(len(everywhere), device="cpu") < 3 * len(everywhere) // 4
+        trial = _least_squares(layer, x, target, positions, seen)
+        known = (x, target, (~seen).to(x.device))
+    if trial is None:
+        return nearest
+    fit, bar = _least_squares(layer, x, target, positions, everywhere), _error(layer, nearest, *known)
+    wins = (_error(layer, trial, *known) <= bar) & (_error(layer, fit, *known) <= bar)  # NaN does not
+    return fit.with_nearest(~wins.cpu())
+
+
+def _error(layer: PerforatedConv2d, fit: Fit, x: Tensor, target: Tensor, where: Tensor | slice) -> Tensor:
+    """[K], the mean squared error of the layer with a fit, at the flat positions `where`."""
+    trial = copy.copy(layer)
+    trial.set_fit(fit)
+    trial._sets = layer._sets
+    difference = PerforatedConv2d.forward(trial, x).float() - target.float()
+    return difference.flatten(2)[:, :, where].square().mean((0, 2))
+
+
+def _least_squares(
+    layer: PerforatedConv2d, x: Tensor, target: Tensor, positions: PositionSet, counted: Tensor
+) -> Fit | None:
+    """The fit on the positions that are `counted`, bool [H' * W']; None if there are none, computed and skipped."""
     pixels = target.permute(0, 2, 3, 1).flatten(1, 2)
-    change = _fit_weights(layer, x, pixels, positions) if layer.config.correct == "weights" else None
-    weight = layer.weight if change is None else layer.weight + change
-    rows = layer.rows_at(x, positions, weight).view(len(x), len(positions), -1)
-    scale, shift = _fit_scale(rows.flatten(0, 1), pixels[:, positions.positions].flatten(0, 1))
-    rows = rows * scale + shift
+    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+    known = counted[positions.positions.long()].nonzero()[:, 0]
     skipped, chosen, offsets = find_neighbors(positions, layer.config.neighbors)
+    allowed = counted.numpy()[skipped]
+    if not len(known) or not allowed.any():
+        return None
+    change = _fit_weights(layer, x, pixels, positions, known) if layer.config.correct == "weights" else None
+    weight = layer.weight if change is None else layer.weight + change.to(layer.weight)
+    rows = layer.rows_at(x, positions.to(x.device), weight).view(len(x), len(positions), -1).to(pixels)
+    at = positions.positions.long()[known].to(x.device)
+    scale, shift = _fit_scale(rows[:, known.to(x.device)].flatten(0, 1), pixels[:, at].flatten(0, 1))
+    rows = rows * scale + shift
     classes = common_classes(offsets)
     kind, prior = classify(offsets, classes), distance_weights(offsets, classes)
-    generator = torch.Generator().manual_seed(layer.config.seed)
+    generator = torch.Generator("cpu").manual_seed(layer.config.seed)
     weights, constants = [], []
     for k, towards in enumerate(prior):
-        members = torch.from_numpy((kind == k).nonzero()[0])
+        members = torch.from_numpy(((kind == k) & allowed).nonzero()[0])
         if not len(members):
-            members = torch.arange(len(skipped))  # so that the last class is good for borders at other sizes
-        members = members[torch.randperm(len(members), generator=generator)[: -(-_SAMPLES // len(x))]]
-        found = _fit_sums(rows, pixels, torch.from_numpy(skipped)[members], torch.from_numpy(chosen)[members], towards)
+            members = torch.from_numpy(allowed.nonzero()[0])  # so that the last class serves borders at other sizes
+        drawn = torch.randperm(len(members), generator=generator, device="cpu")[: -(-_SAMPLES // len(x))]
+        members = members[drawn]
+        where = (torch.from_numpy(array)[members].to(x.device) for array in (skipped, chosen))
+        found = _fit_sums(rows, pixels, *where, towards)
         weights.append(found[0])
         constants.append(found[1])
-    return Fit(torch.from_numpy(classes), torch.stack(weights), torch.stack(constants), scale, shift, change)
+    found = (torch.stack(weights), torch.stack(constants), scale, shift, change)
+    return Fit(torch.from_numpy(classes), *(None if tensor is None else tensor.cpu() for tensor in found))
 
 
-def _fit_weights(layer: PerforatedConv2d, x: Tensor, pixels: Tensor, positions: PositionSet) -> Tensor:
+def _fit_weights(layer: PerforatedConv2d, x: Tensor, pixels: Tensor, positions: PositionSet, known: Tensor) -> Tensor:
     """The change of the layer's weight by ridge regression of what its output lacks on the patches it reads.
 
     Args:
         x: [N, C, H, W], what the layer reads in the perforated network.
         pixels: [N, H' * W', K], the target at every position.
+        known: the rows of `positions` to use.
     """
     geometry = (layer.kernel_size, layer.stride, layer.padding_sides(), layer.dilation, layer.padding_mode)
-    taps = tap_map(tuple(x.shape[2:]), *geometry)[positions.positions.long()].long()
+    places = positions.positions.long()[known]
+    taps = tap_map(tuple(x.shape[2:]), *geometry)[places].long()
     features = layer.weight[0].numel()
-    generator = torch.Generator().manual_seed(layer.config.seed)
+    generator = torch.Generator("cpu").manual_seed(layer.config.seed)
     samples = -(-max(2 * _SAMPLES, 2 * features) // len(x))
-    chosen = torch.randperm(len(positions), generator=generator)[:samples]
-    inputs = F.pad(x.permute(0, 2, 3, 1).flatten(1, 2), (0, 0, 0, 1))  # the last pixel is the zero padding: tap -1
-    patches = inputs[:, taps[chosen]].flatten(0, 1).mT  # [samples, C, taps]
-    wanted = pixels[:, positions.positions.long()[chosen]].flatten(0, 1)
+    chosen = torch.randperm(len(places), generator=generator, device="cpu")[:samples]
+    inputs = F.pad(x.permute(0, 2, 3, 1).flatten(1, 2), (0, 0, 0, 1)).to(pixels)  # last, the zero padding: tap -1
+    patches = inputs[:, taps[chosen].to(x.device)].flatten(0, 1).mT  # [samples, C, taps]
+    wanted = pixels[:, places[chosen].to(x.device)].flatten(0, 1)
     changes = []
     for weight, seen, target in zip(
-        layer.weight.flatten(1).chunk(layer.groups),
+        layer.weight.flatten(1).to(pixels).chunk(layer.groups),
         patches.chunk(layer.groups, 1),
         wanted.chunk(layer.groups, 1),
     ):
-        seen = seen.flatten(1) - seen.flatten(1).mean(0)  # the bias is left to scale and shift
+        middle = seen.flatten(1).mean(0)
+        seen = seen.flatten(1) - middle  # the bias is left to scale and shift
         lacking = target - target.mean(0) - seen @ weight.T
         gram, moment = (seen.T @ seen).double(), (seen.T @ lacking).double()
-        ridge = _WEIGHT_RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(x.dtype).tiny)
-        gram.diagonal().add_(ridge)
-        changes.append(torch.linalg.solve(gram, moment).T)
-    return torch.cat(changes).view_as(layer.weight).to(layer.weight)
+        ridge = _WEIGHT_RIDGE * gram.diagonal().mean()
+        missing, known_by = lacking.double().square().sum(0).mean(), weight.double().square().sum(1).mean()
+        ridge = ridge.maximum(missing / (known_by * (2 * _CHANGE) ** 2)).maximum(len(seen) * _noise(middle).mean())
+        changes.append(solve_ridge(gram, moment, ridge).T)
+    return torch.cat(changes).view_as(layer.weight).to(pixels.dtype)
 
 
 def _fit_scale(values: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(scale [C], shift [C]) of least squares, for values and target [M, C]; scale 1 where a channel is constant."""
+    """(scale [C], shift [C]) of ridge regression, for values and target [M, C]; scale 1 where a channel is constant."""
     mean, wanted = values.mean(0), target.mean(0)
-    variance = (values - mean).square().mean(0)
-    covariance = ((values - mean) * (target - wanted)).mean(0)
-    scale = torch.where(variance > 0, covariance / variance.clamp_min(torch.finfo(values.dtype).tiny), 1.0)
+    values, lacking = values - mean, (target - wanted) - (values - mean)
+    variance, spread = values.square().mean(0), (target - wanted).square().mean(0)
+    ridge = (variance / len(values)).maximum(_RIDGE * spread).maximum(_noise(mean))
+    scale = 1 + (values * lacking).mean(0) / (variance + ridge)
     return scale, wanted - scale * mean
 
 
@@ -172,19 +220,38 @@ def _fit_sums(rows: Tensor, pixels: Tensor, skipped: Tensor, chosen: Tensor, tow
     count, taps, channels = len(rows) * len(skipped), chosen.shape[1], rows.shape[2]
     middle = rows.mean((0, 1))  # taken off first: single precision then suffices for the sums of products
     gram, sums = rows.new_zeros(channels, taps + 1, taps + 1), rows.new_zeros(channels, taps + 1)
-    for part in torch.arange(len(skipped)).split(max(1, _CHUNK // (len(rows) * taps * channels))):
-        seen = torch.cat([rows[:, chosen[part]], pixels[:, skipped[part], None]], 2) - middle
+    size = max(1, _CHUNK // (len(rows) * taps * channels))
+    for at, near in zip(skipped.split(size), chosen.split(size)):
+        seen = torch.cat([rows[:, near], pixels[:, at, None]], 2) - middle
         seen = seen.permute(3, 2, 0, 1).flatten(2)  # [C, T + 1, samples]
         gram += seen @ seen.mT
         sums += seen.sum(2)
     mean = (sums / count).double()
     gram = gram.double() / count - mean[:, :, None] * mean[:, None, :]
-    gram, moment = gram[:, :-1, :-1], gram[:, :-1, -1]
+    gram, moment, spread = gram[:, :-1, :-1], gram[:, :-1, -1], gram[:, -1, -1].clamp_min(0)
     mean, wanted = mean[:, :-1], mean[:, -1]
-    power = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(rows.dtype).tiny)
-    ridge = (_RIDGE + taps / count) * power[:, None, None] * torch.eye(taps, dtype=gram.dtype)
+    power = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(0)
+    ridge = torch.maximum((_RIDGE + taps / count) * power, _RIDGE * spread).maximum(_noise(middle).double())
     towards = towards.to(gram).expand(channels, taps)
     pull = moment - (gram @ towards[:, :, None])[:, :, 0]
-    weights = towards + torch.linalg.solve(gram + ridge, pull)
+    weights = towards + solve_ridge(gram, pull[:, :, None], ridge)[:, :, 0]
     constant = wanted - (weights * mean).sum(1) + middle * (1 - weights.sum(1))
     return weights.T.contiguous().to(rows.dtype), constant.to(rows.dtype)
+
+
+def solve_ridge(gram: Tensor, moment: Tensor, ridge: Tensor) -> Tensor:
+    """The solution w of (gram + ridge) w = moment, for float64 [..., n, n], [..., n, k] and [...].
+
+    Zero where there is none: a ridge of zero, or values that are not finite.
+    """
+    gram = gram.clone()
+    gram.diagonal(dim1=-2, dim2=-1).add_(ridge[..., None])
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    solved = torch.cholesky_solve(moment, factor)
+    fine = solved.isfinite().flatten(-2).all(-1) & (failed == 0)
+    return torch.where(fine[..., None, None], solved, 0.0)
+
+
+def _noise(mean: Tensor) -> Tensor:
+    """The variance that is rounding: of values about this mean."""
+    return (_ROUNDING * torch.finfo(mean.dtype).eps * mean).square()

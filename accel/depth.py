@@ -11,11 +11,12 @@ import fnmatch
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from accel.calibrate import pictures_of_one_size
 from accel.distill import distance, reestimate_norms
 from accel.errors import ConfigError, ConversionError
+from accel.inputs import Batch
 from accel.nn.residual_units import describe_unit, is_unit
 from accel.nn.running import evaluation
 from accel.profiling.flops import count_macs
@@ -33,7 +34,7 @@ def shorten_model(
     Args:
         model: dense, with units that `accel.nn.residual_units` knows; it is left as it is. A unit can be left out if
             it keeps size and width and has no convolution in its shortcut.
-        calibration: inputs of one size, or tuples that start with one; the first 13 pictures of 240x320 are used, or
+        calibration: batches of inputs of one size, see `accel.inputs`; the first 13 pictures of 240x320 are used, or
             1024 of 32x32.
         units: names of units to leave out, patterns allowed.
         macs: share of the model's multiply-accumulates to execute at most, in (0, 1).
@@ -49,7 +50,7 @@ def shorten_model(
         raise ConfigError("no unit would be left out: give units=[name] or macs=")
     free = _free_units(model)
     gone = _matching(free, units)
-    pictures = pictures_of_one_size(calibration)
+    pictures = pictures_of_one_size(calibration, model)
     if macs is not None:
         gone = _chosen(model, [name for name in free if name not in gone], gone, pictures, macs)
     return _without(model, gone, pictures)
@@ -76,20 +77,21 @@ def _matching(free: Collection[str], patterns: Iterable[str]) -> list[str]:
     return gone
 
 
-def _chosen(model: nn.Module, free: list[str], gone: list[str], pictures: Tensor, macs: float) -> list[str]:
+def _chosen(model: nn.Module, free: list[str], gone: list[str], pictures: Batch, macs: float) -> list[str]:
     """`gone` and as many of the `free` units as it takes."""
     with evaluation(model), torch.no_grad():
-        target = model(pictures)
-    dense = count_macs(model, pictures[:1])
+        target = pictures.run(model)
+    example = pictures.part(0, 1).inputs
+    dense = count_macs(model, example)
 
     def cost(name: str) -> tuple[float, str]:
         trial = _without(model, [*gone, name], pictures)
         with evaluation(trial), torch.no_grad():
-            lost = float(distance(trial(pictures), target))
-        return lost / (dense - count_macs(trial, pictures[:1])), name
+            lost = float(distance(pictures.run(trial), target))
+        return lost / (dense - count_macs(trial, example)), name
 
     left, free, gone = 1.0, list(free), list(gone)
-    while (left := count_macs(_without(model, gone), pictures[:1]) / dense) > macs:
+    while (left := count_macs(_without(model, gone), example) / dense) > macs:
         if not free:
             raise ConversionError(f"macs={macs:g} cannot be met: without all these units {left:.3f} are left")
         _, name = min(map(cost, free))
@@ -98,7 +100,7 @@ def _chosen(model: nn.Module, free: list[str], gone: list[str], pictures: Tensor
     return gone
 
 
-def _without(model: nn.Module, gone: Collection[str], pictures: Tensor | None = None) -> nn.Module:
+def _without(model: nn.Module, gone: Collection[str], pictures: Batch | None = None) -> nn.Module:
     """A copy without these units; with pictures its batch norms know it."""
     short = copy.deepcopy(model)
     left_out = [short.get_submodule(name) for name in gone]
@@ -107,5 +109,5 @@ def _without(model: nn.Module, gone: Collection[str], pictures: Tensor | None = 
             parent, _, last = name.rpartition(".")
             setattr(short.get_submodule(parent), last, nn.Identity())
     if pictures is not None:
-        reestimate_norms(short, [pictures])
+        reestimate_norms(short, [pictures.inputs])
     return short

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.errors import ConfigError, DataError
+from accel.inputs import Batch, batch_for, batches
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import batches, evaluation, floating_tensors, has_labels
+from accel.nn.running import evaluation, floating_tensors, has_labels
 from accel.train.classification import FitSettings, fit
 
 NORM_BATCHES = 50  # batches that the statistics of batch norms are taken from, at most
@@ -41,9 +43,9 @@ def finetune(
     Args:
         model: converted; its parameters are trained.
         teacher: the dense original, which must not share parameters with `model`; left as it is. None: labels only.
-        data: re-iterable of inputs or tuples (input, labels, ...), begun again when it ends; or the batch of a step as
-            a function of its number, such as `accel.train.batches.PictureBatches`. An interrupted run goes on exactly
-            as if it had not been where the same step always gets the same batch.
+        data: a re-iterable of batches, tuples (input, labels, ...) among them, see `accel.inputs`, begun again when it
+            ends; or the batch of a step as a function of its number, such as `accel.train.batches.PictureBatches`. An
+            interrupted run goes on exactly as if it had not been where the same step always gets the same batch.
         steps: batches to train on.
         lr: peak learning rate; 1e-5 suits AdamW on a network whose outputs are still close.
         labels: weight of the cross-entropy with the batch's labels, in [0, 1], distillation having the rest; by default
@@ -62,26 +64,26 @@ def finetune(
     """
     share = (0.0 if teacher is not None else 1.0) if labels is None else float(labels)
     _check(model, teacher, share, features)
-    batch_of_step = data if callable(data) else _Cycle(data)
+    batch_of_step = (lambda step: batch_for(model, data(step))) if callable(data) else _Cycle(data, model)
     watched = _pairs(model, teacher) if features else ([], [])
 
     def loss_of_step(trained: nn.Module, step: int) -> Tensor:
-        batch = _as_batch(batch_of_step(step))
+        batch = batch_of_step(step)
         with (
             _outputs_of(watched[0]) as ours,
             _outputs_of(watched[1]) as theirs,
         ):
-            outputs, total = trained(batch[0]), 0.0
+            outputs, total = batch.run(trained), 0.0
             if share < 1:
                 with evaluation(teacher), torch.no_grad():
-                    target = teacher(batch[0])
+                    target = batch.run(teacher)
                 total = (1 - share) * (loss or distance)(outputs, target)
         if share > 0:
             total = total + share * _cross_entropy(outputs, batch)
         return total + features * sum(map(_relative, ours, theirs)) / len(ours) if ours else total
 
     fit(model, loss_of_step, FitSettings(steps=steps, lr=lr, **settings), checkpoint=checkpoint, log=log)
-    reestimate_norms(model, (batch_of_step(step) for step in range(min(steps, NORM_BATCHES))))
+    _reestimate(model, (batch_of_step(step) for step in range(min(steps, NORM_BATCHES))))
     return model
 
 
@@ -100,38 +102,50 @@ def _tensor_distance(ours: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(ours, target)
 
 
-@torch.no_grad()
 def reestimate_norms(model: nn.Module, data: Iterable) -> None:
     """Replace the statistics of all batch norms by the plain mean over the batches of `data`; nothing else changes.
 
     A perforated network's activations have other means and variances than the dense one's, so that this alone, without
     any training, wins back part of what was lost.
+
+    Raises:
+        DataError: unusable data; the statistics are then what they were.
     """
+    _reestimate(model, batches(data, model))
+
+
+@torch.no_grad()
+def _reestimate(model: nn.Module, found: Iterable[Batch]) -> None:
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
     if not norms:
         return
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm.momentum, copy.deepcopy(norm._buffers)) for norm in norms]
     try:
         with evaluation(model):
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over all batches
                 norm.train()
-            for batch in batches(data):
-                model(batch[0])
+            for batch in found:
+                batch.run(model)
+    except BaseException:
+        for norm, (_, statistics) in zip(norms, before):
+            for name, tensor in statistics.items():
+                norm._buffers[name].copy_(tensor)
+        raise
     finally:
-        for norm, momentum in zip(norms, momenta):
+        for norm, (momentum, _) in zip(norms, before):
             norm.momentum = momentum
 
 
 class _Cycle:
     """The batch of a step from data that is begun again whenever it ends."""
 
-    def __init__(self, data: Iterable) -> None:
-        self.data, self.step, self.rest = data, 0, None
+    def __init__(self, data: Iterable, model: nn.Module) -> None:
+        self.data, self.model, self.step, self.rest = data, model, 0, None
 
-    def __call__(self, step: int) -> tuple:
+    def __call__(self, step: int) -> Batch:
         if self.rest is None or step < self.step:
             self.rest, self.step = self._forever(), 0
         for batch in self.rest:
@@ -140,13 +154,9 @@ class _Cycle:
                 return batch
         raise AssertionError("an endless iterator ended")
 
-    def _forever(self) -> Iterator[tuple]:
+    def _forever(self) -> Iterator[Batch]:
         while True:
-            yield from batches(self.data)
-
-
-def _as_batch(batch: object) -> tuple:
-    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+            yield from batches(self.data, self.model, "training")
 
 
 def _check(model: nn.Module, teacher: nn.Module | None, share: float, features: float) -> None:
@@ -192,7 +202,7 @@ def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
     return F.mse_loss(ours, theirs) / theirs.var().clamp_min(torch.finfo(theirs.dtype).tiny)
 
 
-def _cross_entropy(outputs: object, batch: tuple) -> Tensor:
-    if not has_labels(outputs, batch):
+def _cross_entropy(outputs: object, batch: Batch) -> Tensor:
+    if not has_labels(outputs, batch.labels):
         raise DataError("labels= needs batches (input, integer labels [N]) and a model that returns logits [N, K]")
-    return F.cross_entropy(floating_tensors(outputs)[0], batch[1])
+    return F.cross_entropy(floating_tensors(outputs)[0], batch.labels)

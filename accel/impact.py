@@ -12,17 +12,21 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
-from accel.nn.running import batches, evaluation, floating_tensors, has_labels
+from accel.inputs import Batch, batches
+from accel.nn.running import evaluation, floating_tensors, has_labels
+
+Loss = Callable[[object, object], Tensor]  # (outputs, batch as it was given) -> scalar
 
 
 def impact_maps(
     model: nn.Module,
     layers: Mapping[str, nn.Conv2d],
     calibration: Iterable,
-    loss: Callable[[object, tuple], Tensor] | None = None,
+    loss: Loss | None = None,
 ) -> dict[str, Tensor]:
     """B(y, x), the estimated loss change per position if the layer's output there were zeroed, averaged over images.
 
@@ -32,15 +36,16 @@ def impact_maps(
     Args:
         model: dense; its weights, statistics and modes are left as they are.
         layers: the convolutions to watch, by name.
-        calibration: re-iterable of input tensors, or of tuples that start with the input.
-        loss: maps (outputs, batch) to the scalar to differentiate; by default `default_loss`.
+        calibration: batches, see `accel.inputs`.
+        loss: maps (outputs, batch as it was given) to the scalar to differentiate; by default `default_loss`.
 
     Returns:
         float32 [H, W] on the CPU per layer, of the size that the calibration data gives; a layer called several times
         gets the sum over its calls.
 
     Raises:
-        DataError: no batch, pictures of differing sizes, or a layer that the model does not call.
+        DataError: unusable calibration data, pictures of differing sizes, a layer that the model does not call, or one
+            whose impact is NaN or infinite.
     """
     sums: dict[str, Tensor] = {}
 
@@ -55,15 +60,18 @@ def impact_maps(
     images = 0
     try:
         with evaluation(model), torch.enable_grad():
-            for batch in batches(calibration):
-                x = batch[0].detach().requires_grad_()  # so that V has a gradient even where all weights are frozen
-                value = (loss or default_loss)(model(x), batch)
-                torch.autograd.backward(value, inputs=[x])
-                images += len(x)
+            for batch in batches(calibration, model):
+                watched = batch.map(_watched)
+                outputs = watched.run(model)
+                value = default_loss(outputs, batch) if loss is None else loss(outputs, batch.given)
+                torch.autograd.backward(value, inputs=[x for x in watched.tensors if x.requires_grad])
+                images += len(batch)
     finally:
         for handle in handles:
             handle.remove()
     for name in layers:
+        if name in sums and not sums[name].isfinite().all():
+            raise DataError(f"the impact of layer {name!r} is not finite: the loss or the model's outputs overflow")
         if name not in sums:
             raise DataError(
                 f"the calibration data never reaches layer {name!r}: leave it out by a rule {{{name!r}: None}}"
@@ -75,7 +83,7 @@ def all_impacts(
     model: nn.Module,
     conversions: Mapping[str, Conversion],
     calibration: Iterable,
-    loss: Callable[[object, tuple], Tensor] | None = None,
+    loss: Loss | None = None,
 ) -> dict[str, Conversion]:
     """The conversions, those whose mask wants one completed by an impact map; arguments as of `impact_maps`.
 
@@ -106,22 +114,31 @@ def _without_fit(made: Conversion) -> Conversion:
     return dataclasses.replace(made, config=dataclasses.replace(made.config, interpolate="nearest", correct="scale"))
 
 
-def default_loss(outputs: object, batch: tuple) -> Tensor:
+def _watched(value: object) -> object:
+    """An input that has a gradient, so that V has one even where all weights are frozen."""
+    return tree_map(lambda leaf: leaf.detach().requires_grad_() if _is_floating(leaf) else leaf, value)
+
+
+def _is_floating(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def default_loss(outputs: object, batch: Batch) -> Tensor:
     """Cross-entropy where the batch brings integer labels [N] for outputs [N, classes], else a change-of-output proxy.
 
     The proxy is the outputs' inner product with fixed random signs: with it, the impact measures how much zeroing a
     position would move the outputs, whatever they are, without labels.
     """
     tensors = floating_tensors(outputs)
-    if has_labels(outputs, batch):
-        return F.cross_entropy(tensors[0], batch[1], reduction="sum")
-    generator = torch.Generator().manual_seed(0)
+    if has_labels(outputs, batch.labels):
+        return F.cross_entropy(tensors[0], batch.labels, reduction="sum")
+    generator = torch.Generator("cpu").manual_seed(0)
     return sum((tensor * _signs(tensor, generator)).sum() for tensor in tensors)
 
 
 def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Random -1 or 1 per output of one image, the same for every image."""
-    bits = torch.randint(2, tensor.shape[1:], generator=generator)
+    bits = torch.randint(2, tensor.shape[1:], generator=generator, device="cpu")
     return (2 * bits - 1).to(tensor)
 
 

@@ -16,9 +16,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from accel.calibrate import pictures_of_one_size
+from accel.calibrate import pictures_of_one_size, solve_ridge
 from accel.errors import ConfigError, ConversionError, DataError
-from accel.nn.running import evaluation, record_calls, replaced_forwards
+from accel.inputs import Batch
+from accel.nn.running import evaluation, record_calls
+from accel.nn.settling import settle
 from accel.profiling.flops import count_macs
 
 _ROWS = 1 << 14  # output positions that a layer is solved on
@@ -39,7 +41,7 @@ def decompose_model(
 
     Args:
         model: dense; it is left as it is. Only plain nn.Conv2d of one group can be decomposed.
-        calibration: inputs of one size, or tuples that start with one; the first 13 pictures of 240x320 are used, or
+        calibration: batches of inputs of one size, see `accel.inputs`; the first 13 pictures of 240x320 are used, or
             1024 of 32x32.
         ranks: d of the layers whose name matches a pattern, None to leave them whole; the first match wins.
         macs: share of the model's multiply-accumulates to execute, in (0, 1), which the layers that no pattern matches
@@ -55,7 +57,9 @@ def decompose_model(
         raise ConfigError(f"macs is a share of the dense multiply-accumulates and must lie in (0, 1), got {macs!r}")
     layers = {n: m for n, m in model.named_modules() if type(m) is nn.Conv2d and m.groups == 1}
     given = _given_ranks(layers, ranks or {})
-    pictures = pictures_of_one_size(calibration)
+    if type(model) is nn.Conv2d:
+        raise ConfigError("the model is a single convolution: put it into an nn.Sequential")
+    pictures = pictures_of_one_size(calibration, model)
     low = copy.deepcopy(model)
     chosen = {name: rank for name, rank in given.items() if rank is not None}
     if macs is not None:
@@ -63,19 +67,20 @@ def decompose_model(
         chosen |= _chosen_ranks(low, free, pictures, macs, chosen)
     if not chosen:
         raise ConfigError("no layer would be decomposed: give ranks={pattern: rank} or macs=")
-    pairs: dict[str, nn.Sequential] = {}
-    own = dict(low.named_modules())
-    forwards = {own[name]: functools.partial(_lockstep, pairs, name, own[name], rank) for name, rank in chosen.items()}
-    if low in forwards:
-        raise ConfigError("the model is a single convolution: put it into an nn.Sequential")
-    with evaluation(low), torch.no_grad(), replaced_forwards(forwards):
-        low(torch.cat([pictures, pictures]))
-    if unreached := [name for name in chosen if name not in pairs]:
+    waiting = {name: layer for name, layer in low.named_modules() if name in chosen}
+    pairs: dict[nn.Module, nn.Sequential] = {}
+
+    def decompose(name: str, x: Tensor, target: Tensor) -> None:
+        layer = waiting[name]
+        pairs[layer] = _decomposed(layer, chosen[name], nn.Conv2d.forward(layer, x), target)
+
+    own = {layer: functools.partial(_run_pair, pairs, layer) for layer in waiting.values()}
+    if unreached := settle(low, pictures, waiting, decompose, {}, own):
         raise DataError(f"the calibration data never reaches layer {unreached[0]!r}: leave it whole by rank None")
     for name, module in list(low.named_modules(remove_duplicate=False)):  # a shared layer has several names
-        if module in forwards:
+        if module in pairs:
             parent, _, last = name.rpartition(".")
-            setattr(low.get_submodule(parent), last, pairs[forwards[module].args[1]].train(module.training))
+            setattr(low.get_submodule(parent), last, pairs[module].train(module.training))
     return low
 
 
@@ -96,13 +101,8 @@ def _given_ranks(layers: Mapping[str, nn.Conv2d], ranks: Mapping[str, int | None
     return given
 
 
-def _lockstep(pairs: dict[str, nn.Sequential], name: str, layer: nn.Conv2d, rank: int, both: Tensor) -> Tensor:
-    """The layer on [dense half, low-rank half]; decomposes it in the first call."""
-    dense, ours = both.chunk(2)
-    target = nn.Conv2d.forward(layer, dense)
-    if name not in pairs:
-        pairs[name] = _decomposed(layer, rank, nn.Conv2d.forward(layer, ours), target)
-    return torch.cat([target, pairs[name](ours)])
+def _run_pair(pairs: Mapping[nn.Module, nn.Sequential], layer: nn.Module, x: Tensor) -> Tensor:
+    return pairs[layer](x)
 
 
 def _decomposed(layer: nn.Conv2d, rank: int, response: Tensor, target: Tensor) -> nn.Sequential:
@@ -116,9 +116,9 @@ def _decomposed(layer: nn.Conv2d, rank: int, response: Tensor, target: Tensor) -
     middle, aim = seen.mean(0), wanted.mean(0)
     seen, wanted = seen - middle, wanted - aim
     gram = seen.T @ seen
-    identity = torch.eye(len(gram)).to(gram)
-    ridged = gram + _RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny) * identity
-    full = identity + torch.linalg.solve(ridged, seen.T @ (wanted - seen)).T
+    ridge = _RIDGE * torch.maximum(gram.diagonal().mean(), wanted.square().sum(0).mean())
+    full = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    full += solve_ridge(gram, seen.T @ (wanted - seen), ridge).T
     leading = torch.linalg.eigh(full @ gram @ full.T).eigenvectors[:, -rank:]
     inner = leading.T @ full
     bias = aim - leading @ inner @ (middle if layer.bias is None else middle - layer.bias.double())
@@ -143,14 +143,14 @@ def _rows(out: Tensor) -> Tensor:
 
 
 def _chosen_ranks(
-    model: nn.Module, names: Iterable[str], pictures: Tensor, macs: float, given: Mapping[str, int]
+    model: nn.Module, names: Iterable[str], pictures: Batch, macs: float, given: Mapping[str, int]
 ) -> dict[str, int]:
     """Ranks of the named layers, so that the model with them and those given executes at most the share `macs`.
 
     Every step takes the last direction of the layer where that loses the least of the product over layers of the
     variance kept, for the multiply-accumulates saved.
     """
-    example, layers = pictures[:1], dict(model.named_modules())
+    example, layers = pictures.part(0, 1).inputs, dict(model.named_modules())
     pixels = {
         name: sum(shape[-2] * shape[-1] for shape in shapes)
         for name, shapes in record_calls(model, {name: layers[name] for name in (*names, *given)}, example).items()
@@ -183,13 +183,15 @@ def _macs_per_rank(layer: nn.Conv2d) -> int:
     return layer.weight[0].numel() + layer.out_channels
 
 
-def _variances(model: nn.Module, names: Iterable[str], pictures: Tensor) -> dict[str, list[float]]:
+def _variances(model: nn.Module, names: Iterable[str], pictures: Batch) -> dict[str, list[float]]:
     """Of every layer, at index d the variance of its responses that their first d principal directions keep."""
     found: dict[str, list[float]] = {}
 
     def watch(name: str):
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            parts = torch.linalg.eigvalsh(_rows(output).T.cov()).flip(0).clamp_min(0)
+            rows = _rows(output)
+            centered = rows - rows.mean(0)
+            parts = torch.linalg.eigvalsh(centered.T @ centered / len(rows)).flip(0).clamp_min(0)
             found[name] = [0.0, *parts.cumsum(0).tolist()]
 
         return hook
@@ -197,7 +199,7 @@ def _variances(model: nn.Module, names: Iterable[str], pictures: Tensor) -> dict
     handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
     try:
         with evaluation(model), torch.no_grad():
-            model(pictures)
+            pictures.run(model)
     finally:
         for handle in handles:
             handle.remove()

@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from accel.inputs import Batch, Inputs, as_batch
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import as_arguments, evaluation, observer, replaced_forwards
+from accel.nn.running import evaluation, observer, replaced_forwards
 from accel.profiling.flops import layer_macs
 from accel.profiling.latency import compare
 from accel.profiling.memory import peak_activation_bytes
@@ -139,13 +140,11 @@ class Profile(Report):
     )
 
 
-def plan_of(
-    model: nn.Module, x: Tensor | tuple, calls: Mapping[str, list[tuple[int, ...]]], notes: Mapping[str, str]
-) -> Plan:
+def plan_of(model: nn.Module, x: Inputs, calls: Mapping[str, list[tuple[int, ...]]], notes: Mapping[str, str]) -> Plan:
     """The plan that a converted model amounts to.
 
     Args:
-        x: what the model runs on: a tensor, or a tuple of arguments.
+        x: what the model runs on: a tensor, a tuple of arguments or a dict of keyword arguments.
         calls: the output shapes of its layers' calls on x, from `record_calls`.
         notes: what is special about some layers, by name.
     """
@@ -162,15 +161,15 @@ def plan_of(
             }
         )
     rows += [{**row, "output": None, "note": None} for row in found.values()]
-    return Plan(f"{type(model).__name__} on an input of {_shapes(as_arguments(x))}", rows, _total(rows))
+    return Plan(f"{type(model).__name__} on an input of {_shapes(as_batch(x))}", rows, _total(rows))
 
 
-def profile(model: nn.Module, x: Tensor | tuple, baseline: nn.Module | None = None, repeats: int = 7) -> Profile:
+def profile(model: nn.Module, x: Inputs, baseline: nn.Module | None = None, repeats: int = 7) -> Profile:
     """Multiply-accumulates and milliseconds per layer, in evaluation and without gradients.
 
     Args:
         model: any model, converted or dense.
-        x: a tensor, or a tuple of arguments.
+        x: a tensor, a tuple of arguments or a dict of keyword arguments.
         baseline: the dense original; it runs interleaved with `model`, on the same input.
         repeats: timed runs of each; medians are reported.
 
@@ -179,17 +178,17 @@ def profile(model: nn.Module, x: Tensor | tuple, baseline: nn.Module | None = No
         without the timers of the layers. `.total` also has `peak_bytes` and `baseline_peak_bytes`, the most memory that
         the activations take (`accel.profiling.memory`).
     """
-    arguments = as_arguments(x)
-    rows = list(_macs_rows(model, arguments).values())
+    batch = as_batch(x)
+    rows = list(_macs_rows(model, x).values())
     sides = {"ms": model} if baseline is None else {"baseline_ms": baseline, "ms": model}
     names = [row["layer"] for row in rows]
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         for side in sides.values():
             stack.enter_context(evaluation(side))
-        whole = compare({key: functools.partial(side, *arguments) for key, side in sides.items()}, repeats)
-        layers = _layer_times(sides, names, arguments, repeats)
-        peaks = {key: peak_activation_bytes(functools.partial(side, *arguments)) for key, side in sides.items()}
+        whole = compare({key: functools.partial(batch.run, side) for key, side in sides.items()}, repeats)
+        layers = _layer_times(sides, names, batch, repeats)
+        peaks = {key: peak_activation_bytes(functools.partial(batch.run, side)) for key, side in sides.items()}
     total = _total(rows)
     rest = {"layer": "everything else"}
     for key in sides:
@@ -202,23 +201,23 @@ def profile(model: nn.Module, x: Tensor | tuple, baseline: nn.Module | None = No
         row["speedup"] = row["baseline_ms"] / row["ms"] if row.get("baseline_ms") and row.get("ms") else None
     total |= {"peak_bytes": peaks["ms"], "baseline_peak_bytes": peaks.get("baseline_ms")}
     megabytes = " instead of ".join(f"{peaks[key] / 1e6:.1f} MB" for key in ("ms", "baseline_ms") if key in peaks)
-    title = f"{type(model).__name__} on {_shapes(arguments)}, {torch.get_num_threads()} threads"
+    title = f"{type(model).__name__} on {_shapes(batch)}, {torch.get_num_threads()} threads"
     return Profile(f"{title}; activations take at most {megabytes}", rows, total)
 
 
 def _layer_times(
-    sides: Mapping[str, nn.Module], names: Sequence[str], arguments: tuple, repeats: int
+    sides: Mapping[str, nn.Module], names: Sequence[str], batch: Batch, repeats: int
 ) -> dict[str, dict[str, float]]:
     """Median milliseconds of every named layer, all its calls in one run together, per side; the sides take turns."""
     samples: dict[str, dict[str, list[float]]] = {key: {} for key in sides}
     for _ in range(repeats):
         for key, side in sides.items():
-            for name, spent in _timed_run(side, names, arguments).items():
+            for name, spent in _timed_run(side, names, batch).items():
                 samples[key].setdefault(name, []).append(spent)
     return {key: {name: statistics.median(times) for name, times in side.items()} for key, side in samples.items()}
 
 
-def _timed_run(model: nn.Module, names: Sequence[str], arguments: tuple) -> dict[str, float]:
+def _timed_run(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, float]:
     """Milliseconds spent in each of the named layers during one run of the model."""
     spent: dict[str, float] = {}
 
@@ -234,7 +233,7 @@ def _timed_run(model: nn.Module, names: Sequence[str], arguments: tuple) -> dict
     layers = {name: layer for name, layer in model.named_modules() if name in names and name}
     watched = {layer: observer(layer.forward, functools.partial(timed, name)) for name, layer in layers.items()}
     with replaced_forwards(watched):
-        model(*arguments)
+        batch.run(model)
     return spent
 
 
@@ -247,7 +246,7 @@ def _now_ms() -> float:
 _NO_MACS = {"dense_macs": 0, "executed_macs": 0, "keep": None}
 
 
-def _macs_rows(model: nn.Module, x: Tensor | tuple) -> dict[str, dict]:
+def _macs_rows(model: nn.Module, x: Inputs) -> dict[str, dict]:
     """A row for every layer that multiplies when the model runs on x, by name."""
     modules = dict(model.named_modules())
     rows = {}
@@ -278,8 +277,8 @@ def _description(module: nn.Module) -> dict:
     }
 
 
-def _shapes(arguments: tuple) -> str:
-    return ", ".join("x".join(map(str, each.shape)) for each in arguments if isinstance(each, Tensor))
+def _shapes(batch: Batch) -> str:
+    return ", ".join("x".join(map(str, each.shape)) for each in batch.tensors)
 
 
 def _total(rows: Sequence[Mapping]) -> dict:

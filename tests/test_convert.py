@@ -196,10 +196,20 @@ def test_what_is_left_dense_and_what_is_never_called_is_said():
             "mask 'impact' of layer '0' needs data: pass calibration=",
         ),
         (Perforate(keep=0.5, mask="impact"), {"calibration": []}, DataError, "calibration data is empty"),
-        (Perforate(keep=0.5, mask="impact"), {"calibration": 3}, DataError, "calibration must be iterable, got int"),
-        (Perforate(keep=0.5, mask="impact"), {"calibration": ["a"]}, DataError, "calibration must yield tensors"),
-        (HALF, {"example_inputs": torch.zeros(1, 4, 16, 16)}, ConversionError, r"cannot run .* \(1, 4, 16, 16\)"),
-        (HALF, {"example_inputs": [1]}, DataError, "example_inputs must be a tensor or a tuple"),
+        (
+            Perforate(keep=0.5, mask="impact"),
+            {"calibration": 3},
+            DataError,
+            "must be iterable, got int",
+        ),
+        (
+            Perforate(keep=0.5, mask="impact"),
+            {"calibration": ["a"]},
+            DataError,
+            "batch 1 .* must be a tensor, .* got str",
+        ),
+        (HALF, {"example_inputs": torch.zeros(1, 4, 16, 16)}, ConversionError, r"cannot run .* \[1, 4, 16, 16\]"),
+        (HALF, {"example_inputs": [1]}, DataError, "example_inputs must be a tensor, a tuple .* or a dict"),
     ],
 )
 def test_bad_input_is_named_and_changes_nothing(net, rules, options, error, message):

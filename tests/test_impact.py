@@ -9,6 +9,7 @@ import accel
 from accel import Perforate
 from accel.errors import ConfigError, DataError
 from accel.impact import default_loss, impact_maps
+from accel.inputs import Batch
 
 
 def image(batch=3, size=6, seed=1):
@@ -68,9 +69,9 @@ def test_dropout_is_off_and_nothing_of_the_model_changes():
 def test_labels_give_cross_entropy_and_other_outputs_a_projection():
     logits, labels = torch.randn(3, 5), torch.tensor([0, 4, 2])
     expected = F.cross_entropy(logits, labels, reduction="sum")
-    torch.testing.assert_close(default_loss(logits, (image(), labels)), expected)
-    map_loss = default_loss({"a": torch.ones(2, 1, 4, 4), "steps": torch.tensor([3])}, (image(),))
-    assert map_loss == default_loss([torch.ones(2, 1, 4, 4)], (image(), labels))
+    torch.testing.assert_close(default_loss(logits, Batch((image(),), rest=(labels,))), expected)
+    map_loss = default_loss({"a": torch.ones(2, 1, 4, 4), "steps": torch.tensor([3])}, Batch((image(),)))
+    assert map_loss == default_loss([torch.ones(2, 1, 4, 4)], Batch((image(),), rest=(labels,)))
     assert map_loss.abs() <= 32 and map_loss % 2 == 0
 
 

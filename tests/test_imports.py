@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The floors from the ground up: a part imports itself, lower floors, and its own floor where that makes no circle.
 FLOORS = [
     {"kernels", "errors"},
-    {"ops", "masks", "config", "mc", "distributions", "halting", "profiling", "train"},
+    {"ops", "inputs", "masks", "config", "mc", "distributions", "halting", "profiling", "train"},
     {"nn", "vae", "report", "distill"},
     {"convert", "calibrate"},
     {"impact", "low_rank", "depth"},

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from accel.config import MISSING, Perforate, Rules
 from accel.convert import (
@@ -23,10 +23,11 @@ from accel.convert import (
 from accel.errors import ConfigError, ConversionError
 from accel.greedy.table import DENSE, Table
 from accel.impact import impact_maps
+from accel.inputs import Batch, Inputs, as_batch
 from accel.masks import LATTICE_KEEPS
 from accel.nn.inference import install
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import as_arguments, record_calls
+from accel.nn.running import record_calls
 from accel.profiling.flops import layer_macs
 
 _SMALLEST = 0.005  # share of the network's MACs below which a layer is left alone: it cannot repay the search
@@ -62,7 +63,7 @@ class Space:
 
     Attributes:
         model: the dense network.
-        arguments: what it runs on when it is timed.
+        example: what it runs on when it is timed.
         calls: the output shapes of its layers there.
         candidates: layer -> label -> what it turns the layer into; the layers in the model's order.
         fixed: layers that a rule decided, and None for those it leaves dense.
@@ -72,7 +73,7 @@ class Space:
     """
 
     model: nn.Module
-    arguments: tuple
+    example: Batch
     calls: Mapping[str, list[tuple[int, ...]]]
     candidates: Mapping[str, Mapping[str, Conversion]]
     fixed: Mapping[str, Perforate | None]
@@ -121,7 +122,7 @@ class Space:
 
 def open_space(
     model: nn.Module,
-    example_inputs: Tensor | tuple,
+    example_inputs: Inputs,
     calibration: Iterable,
     candidates: Sequence[Perforate],
     rules: Rules | None,
@@ -152,7 +153,7 @@ def open_space(
         name: {label: c for label, c in row.items() if name in fixed or kept[name, label] < 1 or c.config.keep == 1}
         for name, row in made.items()
     }
-    return Space(_prepared(model), as_arguments(example_inputs), calls, useful, fixed, macs, kept, left)
+    return Space(_prepared(model), as_batch(example_inputs), calls, useful, fixed, macs, kept, left)
 
 
 def _decided(rules: Rules | None, layers: Mapping[str, nn.Conv2d]) -> dict[str, Perforate | None]:

@@ -1,9 +1,9 @@
 """What a candidate costs in quality, measured on the network as it stands: every other layer as the search left it.
 
-A first run of all pictures as one batch, half of it dense and half perforated, fits what is to be fitted and records
-what every convolution gives; a candidate then only computes from its own layer on, the outputs of the layers before it
-being those recorded. It does so for a few pictures at a time: 1,024 pictures of CIFAR at once spent half the time on
-page faults, as every map was larger than what malloc keeps.
+What is to be fitted is fitted on all pictures at once, and a run of the network as it stands records what every
+convolution gives; a candidate then only computes from its own layer on, the outputs of the layers before it being those
+recorded. These runs take a few pictures at a time: 1,024 pictures of CIFAR at once spent half the time on page faults,
+as every map was larger than what malloc keeps.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from accel.calibrate import fit_layer
 from accel.convert import Conversion, convolutions
-from accel.errors import DataError
 from accel.greedy.table import DENSE
+from accel.inputs import Batch
+from accel.nn.fitted import nearest_fit
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import batches, evaluation, floating_tensors, has_labels, replaced_forwards
+from accel.nn.running import evaluation, floating_tensors, has_labels, replaced_forwards
+from accel.nn.settling import settle
 
-Loss = Callable[[object, tuple], Tensor]  # (outputs, batch) -> the sum over the pictures
+Loss = Callable[[object, object], Tensor]  # (outputs, batch as it was given) -> the sum over the pictures
 Track = Callable[[Sequence, str], Iterable]
 
 
@@ -34,11 +36,12 @@ Track = Callable[[Sequence, str], Iterable]
 class Judge:
     """How good outputs are, beside the dense network's on the same pictures.
 
-    Attributes: dense, the dense network's outputs; batch, (pictures, labels, ...); own, the caller's loss or None.
+    Attributes: dense, the dense network's outputs; batch, the pictures and their labels; own, the caller's loss or
+    None.
     """
 
     dense: object
-    batch: tuple
+    batch: Batch
     own: Loss | None = None
 
     def loss(self, outputs: object) -> float:
@@ -48,10 +51,10 @@ class Judge:
         of any other outputs: both grow with the square of small errors, so that those of several layers add up.
         """
         if self.own is not None:
-            return float(self.own(outputs, self.batch)) / len(self.batch[0])
+            return float(self.own(outputs, self.batch.given)) / len(self.batch)
         ours, dense = floating_tensors(outputs), floating_tensors(self.dense)
-        if has_labels(ours, self.batch):
-            return float(F.cross_entropy(ours[0], self.batch[1]))
+        if has_labels(ours, self.batch.labels):
+            return float(F.cross_entropy(ours[0], self.batch.labels))
         return sum(float(_distance(a, b)) for a, b in zip(ours, dense))
 
     def drop(self, outputs: object) -> float:
@@ -62,8 +65,8 @@ class Judge:
             return self.loss(outputs) - self.loss(self.dense)
         ours, dense = floating_tensors(outputs), floating_tensors(self.dense)
         answers, before = ours[0].argmax(1), dense[0].argmax(1)
-        if has_labels(ours, self.batch):
-            labels = self.batch[1]
+        if has_labels(ours, self.batch.labels):
+            labels = self.batch.labels
             return float((before == labels).float().mean() - (answers == labels).float().mean())
         if ours[0].dim() == 2:
             return float((answers != before).float().mean())
@@ -74,24 +77,6 @@ def _distance(ours: Tensor, dense: Tensor) -> Tensor:
     if ours.dim() == 2:
         return F.kl_div(ours.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="batchmean")
     return F.mse_loss(ours, dense)
-
-
-def first_pictures(calibration: Iterable, count: int) -> tuple:
-    """The first `count` pictures of the calibration data (or all) as one batch; whatever comes with them likewise.
-
-    Raises:
-        DataError: no pictures, or pictures of differing sizes.
-    """
-    parts, found = [], 0
-    for batch in batches(calibration):
-        parts.append([part[: count - found] if isinstance(part, Tensor) else part for part in batch])
-        found += len(parts[-1][0])
-        if found >= count:
-            break
-    try:
-        return tuple(torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in zip(*parts))
-    except RuntimeError as error:
-        raise DataError(f"a search needs calibration pictures of one size: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +98,7 @@ class Losses:
         self,
         model: nn.Module,
         candidates: Mapping[str, Mapping[str, Conversion]],
-        batch: tuple,
+        batch: Batch,
         own: Loss | None,
         at_once: int,
     ) -> None:
@@ -122,9 +107,9 @@ class Losses:
         self.network = model
         self.layers = convolutions(self.network)
         self.candidates = candidates
-        self.pictures = batch[0]
+        self.pictures = batch
         with evaluation(self.network), torch.no_grad():
-            dense = self.network(self.pictures)
+            dense = batch.run(self.network)
         leaves = tree_leaves(dense)
         joins = all(isinstance(leaf, Tensor) and leaf.shape[:1] == (len(self.pictures),) for leaf in leaves)
         self.at_once = at_once if joins else len(self.pictures)
@@ -141,8 +126,8 @@ class Losses:
         probes = {key: self._probe(*key) for key in trial}
         own = {name: probes.get((name, state.get(name)), layer).forward for name, layer in self.layers.items()}
         with evaluation(self.network), one_by_one():
-            recorded = self._record(state, probes)
-            base = self._run(own, {})
+            self._fit(own, probes)
+            base, recorded = self._recorded_run(own)
             loss, drop = self.judge.loss(base), self.judge.drop(base)
             extra = {}
             order = list(recorded)
@@ -165,35 +150,43 @@ class Losses:
             here = slice(start, start + self.at_once)
             again = {name: functools.partial(_again, outputs[here]) for name, outputs in known.items()}
             with replaced_forwards({self.layers[name]: run for name, run in {**forwards, **again}.items()}):
-                parts.append(tree_flatten(self.network(self.pictures[here])))
+                parts.append(tree_flatten(self.pictures.part(here.start, here.stop).run(self.network)))
         if len(parts) == 1:
             return tree_unflatten(*parts[0])
         return tree_unflatten([torch.cat(pieces) for pieces in zip(*(leaves for leaves, _ in parts))], parts[0][1])
 
-    def _record(
-        self, state: Mapping[str, str], probes: Mapping[tuple[str, str], PerforatedConv2d]
-    ) -> dict[str, Tensor]:
-        """Fit all probes to the inputs they get under `state`; the outputs there of the layers that run once, in order.
+    def _fit(self, own: Mapping[str, Callable], probes: Mapping[tuple[str, str], PerforatedConv2d]) -> None:
+        """Fit all probes to the inputs they get where layers have the forwards `own`."""
+        fitted: dict[str, list[PerforatedConv2d]] = {}
+        for (name, _), probe in probes.items():
+            if probe.config.interpolate == "fitted":
+                probe.set_fit(nearest_fit(probe.out_channels))  # where the pictures do not reach it
+                fitted.setdefault(name, []).append(probe)
 
-        The first half of the batch is the dense network, the target of the fits.
-        """
+        def fit(name: str, x: Tensor, target: Tensor) -> None:
+            for probe in fitted[name]:
+                probe.set_fit(fit_layer(probe, x, target))
+
+        waiting = {name: self.layers[name] for name in fitted}
+        settle(self.network, self.pictures, waiting, fit, {}, {self.layers[name]: run for name, run in own.items()})
+
+    def _recorded_run(self, own: Mapping[str, Callable]) -> tuple[object, dict[str, Tensor]]:
+        """The outputs on all pictures, and those of the layers that run once and give a map for each, in order."""
         outputs: dict[str, list[Tensor]] = {}
 
-        def lockstep(name: str, layer: nn.Conv2d, both: Tensor) -> Tensor:
-            dense, ours = both.chunk(2)
-            target = type(layer).forward(layer, dense)
-            for (owner, _), probe in probes.items():
-                if owner == name and name not in outputs and probe.config.interpolate == "fitted":
-                    probe.set_fit(fit_layer(probe, ours, target))
-            chosen = probes.get((name, state.get(name)), layer)
-            out = type(chosen).forward(chosen, ours)
-            outputs.setdefault(name, []).append(out.clone())  # an in-place activation may overwrite it
-            return torch.cat([target, out])
+        def recorded(name: str, forward: Callable) -> Callable:
+            def run(x: Tensor) -> Tensor:
+                out = forward(x)
+                outputs.setdefault(name, []).append(out.clone())  # an in-place activation may overwrite it
+                return out
 
-        forwards = {layer: functools.partial(lockstep, name, layer) for name, layer in self.layers.items()}
-        with replaced_forwards(forwards):
-            self.network(torch.cat([self.pictures, self.pictures]))
-        return {name: found[0] for name, found in outputs.items() if len(found) == 1}
+            return run
+
+        base = self._run({name: recorded(name, forward) for name, forward in own.items()}, {})
+        count = len(self.pictures)
+        sizes = [min(self.at_once, count - start) for start in range(0, count, self.at_once)]
+        once = {name: found for name, found in outputs.items() if [len(out) for out in found] == sizes}
+        return base, {name: torch.cat(found) for name, found in once.items()}
 
 
 def _again(recorded: Tensor, *_: object) -> Tensor:

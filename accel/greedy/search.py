@@ -15,17 +15,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from accel.config import Perforate, Rules, as_rules
 from accel.convert import Conversion
 from accel.errors import ConversionError
 from accel.greedy.candidates import Space, default_candidates, open_space
 from accel.greedy.journal import Journal, fingerprint
-from accel.greedy.losses import Look, Loss, Losses, Track, first_pictures
+from accel.greedy.losses import Look, Loss, Losses, Track
 from accel.greedy.table import DENSE, REPEATS, Table, time_layers
 from accel.greedy.trace import FoundRules, Step, save_found
-from accel.nn.running import batches
+from accel.inputs import Inputs, batches, first_pictures
 from accel.profiling.latency import compare, ratio
 from accel.profiling.sides import DENSE as DENSE_SIDES
 from accel.profiling.sides import FORMATS, fastest, in_format
@@ -43,7 +43,7 @@ _CHECK_REPEATS = 7  # interleaved runs of the whole network against the dense on
 def search(
     model: nn.Module,
     *,
-    example_inputs: Tensor | tuple,
+    example_inputs: Inputs,
     calibration: Iterable,
     speedup: float | None = None,
     max_drop: float | None = None,
@@ -104,11 +104,11 @@ def search(
 
 def _identity(space: Space, calibration: Iterable, pictures: int | None) -> dict[str, Any]:
     """What a journal's measurements hold for."""
-    first = next(batches(calibration))
+    first = next(batches(calibration, space.model))
     return {
         "model": fingerprint(space.model),
-        "calibration": fingerprint(nn.Module(), *(part for part in first if isinstance(part, Tensor))),
-        "inputs": [list(argument.shape) for argument in space.arguments if isinstance(argument, Tensor)],
+        "calibration": fingerprint(nn.Module(), *first.tensors),
+        "inputs": [list(each.shape) for each in space.example.tensors],
         "threads": torch.get_num_threads(),
         "candidates": {
             name: [made.config.to_dict() for made in row.values()] for name, row in space.candidates.items()
@@ -136,8 +136,8 @@ class _Search:
         self.table.check(self.space.candidates)
         self.reference = self._reference()
         self.state = {**self.space.start, **self._whole_layers()}
-        batch = first_pictures(calibration, pictures or self._affordable())
-        at_once = len(self.space.arguments[0])
+        batch = first_pictures(batches(calibration, self.space.model), pictures or self._affordable())
+        at_once = len(self.space.example)
         self.losses = Losses(self.space.model, self.space.candidates, batch, loss, at_once)
         self.correction = 1.0  # measured over predicted speed-up, of the network measured last
         self._look()
@@ -152,7 +152,7 @@ class _Search:
             labels = dict.fromkeys(label for row in self.space.candidates.values() for label in row)
             networks = {DENSE: self.space.network({}), **{label: self.space.uniform(label) for label in labels}}
             rounds = self.track(range(REPEATS + 1), "timing layers")
-            return time_layers(networks, self.space.candidates, self.space.arguments, rounds).to_dict()
+            return time_layers(networks, self.space.candidates, self.space.example, rounds).to_dict()
 
         return Table.from_dict(self.journal.get("table", measure))
 
@@ -177,7 +177,7 @@ class _Search:
     def _affordable(self) -> int:
         """As many pictures as a look of `_LOOK_SECONDS` allows, each candidate taking half a run of the network."""
         runs = 0.5 * sum(len(labels) for labels in self._wanted().values())
-        seconds = _SECONDS_PER[self.table.unit] * self.table.price({}) / len(self.space.arguments[0])
+        seconds = _SECONDS_PER[self.table.unit] * self.table.price({}) / len(self.space.example)
         return int(min(max(_LOOK_SECONDS / (runs * seconds), _PICTURES[0]), _PICTURES[1])) if runs else _PICTURES[0]
 
     def _wanted(self) -> dict[str, list[str]]:
@@ -292,10 +292,10 @@ class _Search:
 
     def _timed(self, state: Mapping[str, str]) -> dict[str, float]:
         """Median milliseconds of the dense forms and of the network of a state, and the speed-up."""
-        arguments = self.space.arguments
-        sides = {name: in_format(self.space.model, arguments, layout) for name, layout in FORMATS.items()}
+        example = self.space.example.inputs
+        sides = {name: in_format(self.space.model, example, layout) for name, layout in FORMATS.items()}
         if state:
-            sides["converted"] = in_format(self.space.network(state), arguments, torch.channels_last)
+            sides["converted"] = in_format(self.space.network(state), example, torch.channels_last)
         with torch.inference_mode():
             timing = compare(sides, repeats=_CHECK_REPEATS)
         found = {name: timing[name].median_ms for name in timing}

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from accel.errors import ConfigError
+from accel.inputs import Batch
 from accel.nn.running import evaluation, observer, replaced_forwards
 from accel.profiling.latency import compare, settle_allocator
 
@@ -68,7 +69,7 @@ class Table:
 def time_layers(
     networks: Mapping[str, nn.Module],
     layers: Mapping[str, Iterable[str]],
-    arguments: tuple,
+    example: Batch,
     rounds: Iterable[int] = range(REPEATS),
 ) -> Table:
     """The measured table.
@@ -76,7 +77,7 @@ def time_layers(
     Args:
         networks: label -> a network whose layers all take that candidate where they can; DENSE among them.
         layers: name -> the labels that the layer may take.
-        arguments: what the networks run on.
+        example: what the networks run on.
         rounds: one run of every network each; medians are kept. The first warms up and does not count.
     """
     names = [name for name, module in networks[DENSE].named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
@@ -84,10 +85,10 @@ def time_layers(
     settle_allocator()
     for turn in rounds:
         for label, network in networks.items():
-            for name, spent in _segments(network, names, arguments).items():
+            for name, spent in _segments(network, names, example).items():
                 samples.setdefault((name, label), []).extend([spent] if turn else [])
     medians = {key: statistics.median(values) for key, values in samples.items()}
-    for label, whole in _whole_ms(networks, arguments).items():
+    for label, whole in _whole_ms(networks, example).items():
         parts = [key for key in medians if key[1] == label]
         factor = whole / sum(medians[key] for key in parts)
         medians.update({key: factor * medians[key] for key in parts})
@@ -97,16 +98,16 @@ def time_layers(
 
 
 @torch.inference_mode()
-def _whole_ms(networks: Mapping[str, nn.Module], arguments: tuple) -> dict[str, float]:
+def _whole_ms(networks: Mapping[str, nn.Module], example: Batch) -> dict[str, float]:
     with contextlib.ExitStack() as modes:
         for network in networks.values():
             modes.enter_context(evaluation(network))
-        timing = compare({label: functools.partial(net, *arguments) for label, net in networks.items()}, REPEATS)
+        timing = compare({label: functools.partial(example.run, net) for label, net in networks.items()}, REPEATS)
     return {label: found.median_ms for label, found in timing.items()}
 
 
 @torch.inference_mode()
-def _segments(network: nn.Module, names: Sequence[str], arguments: tuple) -> dict[str, float]:
+def _segments(network: nn.Module, names: Sequence[str], example: Batch) -> dict[str, float]:
     """Milliseconds from the start of each named layer to the start of the next, "" being what comes before them all."""
     marks: list[tuple[str, float]] = [("", _now_ms())]
 
@@ -121,7 +122,7 @@ def _segments(network: nn.Module, names: Sequence[str], arguments: tuple) -> dic
     watched = {m: observer(m.forward, functools.partial(marked, name)) for name, m in modules.items()}
     with evaluation(network), replaced_forwards(watched):
         marks[0] = ("", _now_ms())
-        network(*arguments)
+        example.run(network)
         marks.append(("", _now_ms()))
     spent: dict[str, float] = {}
     for (name, start), (_, end) in itertools.pairwise(marks):

@@ -24,7 +24,7 @@ _SPARE = 24  # neighbours looked up beyond T, so that ties in distance are all s
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
-    """What a calibration found for one layer.
+    """What a calibration found for one layer, on the CPU.
 
     Attributes:
         offsets: int16 [K - 1, T, 2], (dy, dx) of the neighbours of each class; the last class has none of its own.
@@ -57,6 +57,26 @@ class Fit:
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
+    def with_nearest(self, channels: Tensor) -> Fit:
+        """The fit with these channels, bool [C], as in `nearest_fit`; also those where it holds NaN or infinity."""
+        tensors = self.tensors()
+        del tensors["offsets"]
+        for tensor in tensors.values():
+            per_channel = tensor.flatten(1) if tensor.dim() == 4 else tensor.movedim(-1, 0).reshape(len(channels), -1)
+            channels = channels | ~per_channel.isfinite().all(1)
+        if channels.all():
+            return nearest_fit(len(channels))
+        other = nearest_fit(len(channels), self.weights.shape[1]).tensors()
+        change = None if self.change is None else self.change.masked_fill(channels[:, None, None, None], 0.0)
+        chosen = {n: torch.where(channels, other[n].to(t), t) for n, t in tensors.items() if n != "change"}
+        return Fit(self.offsets, **chosen, change=change)
+
+    @property
+    def nearest(self) -> Tensor:
+        """bool [C], the channels that are filled in by nearest values, those computed staying as they are."""
+        alone = (self.weights[:, 0] == 1) & (self.weights[:, 1:] == 0).all(1) & (self.constant == 0)
+        return alone.all(0) & (self.scale == 1) & (self.shift == 0)
+
     def corrected(self, weight: Tensor) -> Tensor:
         """The convolution's weight, changed and scaled; differentiable."""
         weight = weight if self.change is None else weight + self.change.to(weight)
@@ -72,12 +92,31 @@ def weighted_by_distance(positions: PositionSet, count: int, channels: int) -> F
     _, _, offsets = find_neighbors(positions, count)
     classes = common_classes(offsets)
     weights = distance_weights(offsets, classes)
+    plain = nearest_fit(channels)
     return Fit(
         torch.from_numpy(classes),
         weights[:, :, None].expand(-1, -1, channels).contiguous(),
-        torch.zeros(len(weights), channels),
-        torch.ones(channels),
-        torch.zeros(channels),
+        plain.constant.expand(len(weights), -1).contiguous(),
+        plain.scale,
+        plain.shift,
+    )
+
+
+def nearest_fit(channels: int, count: int = 1) -> Fit:
+    """The nearest computed position's value, in every channel, on a map of any size.
+
+    Args:
+        count: T, neighbours of each skipped position; those beyond the nearest have weight 0.
+    """
+    kind = {"dtype": torch.float32, "device": "cpu"}
+    weights = torch.zeros(1, count, channels, **kind)
+    weights[:, 0] = 1.0
+    return Fit(
+        torch.zeros(0, count, 2, dtype=torch.int16, device="cpu"),
+        weights,
+        torch.zeros(1, channels, **kind),
+        torch.ones(channels, **kind),
+        torch.zeros(channels, **kind),
     )
 
 
@@ -139,5 +178,5 @@ def distance_weights(offsets: np.ndarray, classes: np.ndarray) -> Tensor:
         return inverse / inverse.sum(-1, keepdims=True)
 
     if not len(offsets):
-        return torch.full((1, offsets.shape[1]), 1 / offsets.shape[1])
+        return torch.full((1, offsets.shape[1]), 1 / offsets.shape[1], dtype=torch.float32, device="cpu")
     return torch.from_numpy(np.concatenate([weigh(classes), weigh(offsets).mean(0)[None]])).float()

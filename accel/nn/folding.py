@@ -31,7 +31,7 @@ class Folded(NamedTuple):
 
 
 class FoldedWeights:
-    """The folded weights of a convolution, made anew when any of the tensors they come from changed."""
+    """The folded weights of a convolution, made anew when the fit or any of the tensors changed that they come from."""
 
     def __init__(self) -> None:
         self._key: tuple | None = None
@@ -40,7 +40,7 @@ class FoldedWeights:
     def get(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -> Folded:
         """What `norm(conv(x))` in evaluation computes with, its convolution corrected as `fit` says."""
         tensors = (conv.weight, conv.bias, *(() if norm is None else _state(norm)))
-        key = tuple(map(_fingerprint, tensors))
+        key = (fit, *map(_fingerprint, tensors))
         if key != self._key:
             self._folded, self._key = fold(conv, norm, fit), key
         return self._folded

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
 
+from accel.inputs import Inputs
 from accel.kernels.dispatch import is_direct
 from accel.nn.graph import PLAIN, modules_of, trace, traced_parts
 from accel.nn.pipeline import Chains, build
@@ -57,7 +58,7 @@ def installed(model: nn.Module) -> list[tuple[str, InferencePath]]:
     return [(name, forward) for name, forward in forwards if isinstance(forward, InferencePath)]
 
 
-def describe_paths(model: nn.Module, example_inputs: Tensor | tuple) -> dict[str, str]:
+def describe_paths(model: nn.Module, example_inputs: Inputs) -> dict[str, str]:
     """What the inference path does with each convolution that it concerns, in a few words, by its full name.
 
     Parts of the model that it does not call as a whole, for the example, say nothing.

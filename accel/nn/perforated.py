@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,8 @@ from accel.nn.fitted import Fit, weighted_by_distance
 from accel.nn.folding import Folded, FoldedWeights
 
 # what a conversion adds to a convolution's attributes
-STATE = ("config", "layer_name", "pooling", "impact", "fit", "_sets", "_neighbors", "_folded", "_aside")
+STATE = ("config", "layer_name", "pooling", "impact", "fit", "_sets", "_neighbors", "_distances", "_folded", "_aside")
+_Kept = TypeVar("_Kept", PositionSet, Neighbors, Fit)
 _SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
 
 
@@ -76,6 +78,7 @@ class PerforatedConv2d(nn.Conv2d):
         """Fill in skipped positions as `fit` says from now on."""
         self.fit = fit
         self._neighbors = {}  # (height, width, device) -> Neighbors
+        self._distances = {}  # (height, width) -> Fit
         self._folded = FoldedWeights()
 
     def release(self) -> nn.Conv2d:
@@ -89,7 +92,7 @@ class PerforatedConv2d(nn.Conv2d):
 
     def __getstate__(self) -> dict:
         # copies and pickles build their own caches
-        return {**self.__dict__, "_sets": {}, "_neighbors": {}, "_folded": FoldedWeights()}
+        return {**self.__dict__, "_sets": {}, "_neighbors": {}, "_distances": {}, "_folded": FoldedWeights()}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, keep={self.config.keep:g}, mask={self.config.mask}"
@@ -256,7 +259,7 @@ class PerforatedConv2d(nn.Conv2d):
         """What to compute with; `positions` where skipped ones are filled in by weighted sums."""
         if positions is None:
             return Folded(self.weight, self.bias, None, None) if norm is None else self._folded.get(self, norm)
-        fit = self.fit or self._fit_by_distance(positions)
+        fit = self._fit_for(positions)
         if norm is not None or not torch.is_grad_enabled():
             return self._folded.get(self, norm, fit)
         scale, shift, sums, constant = (
@@ -265,23 +268,28 @@ class PerforatedConv2d(nn.Conv2d):
         bias = shift if self.bias is None else self.bias * scale + shift
         return Folded(fit.corrected(self.weight), bias, sums, constant)
 
-    def _fit_by_distance(self, positions: PositionSet) -> Fit:
-        if self.config.interpolate == "fitted":
-            raise ConfigError(
-                f"layer {self.layer_name!r} was never fitted: pass calibration= to convert_model, "
-                "or call accel.calibrate.fit_interpolation"
+    def _fit_for(self, positions: PositionSet) -> Fit:
+        """What fills in the skipped positions of one of this layer's sets; by distance, it is found for each size."""
+        if self.fit is not None:
+            return self.fit
+        if self.config.interpolate == "weighted":
+            key, count = (positions.height, positions.width), self.config.neighbors
+            return _kept(
+                self._distances, key, lambda: weighted_by_distance(positions.to("cpu"), count, self.out_channels)
             )
-        self.set_fit(weighted_by_distance(positions.to("cpu"), self.config.neighbors, self.out_channels))
-        return self.fit
+        raise ConfigError(
+            f"layer {self.layer_name!r} was never fitted: pass calibration= to convert_model, "
+            "or call accel.calibrate.fit_interpolation"
+        )
 
     def neighbors(self, positions: PositionSet) -> Neighbors:
         """What the skipped positions of one of this layer's position sets are weighted sums of; found once per size."""
         key = (positions.height, positions.width, positions.positions.device)
         device = positions.positions.device
-        return _kept(self._neighbors, key, lambda: self.fit.neighbors(positions.to("cpu")).to(device))
+        return _kept(self._neighbors, key, lambda: self._fit_for(positions).neighbors(positions.to("cpu")).to(device))
 
 
-def _kept(cache: dict, key: tuple, make: Callable[[], PositionSet | Neighbors]) -> PositionSet | Neighbors:
+def _kept(cache: dict, key: tuple, make: Callable[[], _Kept]) -> _Kept:
     """What `make` made for this key once; the oldest of _SIZES_KEPT sizes makes room for a new one."""
     if key not in cache:
         with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from accel.errors import ConversionError, DataError
+from accel.errors import ConversionError
+from accel.inputs import Inputs, as_batch
 
 
 @contextlib.contextmanager
@@ -48,34 +49,6 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
                 module.forward = before
 
 
-def as_arguments(example_inputs: Tensor | tuple) -> tuple:
-    """The positional arguments of a model: a tensor, or a tuple of them. DataError for anything else."""
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
-    if isinstance(example_inputs, tuple) and example_inputs and isinstance(example_inputs[0], Tensor):
-        return example_inputs
-    raise DataError(
-        f"example_inputs must be a tensor or a tuple that starts with one, got {type(example_inputs).__name__}"
-    )
-
-
-def batches(calibration: object) -> Iterator[tuple]:
-    """The batches of calibration data as tuples whose first element is the input. DataError for anything else."""
-    if not hasattr(calibration, "__iter__"):
-        raise DataError(f"calibration must be iterable, got {type(calibration).__name__}")
-    count = 0
-    for batch in calibration:
-        batch = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-        if not batch or not isinstance(batch[0], Tensor):
-            raise DataError("calibration must yield tensors, or tuples whose first element is the input tensor")
-        count += 1
-        yield batch
-    if count == 0:
-        raise DataError(
-            "the calibration data is empty: give at least one batch (and a list or loader, not a generator)"
-        )
-
-
 def floating_tensors(outputs: object) -> list[Tensor]:
     """Every floating tensor in a model's outputs: itself, or those of lists, tuples and dicts, in order."""
     if isinstance(outputs, Tensor):
@@ -87,15 +60,14 @@ def floating_tensors(outputs: object) -> list[Tensor]:
     )
 
 
-def has_labels(outputs: object, batch: tuple) -> bool:
-    """Whether the batch brings integer labels [N] for outputs that are logits [N, classes]."""
-    labels = batch[1] if len(batch) > 1 else None
+def has_labels(outputs: object, labels: object) -> bool:
+    """Whether what follows the inputs of a batch are integer labels [N], for outputs that are logits [N, classes]."""
     labelled = isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
-    return labelled and floating_tensors(outputs)[0].dim() == 2
+    return labelled and [tensor.dim() for tensor in floating_tensors(outputs)[:1]] == [2]
 
 
 def record_calls(
-    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Tensor | tuple
+    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Inputs
 ) -> dict[str, list[tuple[int, ...]]]:
     """Run the model once, in evaluation and without gradients: the output shape of every call of each of `layers`.
 
@@ -112,14 +84,13 @@ def record_calls(
 
         return hook
 
-    arguments = as_arguments(example_inputs)
+    batch = as_batch(example_inputs)
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     try:
         with evaluation(model), torch.no_grad():
-            model(*arguments)
+            batch.run(model)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in arguments)
-        raise ConversionError(f"the model cannot run on example_inputs of shape {shapes}: {error}") from error
+        raise ConversionError(f"the model cannot run on example_inputs ({batch.described()}): {error}") from error
     finally:
         for handle in handles:
             handle.remove()

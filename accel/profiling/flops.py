@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves
 
 from accel.errors import AccelError
+from accel.inputs import Inputs, as_batch
 from accel.profiling.mac_formulas import FORMULAS, NOTHING, PRODUCTS, UNKNOWN, Work, product
 
 _FVCORE_KEPT = ("conv", "linear", "perforated_conv2d", "masked_conv2d", "masked_conv2d_")
 
 
 _TORCH_LIBRARIES = ("aten", "prim", "prims", "accel", "profiler", "c10d", "_c10d_functional")
-
-Inputs = Tensor | tuple | Mapping
 
 
 @dataclasses.dataclass
@@ -104,8 +103,8 @@ def static_macs(model: nn.Module, x: Tensor | tuple) -> int:
 
 def _run(model: nn.Module, x: Inputs) -> _Counter:
     """Run the model once in evaluation, under a counter."""
-    arguments, named = ((), dict(x)) if isinstance(x, Mapping) else (x if isinstance(x, tuple) else (x,), {})
-    counter = _Counter(model, _batch_size([*arguments, *named.values()]))
+    batch = as_batch(x)
+    counter = _Counter(model, len(batch))
     modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     handles = counter.watch(model)
     with contextlib.suppress(NotImplementedError):  # exported programs run in the mode that they were exported in
@@ -114,24 +113,13 @@ def _run(model: nn.Module, x: Inputs) -> _Counter:
         # In inference mode convolutions and linear layers reach the counter whole, not as addmm, which others use too;
         # compiled modules run as they were written, not as code that nobody can look into.
         with torch.compiler.set_stance("force_eager"), torch.inference_mode(), counter:
-            model(*arguments, **named)
+            batch.run(model)
     finally:
         for handle in handles:
             handle.remove()
         for module, training in modes.items():
             module.training = training
     return counter
-
-
-def _batch_size(arguments: Iterable) -> int:
-    """How many images the arguments are: the length of the first, or of its first tensor."""
-    for argument in arguments:
-        if isinstance(argument, (list, tuple)) and argument and isinstance(argument[0], Tensor):
-            return len(argument)  # a list of pictures of many sizes
-        for leaf in tree_leaves(argument):
-            if isinstance(leaf, Tensor) and leaf.dim():
-                return len(leaf)
-    return 1
 
 
 class _Counter(TorchDispatchMode):

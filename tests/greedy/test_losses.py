@@ -9,9 +9,9 @@ from torch import nn
 
 import accel
 from accel import Perforate
-from accel.errors import DataError
 from accel.greedy.candidates import label_of, open_space
-from accel.greedy.losses import Judge, Losses, first_pictures
+from accel.greedy.losses import Judge, Losses
+from accel.inputs import Batch
 
 CONFIGS = [
     Perforate(keep=keep, mask="lattice", interpolate=filled) for keep in (0.5, 0.25) for filled in ("nearest", "fitted")
@@ -48,7 +48,7 @@ def pictures():
 
 def losses_of(net, pictures):
     space = open_space(net, pictures[:1], [pictures], CONFIGS, None, None)
-    return space, Losses(space.model, space.candidates, (pictures,), None, at_once=3)
+    return space, Losses(space.model, space.candidates, Batch((pictures,)), None, at_once=3)
 
 
 def converted_loss(net, pictures, state):
@@ -88,7 +88,7 @@ def test_a_look_leaves_the_network_as_it_was(net, pictures):
 
 def test_loss_and_drop_with_labels():
     logits, dense = torch.tensor([[2.0, 0, 0], [0, 1, 0]]), torch.tensor([[2.0, 0, 0], [1, 0, 0]])
-    judge = Judge(dense, (torch.zeros(2), torch.tensor([0, 0])))
+    judge = Judge(dense, Batch((torch.zeros(2),), rest=(torch.tensor([0, 0]),)))
     assert judge.loss(logits) == pytest.approx(float(F.cross_entropy(logits, torch.tensor([0, 0]))))
     assert judge.drop(logits) == pytest.approx(0.5)
     assert judge.drop(dense) == 0
@@ -96,26 +96,17 @@ def test_loss_and_drop_with_labels():
 
 def test_loss_and_drop_without_labels():
     logits, dense = torch.randn(5, 3), torch.randn(5, 3)
-    judge = Judge(dense, (torch.zeros(5),))
+    judge = Judge(dense, Batch((torch.zeros(5),)))
     p, q = dense.softmax(1), logits.softmax(1)
     assert judge.loss(logits) == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
     assert judge.drop(logits) == pytest.approx(float((logits.argmax(1) != dense.argmax(1)).float().mean()))
     maps = {"a": torch.tensor([[[1.0, 2.0]]]), "b": torch.zeros(1, 1, 1)}
-    judge = Judge({"a": torch.zeros(1, 1, 2), "b": torch.zeros(1, 1, 1)}, (torch.zeros(1),))
+    judge = Judge({"a": torch.zeros(1, 1, 2), "b": torch.zeros(1, 1, 1)}, Batch((torch.zeros(1),)))
     assert judge.loss(maps) == pytest.approx(2.5)
     assert judge.drop(maps) == pytest.approx(0.75)
 
 
 def test_a_loss_of_ones_own():
-    judge = Judge(torch.zeros(4), (torch.zeros(2),), lambda outputs, batch: outputs.sum() + 4)
+    judge = Judge(torch.zeros(4), Batch((torch.zeros(2),)), lambda outputs, batch: outputs.sum() + 4)
     assert judge.loss(torch.ones(4)) == 4.0
     assert judge.drop(torch.ones(4)) == 2.0
-
-
-def test_first_pictures_stop_at_the_count_and_take_the_labels_along():
-    batches = [(torch.arange(3.0)[:, None] + 3 * i, torch.arange(3) + 3 * i) for i in range(4)]
-    x, labels = first_pictures(batches, 5)
-    assert x.flatten().tolist() == [0, 1, 2, 3, 4] and labels.tolist() == [0, 1, 2, 3, 4]
-    assert len(first_pictures([torch.zeros(2, 3)], 5)[0]) == 2
-    with pytest.raises(DataError, match="one size"):
-        first_pictures([torch.zeros(1, 3), torch.zeros(1, 4)], 2)

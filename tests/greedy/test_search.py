@@ -14,6 +14,7 @@ from accel.errors import ConfigError, ConversionError, DataError
 from accel.greedy import search as search_module
 from accel.greedy.losses import Losses
 from accel.greedy.table import DENSE, Table, time_layers
+from accel.inputs import Batch
 
 CONFIGS = [Perforate(keep=keep, mask="lattice") for keep in (1 / 2, 1 / 4)]
 HALF, QUARTER = "lattice 0.5 nearest", "lattice 0.25 nearest"
@@ -65,7 +66,7 @@ def test_steps_are_those_of_brute_force(net, pictures, monkeypatch):
     monkeypatch.setattr(search_module, "STEPS_PER_LAYER", 0)  # so that every estimate is a measurement
     found = find(net, pictures, speedup=1.7)
     space = search_module.open_space(net, pictures[:1], [pictures], CONFIGS, None, None)
-    expected = brute_force(Losses(space.model, space.candidates, (pictures,), None, at_once=1), 1.7)
+    expected = brute_force(Losses(space.model, space.candidates, Batch((pictures,)), None, at_once=1), 1.7)
     assert [(step.layer, step.label) for step in found.steps] == expected and len(expected) >= 2
 
 
@@ -125,7 +126,7 @@ def test_candidates_may_correct_the_weights(net, pictures):
         Perforate(keep=0.5, mask="lattice", interpolate="fitted", correct=correct) for correct in ("scale", "weights")
     ]
     space = search_module.open_space(net, pictures[:1], [pictures], both, None, None)
-    losses = Losses(space.model, space.candidates, (pictures,), None, 1)
+    losses = Losses(space.model, space.candidates, Batch((pictures,)), None, 1)
     lost = []
     for label in ("lattice 0.5 fitted 12", "lattice 0.5 fitted 12 weights"):
         state = dict.fromkeys(("0", "2"), label)
@@ -223,7 +224,7 @@ def test_layer_times_add_up_to_the_time_of_the_whole(net, monkeypatch):
     monkeypatch.setattr(table_module, "_now_ms", lambda: float(next(ticks) ** 2))
     # second run: readings 6..11 are thrown away before, begin, layers 0, 2, 4, end
     monkeypatch.setattr(table_module, "_whole_ms", lambda networks, _: {DENSE: 3 * (11.0**2 - 7.0**2)})
-    found = time_layers({DENSE: net}, {"0": [], "2": []}, (torch.zeros(1, 3, 8, 8),), range(2))
+    found = time_layers({DENSE: net}, {"0": [], "2": []}, Batch((torch.zeros(1, 3, 8, 8),)), range(2))
     assert found.costs == {"0": {DENSE: 3 * (9.0**2 - 8.0**2)}, "2": {DENSE: 3 * (10.0**2 - 9.0**2)}}
     assert found.rest == 3 * ((8.0**2 - 7.0**2) + (11.0**2 - 10.0**2))
 

@@ -1,5 +1,7 @@
 """Neighbours, classes and weights: small cases by hand, and what must hold of any position set."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import accel
 from accel import Perforate
 from accel.kernels.positions import PositionSet
 from accel.masks import build_mask
-from accel.nn.fitted import Fit, classify, common_classes, find_neighbors, weighted_by_distance
+from accel.nn.fitted import Fit, classify, common_classes, find_neighbors, nearest_fit, weighted_by_distance
 
 
 def position_set(mask="lattice", keep=0.5, height=9, width=11, seed=0):
@@ -95,3 +97,70 @@ def test_training_and_inference_agree():
         torch.testing.assert_close(fast(x), watched, rtol=1e-4, atol=1e-5)
     watched.sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in fast[0].parameters())
+
+
+def plain_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 3)).eval()
+
+
+def drawn(size, batch=4):
+    return torch.randn(batch, 2, size, size, generator=torch.Generator().manual_seed(size))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("interpolate", ["weighted", "fitted"])
+@pytest.mark.parametrize("sizes", [(5, 14), (14, 5), (31, 14, 31, 5)])
+def test_no_size_changes_what_another_gives(interpolate, sizes, gradients):
+    config = Perforate(keep=0.5, mask="uniform", interpolate=interpolate, neighbors=4)
+    make = lambda: accel.convert_model(plain_net(), config, example_inputs=drawn(14), calibration=[drawn(14)])  # noqa: E731
+    used = make()
+    with torch.set_grad_enabled(gradients):
+        for size in sizes:
+            torch.testing.assert_close(used(drawn(size)), make()(drawn(size)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("first", [16, 64])
+def test_a_layer_of_one_position_when_fitted_serves_larger_maps(first, tmp_path):
+    """At 16x16 the last map has one position, and at 64x64 sixteen."""
+    layers = [nn.Conv2d(2, 8, 3, padding=1)]
+    for _ in range(4):
+        layers += [nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1)]
+    model = nn.Sequential(*layers).eval()
+    config = Perforate(keep=0.5, mask="lattice", interpolate="fitted")
+    fast = accel.convert_model(model, config, example_inputs=drawn(16), calibration=[drawn(16)])
+    accel.save_converted(fast, tmp_path)
+    loaded = accel.load_converted(tmp_path, model)
+    with torch.no_grad():
+        for size in (first, 80 - first):
+            assert torch.equal(loaded(drawn(size)), fast(drawn(size)))
+        hidden = fast[:-1](drawn(64))
+        kept = fast[-1].position_set(4, 4).positions.long()
+        dense = nn.Conv2d.forward(fast[-1], hidden).flatten(2)
+        torch.testing.assert_close(fast[-1](hidden).flatten(2)[:, :, kept], dense[:, :, kept])
+    assert fast[-1].fit.nearest.all()
+
+
+def test_nearest_filling_as_a_fit_is_nearest_filling():
+    positions = position_set("lattice", 0.25, 13, 11)
+    fit = nearest_fit(2, 3)
+    neighbors, x = fit.neighbors(positions), torch.randn(1, 2, 13, 11).double()
+    rows = x.flatten(2)[0].T[positions.positions.long()]
+    got = torch.einsum("ftc,tc->fc", rows[neighbors.rows.long()], fit.weights[0].double())
+    where = positions.positions.long()
+    for at, value in zip(neighbors.skipped.tolist(), got):
+        distances = (where // 11 - at // 11) ** 2 + (where % 11 - at % 11) ** 2
+        near = rows[distances == distances.min()]
+        assert (near == value).all(1).any()
+    assert fit.nearest.all() and not weighted_by_distance(positions, 3, 2).nearest.any()
+
+
+def test_channels_left_to_nearest_filling():
+    fit = weighted_by_distance(position_set(), 4, 3)
+    fit = dataclasses.replace(fit, change=torch.ones(3, 2, 1, 1), scale=torch.tensor([2.0, 2.0, float("nan")]))
+    mixed = fit.with_nearest(torch.tensor([True, False, False]))
+    assert mixed.nearest.tolist() == [True, False, True]
+    assert torch.equal(mixed.weights[:, :, 1], fit.weights[:, :, 1]) and mixed.scale.tolist() == [1, 2, 1]
+    assert mixed.change[:, 0, 0, 0].tolist() == [0, 1, 0]
+    alone = fit.with_nearest(torch.tensor([True, True, False]))
+    assert alone.nearest.all() and alone.weights.shape == (1, 1, 3) and alone.change is None

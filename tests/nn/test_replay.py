@@ -15,6 +15,7 @@ from torch import nn
 import accel
 from accel import Perforate, Rules
 from accel.kernels.positions import PositionSet
+from accel.nn.fitted import nearest_fit
 from accel.nn.inference import installed, one_by_one
 from accel.nn.replay import Segment
 from accel.ops import perforated_conv2d, use_backend
@@ -146,7 +147,8 @@ def new_parameter(net):
 
 def new_fit(net):
     layer = net.units[1].first
-    layer.set_fit(dataclasses.replace(layer.fit, constant=layer.fit.constant + 1))
+    fit = nearest_fit(layer.out_channels)
+    layer.set_fit(dataclasses.replace(fit, constant=fit.constant + 1))
 
 
 def other_padding(net):
