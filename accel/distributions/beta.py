@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from accel.distributions.gamma import log_standard_gamma
-from accel.distributions.implicit import GeneratorSampling, reparameterize
+from accel.distributions.implicit import GeneratorSampling, narrow, narrow_exp, reparameterize, widen
 from accel.kernels.beta_gradient import beta_gradient
 from accel.kernels.student_t_gradient import student_t_gradient
 
@@ -27,10 +27,11 @@ class Beta(GeneratorSampling, torch.distributions.Beta):
     def rsample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """A differentiable sample of shape `sample_shape + batch_shape`, inside the open interval (0, 1)."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        one, zero = self.concentration1.expand(shape), self.concentration0.expand(shape)
-        limits = torch.finfo(one.dtype)
-        sample = _sample_logit(one, zero, generator).sigmoid().to(one.dtype).clamp(limits.tiny, 1 - limits.eps / 2)
-        return reparameterize(sample, [one, zero], [_beta_in_one, _beta_in_zero])
+        one, zero = widen(self.concentration1).expand(shape), widen(self.concentration0).expand(shape)
+        dtype = self.concentration1.dtype
+        limits = torch.finfo(dtype)
+        logit = reparameterize(_sample_logit(one, zero, generator), [one, zero], [_logit_in_one, _logit_in_zero])
+        return narrow(logit.sigmoid(), dtype, limits.tiny, 1 - limits.eps / 2)
 
 
 class Dirichlet(GeneratorSampling, torch.distributions.Dirichlet):
@@ -43,9 +44,9 @@ class Dirichlet(GeneratorSampling, torch.distributions.Dirichlet):
     def rsample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """A differentiable sample of shape `sample_shape + batch_shape + event_shape`, on the simplex."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        concentration = self.concentration.expand(shape)
-        sample = log_standard_gamma(concentration, generator).softmax(-1).to(concentration.dtype)
-        return _DirichletSample.apply(sample.clamp(min=torch.finfo(sample.dtype).tiny), concentration)
+        concentration = widen(self.concentration).expand(shape)
+        sample = _DirichletSample.apply(log_standard_gamma(concentration, generator).log_softmax(-1), concentration)
+        return narrow(sample, self.concentration.dtype, low=torch.finfo(self.concentration.dtype).tiny)
 
 
 class StudentT(GeneratorSampling, torch.distributions.StudentT):
@@ -57,13 +58,12 @@ class StudentT(GeneratorSampling, torch.distributions.StudentT):
     def rsample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """A differentiable sample of shape `sample_shape + batch_shape`."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        df = self.df.expand(shape)
+        df, loc, scale = (widen(parameter).expand(shape) for parameter in (self.df, self.loc, self.scale))
         normal = torch.randn(shape, dtype=torch.float64, device=df.device, generator=generator)
         log_chi2 = log_standard_gamma(df / 2, generator)
-        sample = normal * (0.5 * ((df.detach().double() / 2).log() - log_chi2)).exp()
-        largest = torch.finfo(df.dtype).max
-        standard = reparameterize(sample.clamp(-largest, largest).to(df.dtype), [df], [_student_in_df])
-        return self.loc + self.scale * standard
+        standard = normal * (0.5 * ((df.detach() / 2).log() - log_chi2)).exp()
+        standard = reparameterize(narrow(standard, torch.float64), [df], [_student_in_df])
+        return narrow(loc + scale * standard, self.df.dtype)
 
 
 class FisherSnedecor(GeneratorSampling, torch.distributions.FisherSnedecor):
@@ -72,65 +72,56 @@ class FisherSnedecor(GeneratorSampling, torch.distributions.FisherSnedecor):
     def rsample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """A differentiable sample of shape `sample_shape + batch_shape`."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        df1, df2 = self.df1.expand(shape), self.df2.expand(shape)
-        log_ratio = df2.detach().double().log() - df1.detach().double().log()
-        limits = torch.finfo(df1.dtype)
-        sample = (log_ratio + _sample_logit(df1 / 2, df2 / 2, generator)).exp().clamp(limits.tiny, limits.max)
-        return reparameterize(sample.to(df1.dtype), [df1, df2], [_fisher_in_df1, _fisher_in_df2])
+        df1, df2 = widen(self.df1).expand(shape), widen(self.df2).expand(shape)
+        log_ratio = (df2.log() - df1.log()).detach() + _sample_logit(df1 / 2, df2 / 2, generator)
+        return narrow_exp(reparameterize(log_ratio, [df1, df2], [_fisher_in_df1, _fisher_in_df2]), self.df1.dtype)
 
 
 def _sample_logit(one: Tensor, zero: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The logit of a Beta(one, zero) sample, float64, no gradient: it keeps what x near 0 or 1 loses."""
     return log_standard_gamma(one, generator) - log_standard_gamma(zero, generator)
 
 
-# The derivatives below are computed in float64: a float32 logit has lost what tells large concentrations apart.
+def _logit_in_one(y: Tensor, one: Tensor, zero: Tensor) -> Tensor:
+    return beta_gradient(one, zero, y)
 
 
-def _beta_in_one(x: Tensor, one: Tensor, zero: Tensor) -> Tensor:
-    x = x.double()
-    return (x * (1 - x) * beta_gradient(one.double(), zero.double(), x.log() - (-x).log1p())).to(one.dtype)
+def _logit_in_zero(y: Tensor, one: Tensor, zero: Tensor) -> Tensor:
+    return -beta_gradient(zero, one, -y)
 
 
-def _beta_in_zero(x: Tensor, one: Tensor, zero: Tensor) -> Tensor:
-    x = x.double()
-    return (-x * (1 - x) * beta_gradient(zero.double(), one.double(), (-x).log1p() - x.log())).to(one.dtype)
+def _fisher_in_df1(log_x: Tensor, df1: Tensor, df2: Tensor) -> Tensor:
+    """x = (df2 / df1) exp(y), y the logit of Beta(df1 / 2, df2 / 2)."""
+    return 0.5 * beta_gradient(df1 / 2, df2 / 2, log_x + df1.log() - df2.log()) - 1 / df1
+
+
+def _fisher_in_df2(log_x: Tensor, df1: Tensor, df2: Tensor) -> Tensor:
+    return 1 / df2 - 0.5 * beta_gradient(df2 / 2, df1 / 2, df2.log() - df1.log() - log_x)
 
 
 def _student_in_df(t: Tensor, df: Tensor) -> Tensor:
     return student_t_gradient(df, t)
 
 
-def _fisher_in_df1(x: Tensor, df1: Tensor, df2: Tensor) -> Tensor:
-    """x = (df2 / df1) exp(y), y the logit of Beta(df1 / 2, df2 / 2)."""
-    x, one, two = x.double(), df1.double(), df2.double()
-    slope = beta_gradient(one / 2, two / 2, x.log() + one.log() - two.log())
-    return (x * (0.5 * slope - 1 / one)).to(df1.dtype)
-
-
-def _fisher_in_df2(x: Tensor, df1: Tensor, df2: Tensor) -> Tensor:
-    x, one, two = x.double(), df1.double(), df2.double()
-    slope = beta_gradient(two / 2, one / 2, two.log() - one.log() - x.log())
-    return (x * (1 / two - 0.5 * slope)).to(df1.dtype)
-
-
 class _DirichletSample(torch.autograd.Function):
-    """The sample; its backward is a vector-Jacobian product over the last dimension."""
+    """exp of the log sample; its backward is a vector-Jacobian product over the last dimension."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(sample, concentration):
-        return sample.clone()
+    def forward(log_sample, concentration):
+        return log_sample.exp()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(output, inputs[1])
+        ctx.save_for_backward(output, *inputs)
 
     @staticmethod
     def backward(ctx, grad):
-        sample, concentration = ctx.saved_tensors
-        x, alpha = sample.double(), concentration.double()
+        x, log_x, alpha = ctx.saved_tensors
+        moving = x.clamp(min=torch.finfo(x.dtype).tiny).log()
+        log_x = log_x + (moving - moving.detach())  # the log sample comes without a graph, second derivatives need one
         others = alpha.sum(-1, keepdim=True) - alpha
-        slope = beta_gradient(alpha, others, x.log() - (-x).log1p())
-        moved = grad.double() - (x * grad.double()).sum(-1, keepdim=True)
-        return None, torch.where(others > 0, x * slope * moved, 0.0).to(concentration.dtype)
+        slope = beta_gradient(alpha, others, log_x - (-x).log1p())
+        moved = grad - (x * grad).sum(-1, keepdim=True)
+        return None, torch.where(others > 0, x * slope * moved, 0.0)

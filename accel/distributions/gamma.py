@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 from torch.distributions.transforms import PowerTransform
 
-from accel.distributions.implicit import GeneratorSampling, reparameterize
+from accel.distributions.implicit import GeneratorSampling, narrow, narrow_exp, reparameterize, widen
 from accel.kernels.gamma_gradient import gamma_gradient
+
+LOG_SMALLEST = -700.0  # below, z is no longer a normal number in float64
 
 
 class Gamma(GeneratorSampling, torch.distributions.Gamma):
@@ -23,16 +25,17 @@ class Gamma(GeneratorSampling, torch.distributions.Gamma):
     def rsample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """A differentiable sample of shape `sample_shape + batch_shape`, at least the smallest normal number."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        concentration, rate = self.concentration.expand(shape), self.rate.expand(shape)
-        raw = torch._standard_gamma(concentration.detach(), generator=generator)
-        floor = torch.finfo(raw.dtype).tiny * self.rate.detach().clamp(min=1)
-        return reparameterize(torch.maximum(raw, floor), [concentration], [_in_concentration]) / rate
+        concentration, rate = widen(self.concentration).expand(shape), widen(self.rate).expand(shape)
+        standard = torch._standard_gamma(concentration.detach(), generator=generator)
+        standard = reparameterize(standard, [concentration], [_in_concentration])
+        return narrow(standard / rate, self.rate.dtype, low=torch.finfo(self.rate.dtype).tiny)
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(concentration, rate * value), differentiable in all three."""
         if self._validate_args:
             self._validate_sample(value)
-        return _RegularisedGamma.apply(*torch.broadcast_tensors(self.concentration, self.rate * value))
+        concentration, point = torch.broadcast_tensors(widen(self.concentration), widen(self.rate) * widen(value))
+        return _RegularisedGamma.apply(concentration, point).to(self.rate.dtype)
 
 
 class Chi2(Gamma, torch.distributions.Chi2):
@@ -52,8 +55,16 @@ class InverseGamma(GeneratorSampling, torch.distributions.InverseGamma):
         return super().expand(batch_shape, _instance=new)
 
     def rsample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
-        """A differentiable sample of shape `sample_shape + batch_shape`."""
-        return 1 / self.base_dist.rsample(sample_shape, generator=generator)
+        """A differentiable sample of shape `sample_shape + batch_shape`, positive and finite.
+
+        By its logarithm: 1 / z overflows where z is small, and d(1 / z) long before.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        base = self.base_dist
+        concentration, rate = widen(base.concentration).expand(shape), widen(base.rate).expand(shape)
+        log_standard = log_standard_gamma(concentration, generator)
+        log_standard = reparameterize(log_standard, [concentration], [_log_in_concentration])
+        return narrow_exp(rate.log() - log_standard, base.rate.dtype)
 
 
 def log_standard_gamma(concentration: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -61,14 +72,22 @@ def log_standard_gamma(concentration: Tensor, generator: torch.Generator | None 
 
     z = g u^(1/alpha), g ~ Gamma(alpha + 1), u ~ U(0, 1) (Marsaglia and Tsang 2000, section 6), for every alpha.
     """
-    concentration = concentration.detach()
-    raised = torch._standard_gamma(concentration + 1, generator=generator).double()
+    concentration = concentration.detach().double()
+    raised = torch._standard_gamma(concentration + 1, generator=generator)
     minus_log_u = torch.empty_like(raised).exponential_(generator=generator)
     return raised.log() - minus_log_u / concentration
 
 
 def _in_concentration(z: Tensor, concentration: Tensor) -> Tensor:
     return gamma_gradient(concentration, z)
+
+
+def _log_in_concentration(log_z: Tensor, concentration: Tensor) -> Tensor:
+    """d log z / d alpha: dz / z, and where z underflows the limit (psi(alpha + 1) - log z) / alpha."""
+    small = log_z < LOG_SMALLEST
+    z = torch.where(small, 0.0, log_z).exp()
+    limit = (torch.digamma(concentration + 1) - log_z) / concentration
+    return torch.where(small, limit, gamma_gradient(concentration, z) / z)
 
 
 class _RegularisedGamma(torch.autograd.Function):

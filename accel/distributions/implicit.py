@@ -7,6 +7,7 @@ standardisation function that autograd can differentiate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -29,7 +30,8 @@ def reparameterize(
 ) -> Tensor:
     """`sample`, with d sample / d parameters[i] = derivatives[i](sample, *parameters).
 
-    Higher derivatives are those of the functions, the sample moving with its parameters.
+    Higher derivatives are those of the functions, the sample moving with its parameters. A derivative beyond the
+    largest number of the dtype is taken for that number.
 
     Args:
         sample: any shape, without a gradient.
@@ -37,6 +39,80 @@ def reparameterize(
         derivatives: elementwise functions; only those of parameters that require a gradient are called.
     """
     return _Reparameterize.apply(tuple(derivatives), sample, *parameters)
+
+
+def widen(parameter: Tensor) -> Tensor:
+    """The parameter in float64. Its gradient comes back in its own dtype, cut at the largest number of that dtype.
+
+    So samples and derivatives are worked out in float64, where what lies between them does not overflow: a float32
+    distribution draws what its float64 twin draws, rounded.
+    """
+    return _Widen.apply(parameter)
+
+
+def narrow(
+    sample: Tensor, dtype: torch.dtype, low: Tensor | float = -math.inf, high: Tensor | float = math.inf
+) -> Tensor:
+    """A float64 sample cut to [low, high] and to the finite range of `dtype`, in that dtype.
+
+    The gradient is that of the sample before it was cut: rounding to the nearest number of the dtype is no derivative.
+    """
+    largest = torch.finfo(dtype).max
+    low, high = (torch.as_tensor(bound, dtype=torch.float64, device=sample.device) for bound in (low, high))
+    return _Narrow.apply(sample, low.detach().clamp(min=-largest), high.detach().clamp(max=largest), dtype)
+
+
+def narrow_exp(log_sample: Tensor, dtype: torch.dtype) -> Tensor:
+    """exp of a float64 logarithm, positive and finite in `dtype`."""
+    limits = torch.finfo(torch.float64)
+    log_sample = narrow(log_sample, torch.float64, math.log(limits.tiny), math.log(limits.max))
+    return narrow(log_sample.exp(), dtype, low=torch.finfo(dtype).tiny)
+
+
+def _saturate(value: Tensor, dtype: torch.dtype) -> Tensor:
+    largest = torch.finfo(dtype).max
+    return value.clamp(-largest, largest).to(dtype)
+
+
+class _Widen(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(parameter):
+        return parameter.to(torch.float64, copy=True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _saturate(grad, ctx.dtype)
+
+
+class _Narrow(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(sample, low, high, dtype):
+        # Rounding to the dtype may step over a bound once more.
+        low, high = _inward(low, dtype, math.inf), _inward(high, dtype, -math.inf)
+        return torch.minimum(torch.maximum(sample.to(dtype, copy=True), low), high)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.double(), None, None, None
+
+
+def _inward(bound: Tensor, dtype: torch.dtype, towards: float) -> Tensor:
+    """The number of `dtype` nearest to the bound that does not lie beyond it; `towards` is the inside."""
+    rounded = bound.to(dtype)
+    outside = rounded.double() < bound if towards > 0 else rounded.double() > bound
+    return torch.where(outside, rounded.nextafter(torch.full_like(rounded, towards)), rounded)
 
 
 class _Reparameterize(torch.autograd.Function):
@@ -55,7 +131,11 @@ class _Reparameterize(torch.autograd.Function):
     def backward(ctx, grad):
         pairs = zip(ctx.derivatives, ctx.needs_input_grad[2:])
         saved = ctx.saved_tensors
-        return None, None, *(grad * function(*saved) if needed else None for function, needed in pairs)
+        return (
+            None,
+            None,
+            *(grad * _saturate(function(*saved), grad.dtype) if needed else None for function, needed in pairs),
+        )
 
 
 def implicit_rsample(cdf: Callable[[Tensor], Tensor], sample: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions.kl import register_kl
 
-from accel.distributions.implicit import GeneratorSampling, reparameterize
+from accel.distributions.implicit import GeneratorSampling, narrow, reparameterize, widen
+from accel.kernels.reference.special import bessel_gap
 from accel.kernels.von_mises_gradient import von_mises_gradient
 
 
@@ -25,10 +26,9 @@ class VonMises(GeneratorSampling, torch.distributions.VonMises):
     def rsample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """A differentiable sample of shape `sample_shape + batch_shape`."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        kappa = self.concentration.expand(shape)
-        centred = sample_centred(kappa, generator).to(kappa.dtype)
-        angle = reparameterize(centred, [kappa], [_in_concentration]) + self.loc
-        return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+        kappa = widen(self.concentration).expand(shape)
+        angle = reparameterize(sample_centred(kappa, generator), [kappa], [_in_concentration]) + widen(self.loc)
+        return narrow(torch.remainder(angle + math.pi, 2 * math.pi) - math.pi, self.loc.dtype, -math.pi, math.pi)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density; unlike torch's polynomial (1e-7), its normaliser has the accuracy of the dtype."""
@@ -40,17 +40,13 @@ class VonMises(GeneratorSampling, torch.distributions.VonMises):
     @property
     def variance(self) -> Tensor:
         """The circular variance, 1 - A(concentration)."""
-        return 1 - mean_resultant(self.concentration)
+        return bessel_gap(widen(self.concentration)).to(self.concentration.dtype)
 
     def entropy(self) -> Tensor:
         """log(2 pi I0) - kappa A, in nats."""
-        kappa = self.concentration
-        return math.log(2 * math.pi) + torch.special.i0e(kappa).log() + kappa * (1 - mean_resultant(kappa))
-
-
-def mean_resultant(kappa: Tensor) -> Tensor:
-    """A(kappa) = I1(kappa) / I0(kappa) = E cos(z - loc)."""
-    return torch.special.i1e(kappa) / torch.special.i0e(kappa)
+        kappa = widen(self.concentration)
+        entropy = math.log(2 * math.pi) + torch.special.i0e(kappa).log() + kappa * bessel_gap(kappa)
+        return entropy.to(self.concentration.dtype)
 
 
 def sample_centred(kappa: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -92,6 +88,7 @@ def _in_concentration(z: Tensor, kappa: Tensor) -> Tensor:
 @register_kl(torch.distributions.VonMises, torch.distributions.VonMises)
 def _kl_von_mises(p: torch.distributions.VonMises, q: torch.distributions.VonMises) -> Tensor:
     """log I0(k_q) - log I0(k_p) + A(k_p) (k_p - k_q cos(m_p - m_q)), with I0 scaled to stay finite."""
-    kp, kq = p.concentration, q.concentration
-    scaled, mean = torch.special.i0e(kq).log() - torch.special.i0e(kp).log(), mean_resultant(kp)
-    return scaled + (kq - kp) * (1 - mean) + 2 * kq * mean * ((p.loc - q.loc) / 2).sin().square()
+    kp, kq = widen(p.concentration), widen(q.concentration)
+    scaled, gap = torch.special.i0e(kq).log() - torch.special.i0e(kp).log(), bessel_gap(kp)
+    turned = 2 * kq * (1 - gap) * ((widen(p.loc) - widen(q.loc)) / 2).sin().square()
+    return (scaled + (kq - kp) * gap + turned).to(p.loc.dtype)
