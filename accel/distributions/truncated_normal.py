@@ -11,17 +11,18 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 
-from accel.distributions.implicit import GeneratorSampling, reparameterize
+from accel.distributions.implicit import GeneratorSampling, narrow, widen
+from accel.distributions.normal_segments import fall, length_of, mass, mills, moments
 
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+FARTHEST = 1e100  # offsets beyond are taken for this one, where every density is 0 and its square still a number
 
 
 class TruncatedNormal(GeneratorSampling, Distribution):
     """Normal(loc, scale) conditioned on low <= z <= high, bounds possibly infinite.
 
-    Samples are differentiable in all four parameters, to second order and beyond. Work is done in float64 on the logs
-    of tail probabilities, so an interval 30 standard deviations away is as good as one around the mean. float32 or
-    float64.
+    Samples are differentiable in all four parameters, to second order and beyond. Work is done in float64 from the point
+    of the interval nearest to loc, so an interval that is 1e4 standard deviations away, or 1e-20 of one wide, is as good
+    as one around the mean. float32 or float64.
 
     Args:
         loc, scale: of the normal before truncation.
@@ -67,113 +68,158 @@ class TruncatedNormal(GeneratorSampling, Distribution):
     def rsample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """A differentiable sample of shape `sample_shape + batch_shape`, inside [low, high]."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        left, right = (bound.expand(shape) for bound in self._standard_bounds())
-        u = torch.rand(shape, dtype=torch.float64, device=left.device, generator=generator)
+        parameters = [widen(parameter).expand(shape) for parameter in (self.loc, self.scale, self.low, self.high)]
+        u = torch.rand(shape, dtype=torch.float64, device=self.loc.device, generator=generator)
         with torch.no_grad():
-            standard = _quantile(u, left, right)
-        standard = reparameterize(standard, [left, right], [_in_left, _in_right])
-        value = (self.loc + self.scale * standard).to(self.loc.dtype)
-        # Rounding to the dtype may step over a bound, which must not stop the gradient.
-        return value + (value.detach().clamp(self.low.detach(), self.high.detach()) - value.detach())
+            offset = _quantile(u.clamp(min=2.0**-54), *parameters)
+        value = _TruncatedSample.apply(offset, *parameters)
+        return narrow(value, self.loc.dtype, self.low, self.high)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density; -inf outside [low, high] where samples are not validated."""
         if self._validate_args:
             self._validate_sample(value)
-        z = (value.double() - self.loc) / self.scale
-        log_density = -0.5 * z * z - HALF_LOG_2PI - self.scale.log() - _log_mass(*self._standard_bounds())
+        interval = _Interval(*self._wide())
+        t = (widen(value) - interval.mode) / interval.scale
+        log_density = -t * (interval.slope + 0.5 * t) - (interval.scale * interval.mass).log()
         inside = (value >= self.low) & (value <= self.high)
         return torch.where(inside, log_density, -math.inf).to(self.loc.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(z <= value)."""
-        left, right = self._standard_bounds()
-        z = torch.minimum(torch.maximum((value.double() - self.loc) / self.scale, left), right)
-        return (_log_mass(left, z) - _log_mass(left, right)).exp().to(self.loc.dtype)
+        interval = _Interval(*self._wide())
+        value = torch.minimum(torch.maximum(widen(value), self.low.double()), self.high.double())
+        offset = (value - interval.mode) / interval.scale
+        lower = offset < 0
+        t = torch.where(lower, -offset, offset).clamp(max=FARTHEST)
+        start, rest = interval.start + t, torch.where(lower, interval.below - t, 0.0).clamp(min=0)
+        tail = mass(start, rest) * (-fall(interval.start, t)).exp()
+        part = torch.where(lower, tail, mass(interval.start, interval.below) + mass(interval.start, t))
+        return (part / interval.mass).to(self.loc.dtype)
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile at `value` in [0, 1]; not differentiable, use `rsample` for gradients."""
         with torch.no_grad():
-            standard = _quantile(value.double(), *self._standard_bounds())
-            return torch.clamp((self.loc + self.scale * standard).to(self.loc.dtype), self.low, self.high)
+            loc, scale, low, high = self._wide()
+            offset = _quantile(value.double(), loc, scale, low, high)
+            return narrow(_Interval(loc, scale, low, high).mode + scale * offset, self.loc.dtype, low, high)
 
     @property
     def mean(self) -> Tensor:
-        first, _ = self._standard_moments()
-        return (self.loc + self.scale * first).to(self.loc.dtype)
+        interval = _Interval(*self._wide())
+        return (interval.mode + interval.scale * interval.offsets()[0]).to(self.loc.dtype)
 
     @property
     def variance(self) -> Tensor:
-        first, second = self._standard_moments()
-        return (self.scale.square() * (second - first.square())).to(self.loc.dtype)
+        interval = _Interval(*self._wide())
+        first, second, _ = interval.offsets()
+        return (interval.scale.square() * (second - first.square())).to(self.loc.dtype)
 
     def entropy(self) -> Tensor:
-        _, second = self._standard_moments()
-        log_mass = _log_mass(*self._standard_bounds())
-        return (log_mass + self.scale.log() + HALF_LOG_2PI + 0.5 * second).to(self.loc.dtype)
+        interval = _Interval(*self._wide())
+        _, second, distance = interval.offsets()
+        spread = interval.start * distance + 0.5 * second
+        return ((interval.scale * interval.mass).log() + spread).to(self.loc.dtype)
 
-    def _standard_bounds(self) -> tuple[Tensor, Tensor]:
-        """(low - loc) / scale and (high - loc) / scale, float64; an infinite bound has no gradient."""
-        loc, scale = self.loc.double(), self.scale.double()
-        return tuple(
-            torch.where(bound.isinf(), bound.detach().double(), (torch.where(bound.isinf(), 0, bound) - loc) / scale)
-            for bound in (self.low, self.high)
-        )
-
-    def _standard_moments(self) -> tuple[Tensor, Tensor]:
-        """E xi and E xi^2 of the standardised variable."""
-        left, right = self._standard_bounds()
-        log_mass = _log_mass(left, right)
-        at_left, at_right = (_log_density(bound, log_mass) for bound in (left, right))
-        second = 1 + _finite(left) * at_left - _finite(right) * at_right
-        return at_left - at_right, second
+    def _wide(self) -> tuple[Tensor, ...]:
+        return tuple(widen(parameter) for parameter in (self.loc, self.scale, self.low, self.high))
 
 
-def _log_density(x: Tensor, log_mass: Tensor) -> Tensor:
-    x = _finite(x)
-    return (-0.5 * x * x - HALF_LOG_2PI - log_mass).exp()
+class _Interval:
+    """[low, high] seen from the mode of the density inside it, in units of the scale.
+
+    Attributes:
+        mode: the point of the interval nearest to loc.
+        slope: (mode - loc) / scale; start its absolute value. 0 where loc lies inside.
+        below, above: distances from the mode to the bounds; one of them is 0 where loc lies outside.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
+        self.scale = scale
+        self.mode = torch.where(loc < low, low, torch.where(loc > high, high, loc))
+        self.slope = (self.mode - loc) / scale
+        self.start = torch.where(loc > high, -self.slope, self.slope)
+        self.below, self.above = self._distance(low, -1), self._distance(high, 1)
+
+    def _distance(self, bound: Tensor, sign: int) -> Tensor:
+        """From the mode to the bound; an infinite one has no gradient."""
+        infinite = bound.isinf()
+        distance = sign * (torch.where(infinite, 0.0, bound) - self.mode) / self.scale
+        return torch.where(infinite, math.inf, distance)
+
+    @property
+    def mass(self) -> Tensor:
+        """That of the interval, relative to the standard density at the mode."""
+        return mass(self.start, self.below) + mass(self.start, self.above)
+
+    def offsets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """E t, E t^2 and E |t| of the offset t from the mode."""
+        below, above = moments(self.start, self.below), moments(self.start, self.above)
+        whole = below[0] + above[0]
+        return (above[1] - below[1]) / whole, (above[2] + below[2]) / whole, (above[1] + below[1]) / whole
 
 
-def _finite(x: Tensor) -> Tensor:
-    """Infinite bounds replaced by one where every density is 0 in float64, so that 0 times it is 0."""
-    return x.clamp(-1e100, 1e100)
+def _quantile(u: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The offset from the mode, in units of the scale, below which a fraction u of the mass lies."""
+    interval = _Interval(loc, scale, low, high)
+    start = interval.start
+    below, above = mass(start, interval.below), mass(start, interval.above)
+    whole = below + above
+    lower = u * whole < below
+    longest = torch.where(lower, interval.below, interval.above)
+    past = mills(start + longest) * (-fall(start, longest)).exp()
+    past = torch.where(longest.isinf(), 0.0, past)
+    inner = torch.where(lower, below - u * whole, u * whole - below).clamp(min=0)
+    outer = torch.where(lower, u, 1 - u) * whole + past
+    length = length_of(start, inner, outer, longest)
+    return torch.where(lower, -length, length)
 
 
-def _log_mass(left: Tensor, right: Tensor) -> Tensor:
-    """log(Phi(right) - Phi(left)), mirrored to the side where the two are small."""
-    mirror = left + right > 0
-    lower, upper = torch.where(mirror, -right, left), torch.where(mirror, -left, right)
-    log_upper = torch.special.log_ndtr(upper)
-    ratio = torch.special.log_ndtr(_finite(lower)) - log_upper
-    return log_upper + (-ratio.exp()).log1p()
+class _TruncatedSample(torch.autograd.Function):
+    """mode + scale * offset, with the derivatives of a fixed quantile in loc, scale, low and high.
+
+    With N and O the moments, about the sample and relative to the density there, of what lies between it and the mode
+    and past the mode, and of what lies beyond it, dF/dphi = F (1 - F) (E[score | below] - E[score | above]) is made of
+    sums of positive terms.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(offset, loc, scale, low, high):
+        return _Interval(loc, scale, low, high).mode + scale * offset
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output, *inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        value, offset, loc, scale, low, high = ctx.saved_tensors
+        interval = _Interval(loc, scale, low, high)
+        moving = (value - interval.mode) / scale
+        offset = offset + (moving - moving.detach())  # its own digits, with the sample's graph
+        upper = offset >= 0
+        t = torch.where(upper, offset, -offset)
+        outward = torch.where(upper, interval.above, interval.below)
+        other = torch.where(upper, interval.below, interval.above)
+        rest, here = (outward - t).clamp(min=0), interval.start + t
+        outer, inner, past = moments(here, rest), moments(-here, t), moments(interval.start, other)
+        rise = fall(interval.start, t).exp()
+        zeroth = inner[0] + rise * past[0]
+        first = inner[1] + rise * (past[1] + t * past[0])
+        second = inner[2] + rise * (past[2] + 2 * t * past[1] + t * t * past[0])
+        whole = outer[0] + zeroth
+        in_loc = (zeroth * outer[1] + outer[0] * first) / whole
+        in_scale = 2 * here * in_loc + (zeroth * outer[2] - outer[0] * second) / whole
+        in_near = outer[0] / whole * rise * _density(interval.start, other)
+        in_far = zeroth / whole * _density(here, rest)
+        in_low, in_high = torch.where(upper, in_near, in_far), torch.where(upper, in_far, in_near)
+        in_scale = torch.where(upper, in_scale, -in_scale)
+        return None, *(grad * slope for slope in (in_loc, in_scale, in_low, in_high))
 
 
-def _quantile(u: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """The standardised value below which a fraction u of the mass between left and right lies."""
-    mirror = left + right > 0
-    lower, upper = torch.where(mirror, -right, left), torch.where(mirror, -left, right)
-    u = torch.where(mirror, 1 - u, u)
-    log_p = torch.logaddexp((-u).log1p() + torch.special.log_ndtr(lower), u.log() + torch.special.log_ndtr(upper))
-    result = torch.minimum(torch.maximum(_inverse_log_ndtr(log_p), lower), upper)
-    return torch.where(mirror, -result, result)
-
-
-def _inverse_log_ndtr(log_p: Tensor) -> Tensor:
-    """x with log Phi(x) = log_p: Newton steps on log Phi, which is concave, from the tail's leading term."""
-    x = torch.where(log_p > -10, torch.special.ndtri(log_p.exp()), -(-2 * log_p).clamp(min=0).sqrt())
-    for _ in range(4):
-        log_phi = torch.special.log_ndtr(x)
-        step = (log_phi - log_p) * (log_phi + 0.5 * x * x + HALF_LOG_2PI).exp()
-        x = torch.where(log_p > -10, x, x - step)
-    return x
-
-
-def _in_left(xi: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """(1 - F(xi)) density(left) / density(xi): the quantile follows the left bound."""
-    left = _finite(left)
-    return (_log_mass(xi, right) - _log_mass(left, right) + 0.5 * (xi - left) * (xi + left)).exp()
-
-
-def _in_right(xi: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    right = _finite(right)
-    return (_log_mass(left, xi) - _log_mass(left, right) + 0.5 * (xi - right) * (xi + right)).exp()
+def _density(start: Tensor, length: Tensor) -> Tensor:
+    """exp(-fall), 0 without a gradient where the end is at infinity."""
+    infinite = length.isinf()
+    return torch.where(infinite, 0.0, (-fall(start, torch.where(infinite, 0.0, length))).exp())

@@ -7,8 +7,6 @@ import math
 import mpmath
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import accel.distributions as ours
 
