@@ -20,9 +20,9 @@ FARTHEST = 1e100  # offsets beyond are taken for this one, where every density i
 class TruncatedNormal(GeneratorSampling, Distribution):
     """Normal(loc, scale) conditioned on low <= z <= high, bounds possibly infinite.
 
-    Samples are differentiable in all four parameters, to second order and beyond. Work is done in float64 from the point
-    of the interval nearest to loc, so an interval that is 1e4 standard deviations away, or 1e-20 of one wide, is as good
-    as one around the mean. float32 or float64.
+    Samples are differentiable in all four parameters, to second order and beyond. Work is done in float64 from the
+    point of the interval nearest to loc, so an interval that is 1e4 standard deviations away, or 1e-20 of one wide, is
+    as good as one around the mean. float32 or float64.
 
     Args:
         loc, scale: of the normal before truncation.
