@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution
 
 from .cost import Cost
+from .discrete import finite_logits
 from .rows import attach, sum_to, widen
 from .sampling import uniform
 
@@ -20,7 +21,7 @@ class DisARM:
     Bernoulli only, values of f only. One sample is one pair: f is evaluated twice per sample.
 
     Raises (on use):
-        ValueError: q is not a Bernoulli.
+        ValueError: q is not a Bernoulli, or a probability that requires a gradient is 0 or 1.
     """
 
     def rows(self, cost: Cost, q: Distribution, generator: torch.Generator | None) -> Tensor:
@@ -29,11 +30,12 @@ class DisARM:
             raise ValueError(
                 f"DisARM is for Bernoulli variables, got {type(q).__name__}; use REBAR, MeasureValued or ScoreFunction"
             )
-        probs = q.probs.detach()
+        logits = finite_logits(q, "DisARM")
+        probs = logits.detach().sigmoid()
         noise = uniform(probs, generator)
         first, second = (noise > 1 - probs).to(probs), (noise < probs).to(probs)
         costs = cost(torch.cat((first, second)))
         left, right = costs.chunk(2)
         half = widen((left - right).detach() / 2, probs.dim())
         gradient = half * (first - second) * torch.maximum(probs, 1 - probs)
-        return attach((left + right) / 2, sum_to(gradient * q.logits, left.dim()))
+        return attach((left + right) / 2, sum_to(gradient * logits, left.dim()))

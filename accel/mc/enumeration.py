@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .cost import Cost
-from .rows import sum_to
+from .discrete import probability
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Enumerate:
         max_states: largest number of joint states to evaluate at once.
 
     Raises (on use):
-        ValueError: infinite support, or more than ``max_states`` joint states.
+        ValueError: infinite support, more than ``max_states`` joint states, or a Binomial at probability 0 or 1.
     """
 
     max_states: int = 65536
@@ -45,7 +45,8 @@ class Enumerate:
                 "factorised costs, raise max_states, or use ScoreFunction, MeasureValued or DisARM"
             )
         states = _joint_states(support, ndim, len(q.batch_shape), count)
-        weights = sum_to(q.log_prob(states), ndim + 1).exp()
+        weights = probability(q, states)
+        weights = weights if weights.dim() == ndim + 1 else weights.flatten(ndim + 1).prod(-1)
         costs = cost(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         return (weights * costs).sum(0)
 

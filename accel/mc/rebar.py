@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .cost import Cost
+from .discrete import finite_logits
 from .relaxed import BinaryRelaxation, OneHotRelaxation, check_temperature, relaxation
 from .rows import attach, sum_to, widen
 
@@ -35,7 +36,8 @@ class _RelaxedControl(nn.Module, abc.ABC):
         """Per-sample costs ``[N, *c]`` at discrete samples, whose gradient is the estimator."""
         family = relaxation(q, type(self).__name__)
         with torch.enable_grad():
-            logits = q.logits.detach().requires_grad_()
+            given = finite_logits(q, type(self).__name__)
+            logits = given.detach().requires_grad_()
             z = family.latent(logits, generator)
             b = family.hard(z.detach())
             conditional = family.conditional(logits, b, generator)
@@ -47,7 +49,7 @@ class _RelaxedControl(nn.Module, abc.ABC):
         with torch.enable_grad():
             gradient = signal * (b - family.mean(logits)).detach() + paths
             self.loss = _loss_of(gradient, tunable)
-        return attach(costs, sum_to(gradient.detach() * q.logits, costs.dim()))
+        return attach(costs, sum_to(gradient.detach() * given, costs.dim()))
 
 
 def _paths(control: Tensor, control_given_b: Tensor, costs: Tensor, logits: Tensor) -> Tensor:

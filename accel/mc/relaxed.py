@@ -10,7 +10,8 @@ from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 from torch.nn import functional as F
 
 from .cost import Cost
-from .sampling import exponential, uniform
+from .discrete import finite_logits
+from .sampling import draw, exponential, uniform
 
 
 class BinaryRelaxation:
@@ -67,7 +68,8 @@ class OneHotRelaxation:
         """z given ``hard(z) = b``: the maximum is a standard Gumbel, the others are truncated below it."""
         noise = exponential(logits, generator)
         top = (noise * b).sum(-1, keepdim=True)
-        return -torch.where(b > 0, top, noise * torch.exp(-F.log_softmax(logits, -1)) + top).log()
+        below = torch.logaddexp(noise.log() - F.log_softmax(logits, -1), top.log())
+        return -torch.where(b > 0, top.log(), below)
 
 
 def relaxation(q: Distribution, estimator: str) -> type[BinaryRelaxation] | type[OneHotRelaxation]:
@@ -104,7 +106,7 @@ class Concrete:
     def rows(self, cost: Cost, q: Distribution, generator: torch.Generator | None) -> Tensor:
         """Per-sample relaxed costs ``[N, *c]`` with their gradient."""
         family = relaxation(q, "Concrete")
-        z = family.latent(q.logits, generator)
+        z = family.latent(finite_logits(q, "Concrete"), generator)
         return cost.through(family.soft(z, self.temperature), "Concrete")
 
 
@@ -126,9 +128,12 @@ class StraightThrough:
     def rows(self, cost: Cost, q: Distribution, generator: torch.Generator | None) -> Tensor:
         """Per-sample costs ``[N, *c]`` at discrete samples, with the straight-through gradient."""
         family = relaxation(q, "StraightThrough")
-        z = family.latent(q.logits, generator)
-        soft = family.mean(q.logits) if self.temperature is None else family.soft(z, self.temperature)
-        return cost.through(family.hard(z.detach()) + (soft - soft.detach()), "StraightThrough")
+        if self.temperature is None:
+            hard, soft = draw(q, generator), q.probs
+        else:
+            z = family.latent(finite_logits(q, "StraightThrough"), generator)
+            hard, soft = family.hard(z.detach()), family.soft(z, self.temperature)
+        return cost.through(hard + (soft - soft.detach()), "StraightThrough")
 
 
 def check_temperature(temperature: float) -> None:

@@ -7,6 +7,7 @@ stack of per-sample gradients (``jacobians``), and autograd adds them up behind 
 
 from __future__ import annotations
 
+import copy
 import inspect
 from operator import attrgetter
 
@@ -25,14 +26,28 @@ def unwrap(q: Distribution) -> Distribution:
 
 def expand_rows(q: Distribution, num_samples: int) -> Distribution:
     """``q`` with batch shape ``(num_samples, *batch_shape)``; its parameters are views of the given ones."""
-    return q.expand((num_samples, *q.batch_shape))
+    return _as_given(q).expand((num_samples, *q.batch_shape))
+
+
+def _as_given(q: Distribution) -> Distribution:
+    """``q`` without the spelling of probs/logits that torch cached beside the given one, which ``expand`` may prefer."""
+    stored = vars(q)
+    if "_categorical" in stored:
+        bare = copy.copy(q)
+        bare._categorical = _as_given(q._categorical)
+        return bare
+    if "_param" not in stored or not {"probs", "logits"} <= stored.keys():
+        return q
+    bare = copy.copy(q)
+    del vars(bare)["logits" if stored["probs"] is stored["_param"] else "probs"]
+    return bare
 
 
 def parameter_names(q: Distribution) -> tuple[str, ...]:
     """Names of the parameters ``q`` was built from; of probs/logits and the like, the one that was given.
 
     torch caches the other spellings in the instance when they are read. It keeps the given one of probs/logits as
-    ``_param`` (after ``expand``, the logits where both are cached); of the Gaussian's three the given one comes first.
+    ``_param``; of the Gaussian's three the given one comes first.
     Parameters of a distribution inside q have dotted names: ``component_distribution.loc``.
     """
     stored = vars(getattr(q, "_categorical", q))
@@ -44,7 +59,7 @@ def parameter_names(q: Distribution) -> tuple[str, ...]:
         if name == given[0] if group else isinstance(getattr(q, name, None), Tensor):
             names.append(name)
     for name in _arguments(q).values():
-        inner = getattr(q, name, None)
+        inner = None if name in q.arg_constraints else getattr(q, name, None)
         if isinstance(inner, Distribution):
             names += [f"{name}.{inner_name}" for inner_name in parameter_names(inner)]
     return tuple(names)

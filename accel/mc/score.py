@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .cost import Cost
+from .discrete import log_prob
 from .rows import attach, sum_to
 from .sampling import draw
 
@@ -26,7 +27,8 @@ class ScoreFunction:
             or the estimator is biased.
 
     Raises (on use):
-        ValueError: the support of q depends on a parameter that requires a gradient (the score identity fails).
+        ValueError: the support of q depends on a parameter that requires a gradient (the score identity fails), or a
+            probability that requires one is 0 or 1.
     """
 
     baseline: Baseline | None = None
@@ -45,7 +47,7 @@ class ScoreFunction:
             with torch.no_grad():
                 signal = signal - self.baseline(signal)
             _check_signal(signal, costs)
-        return attach(costs, signal * sum_to(q.log_prob(x), costs.dim()))
+        return attach(costs, signal * sum_to(log_prob(q, x, "ScoreFunction"), costs.dim()))
 
 
 def _check_signal(signal: Tensor, costs: Tensor) -> None:
