@@ -30,7 +30,7 @@ def expand_rows(q: Distribution, num_samples: int) -> Distribution:
 
 
 def _as_given(q: Distribution) -> Distribution:
-    """``q`` without the spelling of probs/logits that torch cached beside the given one, which ``expand`` may prefer."""
+    """``q`` without the spelling of probs/logits that torch cached beside the given one: ``expand`` may prefer it."""
     stored = vars(q)
     if "_categorical" in stored:
         bare = copy.copy(q)
