@@ -14,15 +14,17 @@ import gzip
 import io
 import pathlib
 import zipfile
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from accel.errors import DataError
+from accel.zoo.picture_files import SUFFIXES, read_each, read_rgb
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _IDX_SPLIT = {"train": "train", "test": "t10k"}
 
 
@@ -52,7 +54,7 @@ class LabelledPictures:
 
 
 def load_pictures(path: str | pathlib.Path, split: str, size: int | None = None) -> LabelledPictures:
-    """The `split` ("train" or "test") of the data set at `path`.
+    """The `split` ("train" or "test") of the data set at `path`; a warning counts pictures that cannot be read.
 
     Args:
         size: bring the pictures of folders and zips to size x size pixels: the shorter side scaled, the middle cropped.
@@ -82,7 +84,7 @@ def load_pictures(path: str | pathlib.Path, split: str, size: int | None = None)
 
 def _from_folder(root: pathlib.Path, split: str, size: int | None) -> LabelledPictures:
     files = sorted(p for p in (root / split).glob("*/*") if p.suffix.lower() in SUFFIXES)
-    return _collect([(p.parent.name, p.name, p.read_bytes) for p in files], f"{root}/{split}", size)
+    return _collect([(p.parent.name, str(p), p.read_bytes) for p in files], f"{root}/{split}", size)
 
 
 def _from_zip(root: pathlib.Path, split: str, size: int | None) -> LabelledPictures:
@@ -99,28 +101,33 @@ def _collect(entries: list, where: str, size: int | None) -> LabelledPictures:
         raise DataError(f"no pictures in {where}: expected class folders with {', '.join(SUFFIXES)} files")
     classes = tuple(sorted({name for name, _, _ in entries}))
     index = {name: i for i, name in enumerate(classes)}
-    arrays = []
-    for _, file, read in entries:
-        arrays.append(_decode(read(), file, where, size))
-        if arrays[-1].shape != arrays[0].shape:
-            raise DataError(f"{where}: {file} is {arrays[-1].shape}, others {arrays[0].shape}: give one size for all")
-    labels = torch.tensor([index[name] for name, _, _ in entries])
+    labels, arrays = [], []
+    for (name, file, _), array in read_each(entries, lambda entry: _decode(entry[2], entry[1], size), where):
+        if arrays and array.shape != arrays[0].shape:
+            raise DataError(f"{where}: {file} is {array.shape}, others {arrays[0].shape}: give one size for all")
+        labels.append(index[name])
+        arrays.append(array)
     pictures = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    return LabelledPictures(pictures, labels, classes)
+    return LabelledPictures(pictures, torch.tensor(labels), classes)
 
 
-def _decode(data: bytes, file: str, where: str, size: int | None) -> np.ndarray:
+def _decode(read: Callable[[], bytes], file: str, size: int | None) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            rgb = image.convert("RGB")
-            return np.asarray(rgb if size is None else ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR))
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{where}: {file} cannot be read as a picture ({error}): remove or replace it") from error
+        data = read()
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # the last: encrypted
+        raise DataError(f"cannot read the picture {file} ({error}): repair it or leave it out") from error
+    rgb = read_rgb(io.BytesIO(data), file)
+    return np.asarray(rgb if size is None else ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR))
 
 
 def _from_idx(root: pathlib.Path, split: str) -> LabelledPictures:
     stem = _IDX_SPLIT[split]
-    pictures = _read_idx(root / f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
+    pixels = _read_idx(root / f"{stem}-images-idx3-ubyte.gz", 16)
+    if pixels.size % (28 * 28):
+        raise DataError(
+            f"{root}: the {split} pictures hold {pixels.size} pixels, no multiple of 28x28: fetch them again"
+        )
+    pictures = pixels.reshape(-1, 1, 28, 28)
     labels = _read_idx(root / f"{stem}-labels-idx1-ubyte.gz", 8)
     if len(pictures) != len(labels):
         raise DataError(f"{root}: {len(pictures)} pictures but {len(labels)} labels in the {split} split")

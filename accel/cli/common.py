@@ -57,6 +57,14 @@ def image_size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """`0.5` or `0.485,0.456,0.406`, for argparse."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, nor several with commas between them") from None
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1, for argparse."""
     if not text.isdigit() or int(text) < 1:

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from accel.config import Perforate, Rules
+    from accel.cli.models import Resolved
+    from accel.config import Config, Perforate, Rules
 
 DEFAULT_KEEP = 0.5
+CALIBRATED = 12  # pictures that impact maps and fits are made from, at most
 
 
 def add_conversion(parser: argparse.ArgumentParser) -> None:
@@ -27,15 +29,33 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rules", type=pathlib.Path, metavar="FILE", help="Rules as .toml or .json, instead of --keep")
 
 
-def add_input(parser: argparse.ArgumentParser) -> None:
+def add_example(parser: argparse.ArgumentParser) -> None:
+    """The options of verbs that make do with a drawn input: what it takes to run on pictures."""
+    group = add_input(parser)
+    group.add_argument(
+        "--images",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="a picture or a folder, to run and calibrate on (default: noise)",
+    )
+
+
+def add_input(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("input")
     group.add_argument("--size", type=common.image_size, metavar="HxW", help="picture size (default: the model's own)")
     group.add_argument("--batch", type=common.positive, default=1, metavar="N", help="pictures at a time (default 1)")
     group.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    return group
 
 
 def wants_conversion(args: argparse.Namespace) -> bool:
     return any(value is not None for value in (args.keep, args.mask, args.interpolate, args.rules))
+
+
+def refuse_conversion(args: argparse.Namespace) -> None:
+    """ConfigError where options ask to convert what is converted already."""
+    if wants_conversion(args):
+        raise ConfigError(f"{args.model} is converted already: leave out --keep, --mask, --interpolate and --rules")
 
 
 def read_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforate:
@@ -72,12 +92,38 @@ def device_of(args: argparse.Namespace) -> torch.device:
     return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def drawn_input(args: argparse.Namespace, size: tuple[int, int]) -> Tensor:
-    """A drawn input [batch, 3, H, W]: values do not change what is computed where, so a plan needs no pictures."""
+def example(
+    args: argparse.Namespace, resolved: Resolved, rules: Config | Rules | None
+) -> tuple[Tensor, list[Tensor] | None]:
+    """(input [batch, 3, H, W] to run on, batches to calibrate on): from --images; else noise, and nothing.
+
+    Raises:
+        ConfigError: rules that need calibration, and no pictures.
+        ConversionError: the model cannot run on the input.
+    """
     import torch
 
-    generator = torch.Generator().manual_seed(args.seed)
-    return torch.randn(args.batch, 3, *size, generator=generator).to(device_of(args))
+    from accel.cli.pictures import find_images, read_pictures
+
+    size, batches = args.size or resolved.size, None
+    if args.images is not None:
+        paths = find_images(args.images, max(args.batch, CALIBRATED))
+        pictures, _ = read_pictures(args, paths, size)
+        batches = [x.to(device_of(args)) for x in resolved.prepare(pictures).split(args.batch)]
+        x = batches[0]
+    elif needs_calibration(rules):
+        raise ConfigError("what is asked for is calibrated on real pictures: give some with --images")
+    else:
+        x = torch.randn(args.batch, 3, *size, generator=torch.Generator().manual_seed(args.seed)).to(device_of(args))
+    resolved.model.to(x.device)
+    resolved.check(x)
+    return x, batches
+
+
+def needs_calibration(rules: Config | Rules | None) -> bool:
+    from accel.config import as_rules
+
+    return rules is not None and any(c is not None and c.needs_calibration for c in as_rules(rules).values())
 
 
 def _rules_of(path: pathlib.Path) -> Rules:

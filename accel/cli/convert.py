@@ -7,12 +7,12 @@ import copy
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from accel.cli import common, conversion, models
 from accel.cli.fidelity import Fidelity, first_tensor
-from accel.cli.pictures import find_images, read_picture, write_strip
+from accel.cli.pictures import find_images, read_pictures, write_strip
 from accel.errors import ConfigError, ConversionError, WeightsError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.json"
 _REPORT_SCHEMA = 1
-_CALIBRATED = 12  # pictures that impact maps and fits are made from, at most
 _REPEATS = 10  # interleaved runs of each whole network; the spread is in the report
 
 
@@ -38,7 +37,11 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     )
     models.add_model(parser)
     parser.add_argument(
-        "--images", type=pathlib.Path, required=True, metavar="DIR", help="folder of pictures to try it on"
+        "--images",
+        type=pathlib.Path,
+        required=True,
+        metavar="PATH",
+        help="a picture, or a folder of them, to try it on",
     )
     parser.add_argument("--limit", type=common.positive, metavar="N", help="use the first N pictures only")
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, metavar="DIR", help="folder to write")
@@ -56,15 +59,13 @@ class Pictures:
 
     pixels: Tensor
     names: list[str]
-    model_name: str | None
+    prepare: Callable[[Tensor], Tensor]
     batch: int
     device: torch.device
 
     def __iter__(self) -> Iterator[Tensor]:
-        from accel.zoo.registry import preprocess
-
         for part in self.pixels.split(self.batch):
-            yield preprocess(self.model_name, part.to(self.device))
+            yield self.prepare(part.to(self.device))
 
     @property
     def first(self) -> Tensor:
@@ -78,7 +79,7 @@ class Pictures:
 class Job:
     """One conversion under way."""
 
-    name: str | None
+    resolved: models.Resolved
     model: nn.Module
     fast: nn.Module
     pictures: Pictures  # those that nothing was calibrated on
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         report = {"schema": _REPORT_SCHEMA, "summary": summary, "layers": profile.rows}
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     common.print_report(profile, args, summary, sentences(summary))
+    models.standardise_note(args, job.resolved)
     common.note(args, f"saved in {args.output}/: model/ (loaded back: same outputs), pictures/, {REPORT_FILE}")
     return 0
 
@@ -103,12 +105,15 @@ def prepare(args: argparse.Namespace) -> Job:
     import accel
 
     paths = find_images(args.images, args.limit)
-    resolved = models.resolve(args.model, args.weights or trained_weights(args.model))
+    resolved = models.resolve_args(args, args.weights or trained_weights(args.model))
     if resolved.converted:
         raise ConversionError(f"{args.model} is converted already: give the model it was made from")
     device = conversion.device_of(args)
-    pictures = read_pictures(args, paths, resolved.name, device)
+    pixels, files = read_pictures(args, paths, args.size or resolved.size)
+    names = [f"{index:04d}_{path.stem}" for index, path in enumerate(files)]
+    pictures = Pictures(pixels, names, resolved.prepare, args.batch, device)
     model = resolved.model.to(device)
+    resolved.check(pictures.first)
     rules = wanted_rules(args, resolved.name)
     calibration, others = split_pictures(args, pictures, rules)
     if args.speedup is not None:
@@ -121,7 +126,7 @@ def prepare(args: argparse.Namespace) -> Job:
             track=lambda items, what: common.progress(args, items, what, total=len(items)),
         )
     fast = accel.convert_model(model, rules, example_inputs=pictures.first, calibration=calibration)
-    return Job(resolved.name, model, fast, others)
+    return Job(resolved, model, fast, others)
 
 
 def wanted_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforate:
@@ -147,13 +152,13 @@ def split_pictures(
     Raises:
         ConfigError: rules that need calibration, and a single picture.
     """
-    from accel.config import as_rules
-
-    if not any(config is not None and config.needs_calibration for config in as_rules(rules).values()):
+    if not conversion.needs_calibration(rules):
         return None, pictures
-    count = min(_CALIBRATED, len(pictures.pixels) // 2)
+    count = min(conversion.CALIBRATED, len(pictures.pixels) // 2)
     if count == 0:
-        raise ConfigError("the rules need calibration on pictures other than those compared: give two or more")
+        raise ConfigError(
+            "the rules need calibration on pictures other than those compared: give two or more with --images"
+        )
     common.note(
         args, f"calibrating on the first {count} pictures, comparing on the other {len(pictures.pixels) - count}"
     )
@@ -194,20 +199,6 @@ def trained_weights(model: str) -> str | None:
         if not has_weights(model):
             raise WeightsError(f"{model} brings no weights: pass --weights FILE, or --weights none for drawn ones")
     return None
-
-
-def read_pictures(
-    args: argparse.Namespace, paths: list[pathlib.Path], name: str | None, device: torch.device
-) -> Pictures:
-    import torch
-
-    from accel.zoo.registry import input_size
-
-    size = args.size or input_size(name)
-    read = [read_picture(path, size) for path in common.progress(args, paths, "reading pictures")]
-    return Pictures(
-        torch.stack(read), [f"{index:04d}_{path.stem}" for index, path in enumerate(paths)], name, args.batch, device
-    )
 
 
 def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]]:
@@ -272,7 +263,7 @@ def save_verified(job: Job, folder: pathlib.Path) -> None:
     import accel
 
     accel.save_converted(job.fast, folder)
-    models.write_source(folder, job.name)
+    models.write_source(folder, job.resolved)
     blank = copy.deepcopy(job.model)
     with torch.no_grad():
         for parameter in blank.parameters():

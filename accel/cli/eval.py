@@ -39,14 +39,15 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from accel.cli.adaptive_models import resolve_any
     from accel.zoo.datasets import load_pictures
 
-    resolved = resolve_any(args.model, args.weights)
+    resolved = models.resolve_args(args)
     pictures = load_pictures(args.data, args.split, args.size).drawn(args.limit, args.seed)
+    resolved.check(next(_batches(resolved, pictures, 1))[0])
     watch = functools.partial(common.progress, args, what="evaluating")
     row = {"model": args.model, "pictures": len(pictures), **judge(resolved, pictures, args.batch, watch)}
     common.print_rows([{**row, **time_forms(args, resolved, pictures)}], args)
+    models.standardise_note(args, resolved)
     return 0
 
 
@@ -68,9 +69,9 @@ def judge(
 
     model = resolved.model
     dense = original(resolved)
-    per_picture = accel.count_macs(dense, next(_batches(resolved.name, pictures, 1))[0])
+    per_picture = accel.count_macs(dense, next(_batches(resolved, pictures, 1))[0])
     right, executed, units = 0, [], []
-    for x, labels in watch(list(_batches(resolved.name, pictures, batch))):
+    for x, labels in watch(list(_batches(resolved, pictures, batch))):
         with torch.inference_mode():
             out = model(x)
         if isinstance(out, AdaptiveOutput):
@@ -111,7 +112,7 @@ def time_forms(args: argparse.Namespace, resolved: models.Resolved, pictures: La
     from accel.profiling.latency import compare, ratio
     from accel.profiling.sides import fastest, in_format
 
-    x = next(_batches(resolved.name, pictures, args.batch))[0]
+    x = next(_batches(resolved, pictures, args.batch))[0]
     forms = dense_forms(original(resolved), x, compiled=not args.no_compile)
     sides = {**forms, "model": in_format(resolved.model, x, torch.channels_last)} if resolved.converted else forms
     with torch.inference_mode():
@@ -131,13 +132,11 @@ def original(resolved: models.Resolved) -> nn.Module:
     return accel.revert_model(resolved.model) if resolved.converted else resolved.model
 
 
-def _batches(name: str | None, pictures: LabelledPictures, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(resolved: models.Resolved, pictures: LabelledPictures, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     import torch
 
-    from accel.zoo.registry import preprocess
-
     for pixels, labels in zip(pictures.pictures.split(size), pictures.labels.split(size)):
-        yield preprocess(name, pixels).contiguous(memory_format=torch.channels_last), labels
+        yield resolved.prepare(pixels).contiguous(memory_format=torch.channels_last), labels
 
 
 def _same(x: Tensor, macs: int) -> Tensor:

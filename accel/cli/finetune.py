@@ -33,6 +33,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     parser.add_argument("--checkpoint-every", type=common.positive, default=50, metavar="N", help="steps (default 50)")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events to the folder as well")
     learning.add_pictures(parser)
+    models.add_standardise(parser)
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="folder of the run")
     common.add_format(parser)
 
@@ -44,9 +45,13 @@ def run(args: argparse.Namespace) -> int:
     from accel.cli.convert import trained_weights
     from accel.cli.training_log import training_log
 
-    resolved = models.resolve(args.teacher, args.weights or trained_weights(args.teacher))
+    weights = args.weights or trained_weights(args.teacher)
+    teacher = dataclasses.replace(
+        models.resolve(args.teacher, weights), standardise=models.saved_standardise(args.model)
+    )
+    resolved = models.with_standardise(args, teacher)
     fast = accel.load_converted(args.model, resolved.model)
-    data = learning.learn_from(args, resolved.name, resolved.model, _HELD_OUT)
+    data = learning.learn_from(args, resolved, _HELD_OUT)
     lessons = dataclasses.replace(data.batches, pad=args.pad) if args.pad and args.data else data.batches
     rows = [{"model": "before", **data.judge(fast)}]
     args.output.mkdir(parents=True, exist_ok=True)
@@ -69,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
         )
     minutes = (time.perf_counter() - start) / 60
     accel.save_converted(fast, args.output / "model")
-    models.write_source(args.output / "model", resolved.name)
+    models.write_source(args.output / "model", resolved)
     rows.append({"model": "after", **data.judge(fast)})
     common.print_rows(rows, args)
+    models.standardise_note(args, resolved)
     common.note(args, f"{minutes:.1f} minutes of training; saved in {args.output / 'model'}/")
     return 0

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from accel.cli import common
+from accel.cli import common, models
 from accel.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ _ADAPTED = 64  # pictures of a data set in a batch, where --batch does not say
 def add_pictures(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pictures")
     source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=pathlib.Path, metavar="DIR", help="a folder of pictures, without labels")
+    source.add_argument("--images", type=pathlib.Path, metavar="PATH", help="a picture or a folder, without labels")
     source.add_argument("--data", type=pathlib.Path, metavar="PATH", help="folder or zip with train/ and test/ classes")
     group.add_argument(
         "--limit",
@@ -42,54 +41,53 @@ class Learning:
     judge: Callable[[nn.Module], dict[str, float]]
 
 
-def learn_from(args: argparse.Namespace, name: str | None, dense: nn.Module, held_out: float = 0.0) -> Learning:
-    """The pictures of --images or --data for the model called `name`.
+def learn_from(args: argparse.Namespace, dense: models.Resolved, held_out: float = 0.0) -> Learning:
+    """The pictures of --images or --data.
 
     Args:
-        dense: what networks are compared with where there are no labels.
+        dense: the model that reads them; what networks are compared with where there are no labels.
         held_out: share of the --images that is kept for judging; of --data it is the test split.
 
     Raises:
         DataError: no pictures, or too few to keep some aside.
     """
-    return _labelled(args, name) if args.data is not None else _plain(args, name, dense, held_out)
+    return _labelled(args, dense) if args.data is not None else _plain(args, dense, held_out)
 
 
-def _plain(args: argparse.Namespace, name: str | None, dense: nn.Module, held_out: float) -> Learning:
+def _plain(args: argparse.Namespace, dense: models.Resolved, held_out: float) -> Learning:
     import torch
 
     from accel.cli.fidelity import Fidelity, first_tensor
-    from accel.cli.pictures import find_images, read_picture
-    from accel.zoo.registry import input_size, preprocess
+    from accel.cli.pictures import find_images, read_pictures
 
-    paths = find_images(args.images, args.limit)
-    size = args.size or input_size(name)
-    pictures = torch.stack([read_picture(path, size) for path in common.progress(args, paths, "reading pictures")])
-    kept = round(held_out * len(paths))
-    if held_out and not 0 < kept < len(paths):
-        raise DataError(f"{args.images} holds {len(paths)} pictures, too few to keep some aside: give more")
-    prepared = preprocess(name, pictures)
-    learning, judged = prepared[: len(paths) - kept], prepared[len(paths) - kept :]
+    pictures, _ = read_pictures(args, find_images(args.images, args.limit), args.size or dense.size)
+    count = len(pictures)
+    kept = round(held_out * count)
+    if held_out and not 0 < kept < count:
+        raise DataError(f"{args.images} holds {count} pictures, too few to keep some aside: give more")
+    prepared = dense.prepare(pictures)
+    dense.check(prepared[:1])
+    learning, judged = prepared[: count - kept], prepared[count - kept :]
 
     @torch.inference_mode()
     def judge(network: nn.Module) -> dict[str, float]:
         fidelity = Fidelity()
         for x in judged.split(1):
-            fidelity.add(first_tensor(dense(x)), first_tensor(network(x)))
+            fidelity.add(first_tensor(dense.model(x)), first_tensor(network(x)))
         return fidelity.summary()
 
     return Learning(learning.split(args.batch or 1), judge)
 
 
-def _labelled(args: argparse.Namespace, name: str | None) -> Learning:
+def _labelled(args: argparse.Namespace, dense: models.Resolved) -> Learning:
     from accel.cli.training import accuracy
     from accel.train.batches import PictureBatches
     from accel.zoo.datasets import load_pictures
-    from accel.zoo.registry import preprocess
 
     train, test = (load_pictures(args.data, split, args.size) for split in ("train", "test"))
     train = train.drawn(args.limit, args.seed)
-    prepare = functools.partial(preprocess, name)
+    prepare = dense.prepare
+    dense.check(prepare(train.pictures[:1]))
     batch = min(args.batch or _ADAPTED, len(train))
     batches = PictureBatches(train.pictures, train.labels, prepare, batch=batch, seed=args.seed)
     return Learning(batches, lambda network: {"pictures": len(test), "accuracy": accuracy(network, test, prepare)})

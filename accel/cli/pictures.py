@@ -1,34 +1,38 @@
-"""Pictures in and out: a folder of images as one tensor, and side-by-side PNGs."""
+"""Pictures in and out: a picture or a folder of them as one tensor, and side-by-side PNGs."""
 
 from __future__ import annotations
 
+import argparse
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from accel.cli import common
 from accel.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 
-
-def find_images(folder: pathlib.Path, limit: int | None = None) -> list[pathlib.Path]:
-    """Image files in `folder` and below, sorted by path, at most `limit`.
+def find_images(given: pathlib.Path, limit: int | None = None) -> list[pathlib.Path]:
+    """The image files in the folder `given` and below, sorted by path, at most `limit`; or `given`, if it is a file.
 
     Raises:
-        DataError: no such folder, or no image in it.
+        DataError: no such folder or file, or no image in it.
     """
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}: give a folder of pictures with --images")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    from accel.zoo.picture_files import SUFFIXES
+
+    if given.is_file():
+        return [given]
+    if not given.is_dir():
+        raise DataError(f"no folder or picture {given}: give one with --images")
+    found = sorted(path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise DataError(f"{folder} holds no pictures ({' '.join(SUFFIXES)}): give another folder with --images")
+        raise DataError(f"{given} holds no pictures ({' '.join(SUFFIXES)}): give another folder with --images")
     return found[:limit]
 
 
-def read_picture(path: pathlib.Path, size: tuple[int, int]) -> Tensor:
+def read_picture(path: pathlib.Path, size: tuple[int, int] | None = None) -> Tensor:
     """One picture as RGB uint8 [3, height, width]: scaled to cover `size`, then cropped around its centre.
 
     Raises:
@@ -39,14 +43,28 @@ def read_picture(path: pathlib.Path, size: tuple[int, int]) -> Tensor:
     import PIL.ImageOps
     import torch
 
-    height, width = size
-    try:
-        with PIL.Image.open(path) as picture:
-            upright = PIL.ImageOps.exif_transpose(picture).convert("RGB")
-            fitted = PIL.ImageOps.fit(upright, (width, height), PIL.Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:  # Pillow raises all of these
-        raise DataError(f"cannot read the picture {path} ({error}): repair it or take it out of the folder") from error
+    from accel.zoo.picture_files import read_rgb
+
+    upright = read_rgb(str(path), str(path))
+    fitted = upright if size is None else PIL.ImageOps.fit(upright, size[::-1], PIL.Image.Resampling.BICUBIC)
     return torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1)
+
+
+def read_pictures(
+    args: argparse.Namespace, paths: Iterable[pathlib.Path], size: tuple[int, int]
+) -> tuple[Tensor, list[pathlib.Path]]:
+    """Pictures as uint8 [N, 3, height, width], and their files: a warning counts those that cannot be read.
+
+    Raises:
+        DataError: none can be read.
+    """
+    import torch
+
+    from accel.zoo.picture_files import read_each
+
+    watched = common.progress(args, paths, "reading pictures")
+    files, read = zip(*read_each(watched, lambda path: read_picture(path, size), str(args.images)))
+    return torch.stack(read), list(files)
 
 
 def write_strip(path: pathlib.Path, tiles: Sequence[Tensor]) -> None:

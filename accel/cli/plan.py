@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from accel.cli import common, conversion, models
+
+if TYPE_CHECKING:
+    from accel.report import Plan
 
 
 def add_parser(sub: argparse._SubParsersAction) -> None:
@@ -17,21 +21,34 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     )
     models.add_model(parser)
     conversion.add_conversion(parser)
-    conversion.add_input(parser)
+    conversion.add_example(parser)
     common.add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     import accel
-    from accel.errors import ConversionError
-    from accel.zoo.registry import input_size
 
-    resolved = models.resolve(args.model, args.weights)
+    resolved = models.resolve_args(args)
     if resolved.converted:
-        raise ConversionError(f"{args.model} is converted already: 'accel profile {args.model}' shows it")
-    x = conversion.drawn_input(args, args.size or input_size(resolved.name))
-    plan = accel.plan_conversion(
-        resolved.model.to(x.device), conversion.read_rules(args, resolved.name), example_inputs=x
-    )
+        common.print_report(plan_of_converted(args, resolved), args)
+        return 0
+    rules = conversion.read_rules(args, resolved.name)
+    x, calibration = conversion.example(args, resolved, rules)
+    plan = accel.plan_conversion(resolved.model, rules, example_inputs=x, calibration=calibration)
     common.print_report(plan, args)
+    if args.images is not None:
+        models.standardise_note(args, resolved)
     return 0
+
+
+def plan_of_converted(args: argparse.Namespace, resolved: models.Resolved) -> Plan:
+    """What was done to a model that is converted already."""
+    from accel.convert import counted_layers
+    from accel.nn.inference import describe_paths
+    from accel.nn.running import record_calls
+    from accel.report import plan_of
+
+    conversion.refuse_conversion(args)
+    x, _ = conversion.example(args, resolved, None)
+    calls = record_calls(resolved.model, counted_layers(resolved.model), x)
+    return plan_of(resolved.model, x, calls, describe_paths(resolved.model, x))

@@ -8,11 +8,11 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from accel.cli import common, models
-from accel.errors import ConversionError, DataError
+from accel.errors import ConversionError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
+    from torch import Tensor
 
     Maps = dict[str, np.ndarray]
 
@@ -41,16 +41,16 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from accel.cli.adaptive_models import resolve_any
-    from accel.cli.pictures import find_images
+    from accel.cli.pictures import find_images, read_picture
+    from accel.zoo.picture_files import read_each
 
-    paths = [args.images] if args.images.is_file() else find_images(args.images, args.limit)
-    resolved = resolve_any(args.model, args.weights)
+    paths = find_images(args.images, args.limit)
+    resolved = models.resolve_args(args)
     rows = []
     with common.output_folder(args.output, MARKER) as folder:
-        for path in common.progress(args, paths, "pondering"):
-            picture = read(path, args.size)
-            maps = ponder_maps(resolved.model, resolved.name, picture)
+        watched = common.progress(args, paths, "pondering")
+        for path, picture in read_each(watched, lambda path: read_picture(path, args.size), str(args.images)):
+            maps = ponder_maps(resolved, picture)
             name = f"{len(rows):03d}_{path.stem}"
             save_arrays(folder / f"{name}.npz", maps)
             for quantity in QUANTITIES:
@@ -58,28 +58,12 @@ def run(args: argparse.Namespace) -> int:
             rows.append({"picture": path.name, "size": "x".join(map(str, picture.shape[1:])), **summary(maps)})
         (folder / MARKER).write_text(json.dumps({"schema": 1, "model": args.model, "pictures": rows}, indent=2) + "\n")
     common.print_rows(rows, args)
+    models.standardise_note(args, resolved)
     common.note(args, f"saved in {args.output}/: NAME_ponder.png, NAME_units.png and NAME.npz of each picture")
     return 0
 
 
-def read(path: pathlib.Path, size: tuple[int, int] | None) -> Tensor:
-    """uint8 [3, H, W]. DataError: no readable picture."""
-    import PIL.Image
-    import PIL.ImageOps
-
-    from accel.cli.pictures import read_picture
-
-    if size is None:
-        try:
-            with PIL.Image.open(path) as picture:
-                width, height = PIL.ImageOps.exif_transpose(picture).size
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-            raise DataError(f"cannot read the picture {path} ({error}): repair it or leave it out") from error
-        size = (height, width)
-    return read_picture(path, size)
-
-
-def ponder_maps(model: nn.Module, name: str | None, picture: Tensor) -> Maps:
+def ponder_maps(resolved: models.Resolved, picture: Tensor) -> Maps:
     """`ponder_<k>` and `units_<k>` of every stage at its own size, and their sums at the picture's, by nearest pixel.
 
     ACT decides once for the whole picture: its maps have one value.
@@ -91,15 +75,11 @@ def ponder_maps(model: nn.Module, name: str | None, picture: Tensor) -> Maps:
     import torch.nn.functional as F
 
     from accel.nn.adaptive import AdaptiveOutput
-    from accel.zoo.registry import preprocess
 
+    x = resolved.prepare(picture[None])
+    resolved.check(x)
     with torch.inference_mode():
-        try:
-            out = model(preprocess(name, picture[None]))
-        except (RuntimeError, ValueError) as error:
-            raise ConversionError(
-                f"the model cannot run on a picture of {picture.shape[1]}x{picture.shape[2]} ({error}): give --size"
-            ) from error
+        out = resolved.model(x)
         if not isinstance(out, AdaptiveOutput):
             raise ConversionError("the model is not adaptive: give one with ACT or SACT stages, such as accel train's")
         maps, size = {}, picture.shape[1:]

@@ -17,7 +17,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     )
     models.add_model(parser)
     conversion.add_conversion(parser)
-    conversion.add_input(parser)
+    conversion.add_example(parser)
     common.add_format(parser)
 
 
@@ -25,21 +25,21 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     import accel
-    from accel.errors import ConversionError
-    from accel.zoo.registry import input_size
 
-    resolved = models.resolve(args.model, args.weights)
-    x = conversion.drawn_input(args, args.size or input_size(resolved.name))
-    model = resolved.model.to(x.device)
-    if resolved.converted and conversion.wants_conversion(args):
-        raise ConversionError(f"{args.model} is converted already: leave out --keep, --mask, --interpolate and --rules")
+    resolved = models.resolve_args(args)
+    wanted = conversion.wants_conversion(args)
     if resolved.converted:
-        measured, baseline = model, accel.revert_model(model)
-    elif conversion.wants_conversion(args):
-        measured = accel.convert_model(model, conversion.read_rules(args, resolved.name), example_inputs=x)
+        conversion.refuse_conversion(args)
+    rules = conversion.read_rules(args, resolved.name) if wanted else None
+    x, calibration = conversion.example(args, resolved, rules)
+    model, baseline = resolved.model, None
+    if resolved.converted:
+        baseline = accel.revert_model(model)
+    elif rules is not None:
         baseline = model
-    else:
-        measured, baseline = model, None
+        model = accel.convert_model(baseline, rules, example_inputs=x, calibration=calibration)
     with torch.inference_mode():
-        common.print_report(accel.profile(measured, x, baseline=baseline), args)
+        common.print_report(accel.profile(model, x, baseline=baseline), args)
+    if args.images is not None:
+        models.standardise_note(args, resolved)
     return 0

@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
     from accel.errors import ConversionError
     from accel.greedy.trace import PLOT, RULES, STEPS
 
-    resolved = models.resolve(args.model, args.weights or trained_weights(args.model))
+    resolved = models.resolve_args(args, args.weights or trained_weights(args.model))
     if resolved.converted:
         raise ConversionError(f"{args.model} is converted already: give the model it was made from")
-    batches = learning.learn_from(args, resolved.name, resolved.model).batches
+    batches = learning.learn_from(args, resolved).batches
     if callable(batches):
         batches = [batches(step) for step in range(min(batches.steps_per_epoch, max(1, _LABELLED // batches.batch)))]
     first = batches[0]
@@ -58,5 +58,6 @@ def run(args: argparse.Namespace) -> int:
     total = found.report.total
     said = [f"{key} {total[key]:.4g}" for key in ("speedup", "drop", "loss") if key in total]
     common.print_report(found.report, args, lines=[f"the whole network: {', '.join(said)}"])
+    models.standardise_note(args, resolved)
     common.note(args, f"{RULES} (for accel convert --rules), {STEPS} and {PLOT} are in {args.output}/")
     return 0

@@ -168,8 +168,11 @@ def test_bad_picture_folders(nets, photos, tmp_path, capsys):
     empty.mkdir()
     check_refused(capsys, tmp_path, convert(f"{nets}:edges", empty, tmp_path / "out"), "holds no pictures")
     check_refused(capsys, tmp_path, convert(f"{nets}:edges", tmp_path / "gone", tmp_path / "out"), "no folder")
-    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    check_refused(capsys, tmp_path, convert(f"{nets}:edges", photos, tmp_path / "out"), "broken.jpg")
+    for photo in photos.iterdir():
+        photo.write_bytes(b"\xff\xd8\xff nothing")
+    check_refused(
+        capsys, tmp_path, convert(f"{nets}:edges", photos, tmp_path / "out"), "none of 3 pictures can be read"
+    )
 
 
 def test_an_output_folder_that_cannot_be_written(nets, photos, tmp_path, capsys):
@@ -205,7 +208,7 @@ def saved_resnet(tmp_path_factory):
     accel.save_converted(
         accel.convert_model(net, accel.Perforate(keep=0.5), example_inputs=torch.randn(1, 3, 32, 32)), folder
     )
-    models.write_source(folder, "zoo:resnet20_cifar")
+    models.write_source(folder, models.Resolved(net, "zoo:resnet20_cifar"))
     return folder
 
 
@@ -225,7 +228,7 @@ def damage(folder, tmp_path, file, change):
         ("config.json", lambda config: config.update(format="other"), "copy"),
         ("source.json", lambda source: source.update(model="zoo:hed_vgg16"), "another model"),
         ("source.json", lambda source: source.update(model="zoo:unheard_of"), "unheard_of"),
-        ("source.json", lambda source: source.update(model="evil.py:run"), "load_converted"),
+        ("source.json", lambda source: source.update(model="evil.py:run"), "--source"),
         ("source.json", lambda source: source.update(schema=99), "99"),
         ("source.json", lambda source: source.clear(), "damaged"),
     ],

@@ -11,9 +11,8 @@ from PIL import Image
 
 import accel
 from accel.cli import ponder
-from accel.cli.adaptive_models import resolve_any
 from accel.cli.main import main
-from accel.cli.models import write_source
+from accel.cli.models import Resolved, resolve, write_source
 from accel.cli.training import save_state
 from accel.zoo.datasets import load_pictures
 from accel.zoo.registry import get_model, preprocess
@@ -88,7 +87,7 @@ def test_dense_and_perforated_models_have_the_same_row(tmp_path, data, capsys):
     assert dense["macs_share"] == 1 and dense["macs_deviation"] == 0 and dense["pictures"] == 8
     fast = accel.convert_model(model, accel.Perforate(keep=0.5), example_inputs=torch.zeros(1, 3, 32, 32))
     accel.save_converted(fast, tmp_path / "saved")
-    write_source(tmp_path / "saved", NAME)
+    write_source(tmp_path / "saved", Resolved(fast, NAME))
     assert main(["eval", str(tmp_path / "saved"), "--data", str(data), "--no-compile", "--format", "json"]) == 0
     (row,) = printed(capsys)
     assert row["macs"] == accel.count_macs(fast, torch.zeros(1, 3, 32, 32)) < dense["macs"] == row["dense_macs"]
@@ -150,18 +149,18 @@ def test_a_dense_model_and_a_broken_picture_are_refused(tmp_path, capsys):
 def test_weights_with_heads_make_the_model_adaptive(tmp_path):
     net = adaptive(accel.ACT())
     save_state(net, tmp_path / "net.safetensors")
-    resolved = resolve_any(NAME, str(tmp_path / "net.safetensors"))
+    resolved = resolve(NAME, str(tmp_path / "net.safetensors"))
     assert resolved.converted and resolved.name == NAME
     state = resolved.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
     plain = copy.deepcopy(get_model(NAME, weights="none"))
     save_state(plain, pathlib.Path(tmp_path / "plain.safetensors"))
-    assert not resolve_any(NAME, str(tmp_path / "plain.safetensors")).converted
+    assert not resolve(NAME, str(tmp_path / "plain.safetensors")).converted
 
 
 def test_summed_maps_use_the_nearest_position():
     picture = torch.randint(0, 256, (3, 20, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    maps = ponder.ponder_maps(adaptive(accel.SACT()).eval(), NAME, picture)
+    maps = ponder.ponder_maps(Resolved(adaptive(accel.SACT()).eval(), NAME), picture)
     upsampled = sum(
         np.repeat(np.repeat(maps[f"units_{k}"], 2 ** (k - 1), axis=0), 2 ** (k - 1), axis=1) for k in (1, 2, 3)
     )

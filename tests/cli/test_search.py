@@ -105,7 +105,7 @@ def trained_conv(folder, dense):
     [
         (["search", "nets.py:edges", "--images", "photos", "-o", "x"], 2, "one of the arguments --speedup"),
         (["search", "nets.py:edges", "--speedup", "2", "-o", "x"], 2, "one of the arguments --images"),
-        (["search", "nets.py:edges", "--images", "none", "--macs", "0.5", "-o", "x"], 1, "no folder none"),
+        (["search", "nets.py:edges", "--images", "none", "--macs", "0.5", "-o", "x"], 1, "no folder or picture none"),
         (["search", "nets.py:edges", "--images", "photos", "--macs", "7", "-o", "x"], 1, "macs is the share"),
         (["finetune", "nowhere", "--teacher", "nets.py:edges", "--images", "photos", "-o", "x"], 1, "cannot read"),
     ],
