@@ -19,10 +19,10 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
     """`torch.distributions.MixtureSameFamily` with `rsample`, for univariate and for factorised components.
 
     The components are univariate, on any intervals, or `Independent` of univariate ones on one interval, with `cdf` and
-    `log_prob` differentiable in the value and the parameters. The standardisation is the distributional transform (Figurnov, Mohamed, Mnih 2018, arXiv
-    1805.08498, section 3.3): S_d(z) = sum_k w_k(z_<d) F_kd(z_d), w_k(z_<d) the posterior weights given the coordinates
-    before d. Its Jacobian is lower triangular. Derivatives of samples are right to second order where the CDF's are; a
-    third one raises RuntimeError.
+    `log_prob` differentiable in the value and the parameters. The standardisation is the distributional transform
+    (Figurnov, Mohamed, Mnih 2018, arXiv 1805.08498, section 3.3): S_d(z) = sum_k w_k(z_<d) F_kd(z_d), w_k(z_<d) the
+    posterior weights given the coordinates before d. Its Jacobian is lower triangular. Derivatives of samples are right
+    to second order where the CDF's are; a third one raises RuntimeError.
     """
 
     @property
@@ -154,7 +154,10 @@ class _Everywhere:
         """The ends of the support, infinite where there is none, without a gradient."""
         support = self.base.support
         ends = getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
-        return tuple(torch.as_tensor(end).detach() for end in ends)
+        return tuple(
+            end.detach() if isinstance(end, Tensor) else torch.tensor(end, dtype=torch.float64, device="cpu")
+            for end in ends
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         inside, point, _ = self._inside(value)

@@ -87,8 +87,8 @@ class REBAR(_RelaxedControl):
     def __init__(self, temperature: float = 0.5, scale: float = 1.0) -> None:
         super().__init__()
         check_temperature(temperature)
-        self.log_temperature = nn.Parameter(torch.tensor(log(temperature)))
-        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.log_temperature = nn.Parameter(torch.tensor(log(temperature), dtype=torch.float32))
+        self.scale = nn.Parameter(torch.tensor(float(scale), dtype=torch.float32))
 
     def control(self, cost: Cost, family: Family, z: Tensor) -> Tensor:
         return self.scale * cost.through(family.soft(z, self.log_temperature.exp().to(z)), "REBAR")
