@@ -103,7 +103,7 @@ def _weights(
                 "pass calibration data to convert_model"
             )
         return impact.double()
-    noise = torch.rand(height, width, generator=generator, dtype=torch.float64)
+    noise = torch.rand(height, width, generator=generator, dtype=torch.float64, device="cpu")
     if kind == "uniform" or pooling is None:
         return noise
     return pooling_coverage(height, width, pooling) + 1e-5 * noise
@@ -130,13 +130,14 @@ def _axis_coverage(size: int, kernel: int, stride: int, padding: int, ceil_mode:
     windows = spare // stride + 1
     if ceil_mode and spare % stride and windows * stride < size + padding:
         windows += 1  # PyTorch's rule: the last, partial window counts only if it starts inside the map
-    starts = torch.arange(windows)[:, None] * stride - padding
-    where = torch.arange(size)[None, :]
+    starts = torch.arange(windows, device="cpu")[:, None] * stride - padding
+    where = torch.arange(size, device="cpu")[None, :]
     return ((where >= starts) & (where < starts + kernel)).sum(0).double()
 
 
 def _grid(keep: float, height: int, width: int, generator: torch.Generator) -> Tensor:
-    offsets = 1 - torch.rand(2, generator=generator)  # u and v of the paper lie in (0, 1]
+    drawn = torch.rand(2, generator=generator, dtype=torch.float32, device="cpu")
+    offsets = 1 - drawn  # u and v of the paper lie in (0, 1]
     rows = _axis_grid(height, keep, float(offsets[0]))
     cols = _axis_grid(width, keep, float(offsets[1]))
     return (rows[:, None] * width + cols[None, :]).flatten().to(torch.int32)
@@ -145,16 +146,17 @@ def _grid(keep: float, height: int, width: int, generator: torch.Generator) -> T
 def _axis_grid(size: int, keep: float, offset: float) -> Tensor:
     """a(i) = ceil(size / K * (i - 1 + u)) for i = 1..K, less 1 for indices from 0 (paper, 3.3; Graham's sequence)."""
     count = max(1, round(size * math.sqrt(keep)))
-    steps = torch.arange(count, dtype=torch.float64) + offset
+    steps = torch.arange(count, dtype=torch.float64, device="cpu") + offset
     return (torch.ceil(steps * (size / count)) - 1).long().clamp(0, size - 1)
 
 
 def _lattice(fraction: float, height: int, width: int, shift: int) -> Tensor:
     """A regular pattern through position (shift, 0), or (shift % height, 0) on lower maps. Every skipped position has a
     computed one at distance 1 or sqrt 2, but for some on the borders."""
-    y, x = torch.meshgrid(torch.arange(height) - shift % height, torch.arange(width), indexing="ij")
+    rows, columns = torch.arange(height, device="cpu"), torch.arange(width, device="cpu")
+    y, x = torch.meshgrid(rows - shift % height, columns, indexing="ij")
     if fraction == 1:
-        kept = torch.ones(height, width, dtype=torch.bool)
+        kept = torch.ones(height, width, dtype=torch.bool, device="cpu")
     elif fraction == 1 / 2:
         kept = (y + x) % 2 == 0  # the checkerboard
     elif fraction == 1 / 3:
@@ -193,7 +195,7 @@ def nearest_map(positions: Tensor, height: int, width: int, generator: torch.Gen
     y, x = np.indices((height, width), dtype=np.int64)
     squared = ((found[0] - y) ** 2 + (found[1] - x) ** 2).ravel()
     vectors = _vectors_by_length(int(squared.max()), height, width)
-    draws = torch.rand(height * width, generator=generator, dtype=torch.float64).numpy()
+    draws = torch.rand(height * width, generator=generator, dtype=torch.float64, device="cpu").numpy()
     nearest = np.empty(height * width, dtype=np.int32)
     for start in range(0, height * width, _CHUNK):
         part = slice(start, start + _CHUNK)

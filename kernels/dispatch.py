@@ -23,6 +23,8 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 BACKENDS = ("reference", "cpu", "triton")
 
@@ -97,7 +99,7 @@ def is_direct(*tensors: Tensor | None) -> bool:
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
+        or (torch._C._len_torch_function_stack() and not _only_a_default_device())
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
@@ -112,6 +114,11 @@ def is_direct(*tensors: Tensor | None) -> bool:
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd would record an op on these tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _only_a_default_device() -> bool:
+    """Whether the function modes are that of torch.set_default_device alone, which watches no op."""
+    return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

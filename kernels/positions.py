@@ -90,7 +90,7 @@ class PositionSet:
     @staticmethod
     def full(height: int, width: int) -> PositionSet:
         """Every position, each standing for itself: perforated convolution over it is the dense convolution."""
-        identity = torch.arange(height * width, dtype=torch.int32)
+        identity = torch.arange(height * width, dtype=torch.int32, device="cpu")
         return PositionSet(identity, identity.clone(), height, width)
 
 
@@ -201,7 +201,8 @@ def tap_map(
 
 def _axis_taps(size: int, out: int, kernel: int, stride: int, pad: int, dilation: int, mode: str) -> Tensor:
     """One axis of `tap_map`: int64 [out, kernel] input coordinates, -1 outside (zero padding only)."""
-    where = torch.arange(out)[:, None] * stride - pad + torch.arange(kernel)[None, :] * dilation
+    starts, taps = torch.arange(out, device="cpu"), torch.arange(kernel, device="cpu")
+    where = starts[:, None] * stride - pad + taps * dilation
     if mode == "zeros":
         return where.masked_fill((where < 0) | (where >= size), -1)
     if mode == "replicate":

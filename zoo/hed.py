@@ -12,7 +12,7 @@ _BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 
 def preprocess(pictures: Tensor) -> Tensor:
     """uint8 RGB [N, 3, H, W] to the float32 input of `HED`."""
-    return pictures.float() - torch.tensor(MEAN, device=pictures.device).view(1, 3, 1, 1)
+    return pictures.float() - torch.tensor(MEAN, dtype=torch.float32, device=pictures.device).view(1, 3, 1, 1)
 
 
 class HED(nn.Module):

@@ -43,7 +43,10 @@ _WEIGHTS = pathlib.Path(__file__).parent / "weights"
 
 
 def _imagenet(pictures: Tensor) -> Tensor:
-    mean, std = (torch.tensor(v, device=pictures.device).view(1, 3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
+    mean, std = (
+        torch.tensor(v, device=pictures.device, dtype=torch.float32).view(1, 3, 1, 1)
+        for v in (_IMAGENET_MEAN, _IMAGENET_STD)
+    )
     return (pictures.float() / 255 - mean) / std
 
 

@@ -22,8 +22,9 @@ class MovingAverage(nn.Module):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
-        self.register_buffer("average", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        where = torch.get_default_device()  # where any module's lie
+        self.register_buffer("average", torch.zeros((), dtype=torch.float64, device=where))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=where))
 
     def forward(self, costs: Tensor) -> Tensor:
         debias = 1 - self.decay ** max(int(self.steps), 1)

@@ -87,8 +87,9 @@ class REBAR(_RelaxedControl):
     def __init__(self, temperature: float = 0.5, scale: float = 1.0) -> None:
         super().__init__()
         check_temperature(temperature)
-        self.log_temperature = nn.Parameter(torch.tensor(log(temperature), dtype=torch.float32))
-        self.scale = nn.Parameter(torch.tensor(float(scale), dtype=torch.float32))
+        made = {"dtype": torch.float32, "device": torch.get_default_device()}  # where any module's lie
+        self.log_temperature = nn.Parameter(torch.tensor(log(temperature), **made))
+        self.scale = nn.Parameter(torch.tensor(float(scale), **made))
 
     def control(self, cost: Cost, family: Family, z: Tensor) -> Tensor:
         return self.scale * cost.through(family.soft(z, self.log_temperature.exp().to(z)), "REBAR")

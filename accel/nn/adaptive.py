@@ -84,12 +84,13 @@ class HaltingHead(nn.Module):
     def __init__(self, channels: int, spatial: bool):
         super().__init__()
         self.spatial = spatial
-        self.bn = nn.BatchNorm2d(channels)
-        self.conv = nn.Conv2d(channels, 1, 3 if spatial else 1, padding=1 if spatial else 0)
+        made = {"dtype": torch.float32, "device": "cpu"}  # the same draw everywhere; then it follows its unit
+        self.bn = nn.BatchNorm2d(channels, **made)
+        self.conv = nn.Conv2d(channels, 1, 3 if spatial else 1, padding=1 if spatial else 0, **made)
         nn.init.constant_(self.conv.bias, INITIAL_BIAS)
         if spatial:
-            self.pooled_bn = nn.BatchNorm2d(channels)
-            self.pooled = nn.Conv2d(channels, 1, 1, bias=False)
+            self.pooled_bn = nn.BatchNorm2d(channels, **made)
+            self.pooled = nn.Conv2d(channels, 1, 1, bias=False, **made)
 
     def forward(self, x: Tensor) -> Tensor:
         mean = F.avg_pool2d(x, x.shape[2:])
@@ -250,7 +251,7 @@ def make_adaptive(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
         setattr(model.get_submodule(parent), child, AdaptiveStage(units, config))
     first = adaptive_stages(model)[0]
     if first.config.target is not None:
-        first.register_buffer("tau", torch.tensor(float(first.config.tau)))
+        first.register_buffer("tau", torch.tensor(float(first.config.tau), dtype=torch.float32, device="cpu"))
     model.register_forward_hook(_collect_results)
     install(model)
     return model

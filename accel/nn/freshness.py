@@ -57,7 +57,7 @@ class Freshness:
 
     def _fingerprint(self, tensors: list[Tensor], addresses: tuple[int, ...]) -> int:
         if self._state is None or self._state[0] != addresses:
-            self._table = torch.tensor([addresses, [_readable(t) for t in tensors]], dtype=torch.int64)
+            self._table = torch.tensor([addresses, [_readable(t) for t in tensors]], dtype=torch.int64, device="cpu")
         return fingerprints(self._table)
 
 

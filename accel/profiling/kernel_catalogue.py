@@ -31,19 +31,20 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
     count = SIDE * SIDE
     size, in_size = (SIDE, SIDE), (BATCH, SIDE, SIDE)
-    everywhere = torch.arange(count, dtype=torch.int32)
-    active = torch.arange(BATCH * count, dtype=torch.int32)
-    counts = torch.full((BATCH,), count, dtype=torch.int32)
-    rows = torch.zeros(BATCH * count, CHANNELS, dtype=dtype)
+    everywhere = torch.arange(count, dtype=torch.int32, device="cpu")
+    active = torch.arange(BATCH * count, dtype=torch.int32, device="cpu")
+    counts = torch.full((BATCH,), count, dtype=torch.int32, device="cpu")
+    rows = torch.zeros(BATCH * count, CHANNELS, dtype=dtype, device="cpu")
     maps = image_maps(CHANNELS, SIDE, dtype)
-    weight, bias = torch.zeros(CHANNELS, CHANNELS, 3, 3, dtype=dtype), torch.zeros(CHANNELS, dtype=dtype)
-    state = torch.ones(BATCH, SIDE, SIDE)
-    units = torch.zeros(BATCH, SIDE, SIDE, dtype=torch.int32)
+    weight = torch.zeros(CHANNELS, CHANNELS, 3, 3, dtype=dtype, device="cpu")
+    bias = weight.new_zeros(CHANNELS)
+    state = torch.ones(BATCH, SIDE, SIDE, dtype=torch.float32, device="cpu")
+    units = torch.zeros(BATCH, SIDE, SIDE, dtype=torch.int32, device="cpu")
     step = (state, maps, state, state, units, maps, 0.01, False)
     back = (state, maps, state, state, state, maps, state, 0.01, False)
     static, dynamic = (everywhere, everywhere, everywhere), (active, counts, active)
-    half, classes = count // 2, torch.tensor([0, 1, count // 2], dtype=torch.int32)
-    fitted = (everywhere[:half], everywhere[half:], torch.zeros(half, NEIGHBORS, dtype=torch.int32), classes)
+    half, classes = count // 2, torch.tensor([0, 1, count // 2], dtype=torch.int32, device="cpu")
+    fitted = (everywhere[:half], everywhere[half:], everywhere.new_zeros(half, NEIGHBORS), classes)
     factors, constant = weight.new_zeros(2, NEIGHBORS, CHANNELS), weight.new_zeros(2, CHANNELS)
     return {
         "perforated_conv2d": lambda: perforated_conv2d.perforated_conv2d(
@@ -66,7 +67,7 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "interpolate_fitted_backward": lambda: interpolate.interpolate_fitted_backward(
             maps, rows[: BATCH * half], *fitted, factors
         ),
-        "max_rows": lambda: max_rows.max_rows(rows, torch.zeros(9, half, dtype=torch.int32), BATCH),
+        "max_rows": lambda: max_rows.max_rows(rows, everywhere.new_zeros(9, half), BATCH),
         "local_deviation": lambda: local_deviation.local_deviation(maps, 16),
         "active_positions": lambda: active_positions.active_positions(units == 0, 1),
         "select_positions": lambda: select_positions.select_positions(state, 5),
@@ -85,7 +86,7 @@ def convolution(out_channels: int, in_channels: int, kernel: tuple[int, int], st
     padding = (kernel[0] // 2,) * 2 + (kernel[1] // 2,) * 2
     out_size = output_size((SIDE, SIDE), kernel, stride, padding, (1, 1))
     everywhere = PositionSet.full(*out_size)
-    weight = torch.zeros(out_channels, in_channels, *kernel, dtype=torch.float16)
+    weight = torch.zeros(out_channels, in_channels, *kernel, dtype=torch.float16, device="cpu")
     x, bias = image_maps(in_channels, SIDE, torch.float16), weight.new_zeros(out_channels)
     geometry = ((BATCH, SIDE, SIDE), out_size, stride, padding, (1, 1), 1, "zeros", "relu", False)
     perforated_conv2d(x, weight, bias, everywhere.positions, everywhere.nearest, None, None, *geometry)
@@ -93,4 +94,4 @@ def convolution(out_channels: int, in_channels: int, kernel: tuple[int, int], st
 
 def image_maps(channels: int, side: int, dtype: torch.dtype) -> Tensor:
     """Zeros [BATCH, channels, side, side], channels_last."""
-    return torch.zeros(BATCH, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last)
+    return torch.zeros(BATCH, channels, side, side, dtype=dtype, device="cpu").to(memory_format=torch.channels_last)

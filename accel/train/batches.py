@@ -42,7 +42,7 @@ class PictureBatches:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(len(self.labels), generator=self._generator(epoch, 0))
+        order = torch.randperm(len(self.labels), generator=self._generator(epoch, 0), device="cpu")
         first = (place * self.world + self.rank) * self.batch
         chosen = order[first : first + self.batch]
         x = self.preprocess(self.pictures[chosen])
@@ -57,9 +57,10 @@ class PictureBatches:
 def random_crop_and_flip(x: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     """Each picture of [N, C, H, W] cropped at random from its zero-padded self, and flipped with probability 1/2."""
     n, _, height, width = x.shape
-    top, left = (torch.randint(2 * pad + 1, (n,), generator=generator) for _ in range(2))
-    flip = torch.rand(n, generator=generator) < 0.5
-    rows = top[:, None] + torch.arange(height)
-    cols = left[:, None] + torch.where(flip[:, None], torch.arange(width).flip(0), torch.arange(width))
+    top, left = (torch.randint(2 * pad + 1, (n,), generator=generator, device="cpu") for _ in range(2))
+    flip = torch.rand(n, generator=generator, dtype=torch.float32, device="cpu") < 0.5
+    rows = top[:, None] + torch.arange(height, device="cpu")
+    columns = torch.arange(width, device="cpu")
+    cols = left[:, None] + torch.where(flip[:, None], columns.flip(0), columns)
     padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-    return padded[torch.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    return padded[torch.arange(n, device="cpu")[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)

@@ -53,7 +53,7 @@ class Latent(nn.Module):
         self._features = features
         self._prior_names = list(prior)
         for name, value in prior.items():
-            self.register_buffer(f"prior_{name}", torch.as_tensor(value, dtype=torch.float32))
+            self.register_buffer(f"prior_{name}", torch.as_tensor(value, dtype=torch.float32, device="cpu"))
 
     def posterior(self, parameters: Tensor) -> td.Distribution:
         """q(z | x) with batch shape [...], for encoder outputs [..., num_parameters]."""
@@ -118,7 +118,7 @@ def dirichlet(dim: int, concentration: float = 1.0) -> Latent:
     def links(raw: Tensor) -> dict[str, Tensor]:
         return {"concentration": _positive(raw[..., 0, :])}
 
-    prior = {"concentration": torch.full((dim,), concentration)}
+    prior = {"concentration": torch.full((dim,), concentration, dtype=torch.float32, device="cpu")}
     return Latent(ad.Dirichlet, links, prior, sites=1, raw=dim, num_features=dim)
 
 
@@ -146,7 +146,7 @@ def bernoulli(dim: int, probability: float = 0.5) -> Latent:
 
 def categorical(sites: int, classes: int) -> Latent:
     """Independent one-hot variables of `classes` classes; prior uniform."""
-    prior = {"logits": torch.zeros(sites, classes)}
+    prior = {"logits": torch.zeros(sites, classes, dtype=torch.float32, device="cpu")}
     return Latent(
         td.OneHotCategorical,
         lambda raw: {"logits": raw},

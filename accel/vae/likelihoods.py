@@ -90,7 +90,8 @@ class Normal(Likelihood):
 
     def __init__(self, scale: float = 1.0, learned: bool = True) -> None:
         super().__init__()
-        raw = torch.tensor(math.log(math.expm1(max(scale - LEAST_SCALE, 1e-6))), dtype=torch.float32)
+        start = math.log(math.expm1(max(scale - LEAST_SCALE, 1e-6)))
+        raw = torch.tensor(start, dtype=torch.float32, device="cpu")
         if learned:
             self.raw_scale = nn.Parameter(raw)
         else:
@@ -135,7 +136,7 @@ class TwoComponent(Likelihood):
         super().__init__()
         self.base, self.noise = base, noise
         self.outputs, self.support = base.outputs, base.support
-        self.raw_share = nn.Parameter(torch.logit(torch.tensor(share, dtype=torch.float32)))
+        self.raw_share = nn.Parameter(torch.logit(torch.tensor(share, dtype=torch.float32, device="cpu")))
 
     def contains(self, x: Tensor) -> Tensor:
         return self.base.contains(x)

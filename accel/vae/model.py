@@ -56,7 +56,7 @@ class VAE(nn.Module):
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latents = nn.ModuleList(latents)
         self.given_estimators = estimators
-        self.register_buffer("log_alpha", torch.tensor(-math.inf))
+        self.register_buffer("log_alpha", torch.tensor(-math.inf, dtype=torch.float32, device="cpu"))
 
     def posterior(self, x: Tensor, repeat: int | None = None) -> list[Distribution]:
         """q(z | x) of every latent, of batch shape [N], or [N, repeat]: copies that share their parameters."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from accel.kernels.cpu import _engine
 
+CPU = torch.device("cpu")  # said at every allocation, a string would cost a microsecond more
 HUGE = 4 << 20  # bytes: ResNet-50 gains 5 % at batch 8 from huge pages in tensors of this size on
 LARGE = 32 << 20  # bytes: from here on malloc gives what is freed back to the system
 
@@ -32,7 +33,7 @@ def empty(shape: Sequence[int], memory_format: torch.memory_format = torch.conti
     """An uninitialised fp32 tensor, in huge pages where that pays; if large, in memory used before (see blocks.c)."""
     count = math.prod(shape)
     if 4 * count < LARGE:
-        out = torch.empty(shape, memory_format=memory_format)
+        out = torch.empty(shape, dtype=torch.float32, device=CPU, memory_format=memory_format)
         if 4 * count >= HUGE:
             _engine.use_huge_pages(out.data_ptr(), out.nbytes)
         return out
@@ -42,7 +43,8 @@ def empty(shape: Sequence[int], memory_format: torch.memory_format = torch.conti
     else:
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     memory = torch.frombuffer(_engine.block(4 * count), dtype=torch.float32, count=count)
-    return torch.empty(0).set_(memory.untyped_storage(), 0, shape, strides)  # an op, which a meter of memory sees
+    out = torch.empty(0, dtype=torch.float32, device=CPU)
+    return out.set_(memory.untyped_storage(), 0, shape, strides)  # an op, which a meter of memory sees
 
 
 def address(tensor: Tensor | None) -> int:
@@ -52,6 +54,6 @@ def address(tensor: Tensor | None) -> int:
 def invert(positions: Tensor, size: int) -> Tensor:
     """int32 [size]: the row that holds each flat position of a dynamic set, -1 where there is none."""
     positions = positions.contiguous()
-    inverse = torch.empty(size, dtype=torch.int32)
+    inverse = torch.empty(size, dtype=torch.int32, device=CPU)
     _engine.invert(positions.data_ptr(), positions.numel(), inverse.data_ptr(), size)
     return inverse

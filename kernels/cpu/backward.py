@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import address, empty, invert, pixels_first, require_float32
+from accel.kernels.cpu.arguments import CPU, address, empty, invert, pixels_first, require_float32
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import Geometry, full_table, static_plan
 
@@ -34,7 +34,7 @@ def perforated_conv2d_backward(
         (height, width), tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), padding_mode
     )
     plan = static_plan(geometry, positions, None, source_nearest, tuple(out_size), in_pixels, False)
-    first_rows = torch.arange(batch + 1) * plan.count
+    first_rows = torch.arange(batch + 1, device=CPU) * plan.count
     return _gradients(grad, x, weight, groups, first_rows, plan.table, None, None, in_pixels, out_size)
 
 
@@ -58,7 +58,7 @@ def masked_conv2d_backward(
         (height, width), tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), "zeros"
     )
     inverse = None if source_positions is None else invert(source_positions, batch * height * width)
-    first_rows = torch.zeros(batch + 1, dtype=torch.int64)
+    first_rows = torch.zeros(batch + 1, dtype=torch.int64, device=CPU)
     first_rows[1:] = counts.cumsum(0)
     table, positions = full_table(geometry), positions.contiguous()
     return _gradients(grad, x, weight, groups, first_rows, table, positions, inverse, height * width, out_size)
@@ -84,7 +84,7 @@ def _gradients(
     packed = packed_weight(weight, groups, "input gradient")
     d_x = empty(x.shape, torch.contiguous_format if x.dim() == 2 else torch.channels_last).zero_()
     d_weight = empty(weight.shape)
-    d_bias = torch.empty(out_channels)
+    d_bias = torch.empty(out_channels, dtype=torch.float32, device=CPU)
     job = (
         x.data_ptr(), grad.data_ptr(), packed.address, d_x.data_ptr(), d_weight.data_ptr(), table.data_ptr(),
         address(positions), address(inverse), first_rows.data_ptr(), positions is not None, len(first_rows) - 1,

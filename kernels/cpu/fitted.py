@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import address, empty, pixels_first, require_float32
+from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
 from accel.kernels.cpu.footprints import images_together, of_interpolation
 from accel.kernels.cpu.forward import ACTIVATIONS
 from accel.kernels.cpu.plans import IdentityCache
@@ -77,7 +77,7 @@ def interpolate_fitted_backward(
     )
     classes, taps, channels = weights.shape
     rows_grad = torch.empty_like(rows)
-    weights_grad, constant_grad = torch.zeros_like(weights), torch.zeros(classes, channels)
+    weights_grad, constant_grad = torch.zeros_like(weights), weights.new_zeros(classes, channels)
     _engine.interpolate_fitted_backward(
         grad.data_ptr(), rows.data_ptr(), weights.data_ptr(), rows_grad.data_ptr(), weights_grad.data_ptr(),
         constant_grad.data_ptr(), *(tensor.data_ptr() for tensor in (*lists, *readers)), len(grad), len(positions),
@@ -105,11 +105,11 @@ def _checked_lists(
 def _list_readers(skipped: Tensor, neighbors: Tensor, starts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Who reads each row, as CSR lists: int32 (starts [count + 1], pixels, rows of weights [classes * taps, C])."""
     taps = neighbors.shape[1]
-    kind = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff().long())
+    kind = torch.repeat_interleave(torch.arange(len(starts) - 1, device=CPU), starts.diff().long())
     row = neighbors.flatten().long()
     order = torch.argsort(row, stable=True)
-    first = torch.zeros(count + 1, dtype=torch.int32)
+    first = torch.zeros(count + 1, dtype=torch.int32, device=CPU)
     first[1:] = torch.bincount(row, minlength=count).cumsum(0)
     pixel = skipped.repeat_interleave(taps)[order]
-    weight = (kind[:, None] * taps + torch.arange(taps)).flatten()[order]
+    weight = (kind[:, None] * taps + torch.arange(taps, device=CPU)).flatten()[order]
     return first, pixel.to(torch.int32), weight.to(torch.int32)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from accel.kernels.cpu.arguments import CPU
+
 # One thread takes the rows of 32 x 32 positions at a time, those of one footprint after each other: what they read
 # stays in its caches. Filling 64 channels at 240x320 took 1.4 ms by bands of 256 positions, 1.1 ms by 16 x 16, so 1.0.
 TILE = 32
@@ -46,7 +48,7 @@ class Footprints:
         chained: bool = False,
     ) -> None:
         table = table.long()
-        kind = torch.zeros(len(table), dtype=torch.int64) if kind is None else kind.long()
+        kind = torch.zeros(len(table), dtype=torch.int64, device=CPU) if kind is None else kind.long()
         inside = table >= 0
         first = F.pad(inside.to(torch.int8), (0, 1), value=1).argmax(1, keepdim=True)
         bases = F.pad(table, (0, 1)).gather(1, first)  # 0 for a row without taps
@@ -88,8 +90,8 @@ def of_convolution(
         segments: of dense output, None for compact output.
         pixels: of one image, of the input and of the output.
     """
-    rows, image = torch.arange(len(positions)), torch.arange(images)[:, None]
-    starts, targets = segments or (torch.arange(len(rows) + 1), rows)
+    rows, image = torch.arange(len(positions), device=CPU), torch.arange(images, device=CPU)[:, None]
+    starts, targets = segments or (torch.arange(len(rows) + 1, device=CPU), rows)
     table = table.t().long().repeat(images, 1)
     first = (image * pixels[0]).repeat_interleave(len(rows), 0)
     return Footprints(
@@ -124,16 +126,17 @@ def of_interpolation(
     """
     count, filled = len(positions), len(skipped)
     neighbors = neighbors if neighbors.shape[1] else F.pad(neighbors, (0, 1), value=-1)
-    kind = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff().long())
-    copied = F.pad(torch.arange(count, dtype=neighbors.dtype)[:, None], (0, neighbors.shape[1] - 1), value=-1)
+    kind = torch.repeat_interleave(torch.arange(len(starts) - 1, device=CPU), starts.diff().long())
+    own = torch.arange(count, dtype=neighbors.dtype, device=CPU)[:, None]
+    copied = F.pad(own, (0, neighbors.shape[1] - 1), value=-1)
     targets = torch.cat((positions, skipped)).long()
     table = torch.cat((copied, neighbors)).long().repeat(images, 1)
-    image = torch.arange(images).repeat_interleave(count + filled)
+    image = torch.arange(images, device=CPU).repeat_interleave(count + filled)
     return Footprints(
         torch.where(table < 0, table, table + image[:, None] * count),
-        (torch.arange(len(table) + 1), targets.repeat(images) + image * (count + filled)),
+        (torch.arange(len(table) + 1, device=CPU), targets.repeat(images) + image * (count + filled)),
         _tile(targets, width).repeat(images),
-        torch.cat((torch.full((count,), COPY), kind)).repeat(images),
+        torch.cat((torch.full((count,), COPY, dtype=torch.int64, device=CPU), kind)).repeat(images),
     )
 
 
@@ -152,5 +155,5 @@ def _reordered(starts: Tensor, targets: Tensor, order: Tensor) -> tuple[Tensor |
     if bool((counts == 1).all()):
         return None, targets[order]
     first = _starts(counts)
-    entry = torch.arange(len(targets)) - first[:-1].repeat_interleave(counts)
+    entry = torch.arange(len(targets), device=CPU) - first[:-1].repeat_interleave(counts)
     return first, targets[starts.long()[order].repeat_interleave(counts) + entry]

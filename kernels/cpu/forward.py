@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import address, empty, invert, pixels_first, require_float32
+from accel.kernels.cpu.arguments import CPU, address, empty, invert, pixels_first, require_float32
 from accel.kernels.cpu.footprints import Footprints, images_together
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, IdentityCache, Plan, full_table, static_plan
@@ -237,7 +237,7 @@ def _edges(x: Tensor, plan: Plan) -> Tensor:
     """The rows of the kernel that reach across the border of a channels_last map: Plan.edges."""
     pieces, pixels = plan.edges
     batch, channels = x.shape[:2]
-    out = torch.empty(batch * pixels * channels)
+    out = torch.empty(batch * pixels * channels, dtype=torch.float32, device=CPU)
     _engine.frame(
         x.data_ptr(), out.data_ptr(), pieces.data_ptr(), len(pieces), batch, channels, pixels,
         plan.in_pixels * channels, 1, channels, torch.get_num_threads(),

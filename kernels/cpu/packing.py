@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
+from accel.kernels.cpu.arguments import CPU
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def _pack(weight: Tensor, groups: int, kind: str) -> Packed:
         outer, inner, stride_k, stride_c, most_vectors = inner, outer, stride_c, stride_k, _engine.GRAD_VECTORS
     size = _engine.packed_size(groups, outer, inner, kh * kw)
     with torch.inference_mode(False):
-        storage = torch.empty(size + zeros)
+        storage = torch.empty(size + zeros, dtype=torch.float32, device=CPU)
         storage[size:] = 0
     _engine.pack(
         weight.data_ptr(), storage.data_ptr(), stride_g, stride_k, stride_c, weight.stride(2), weight.stride(3), groups,

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from accel.kernels.cpu.arguments import CPU
 from accel.kernels.cpu.footprints import Footprints, of_convolution
 from accel.kernels.positions import PositionSet, tap_map
 
@@ -119,7 +120,7 @@ def _run_table(geometry: Geometry, positions: Tensor) -> tuple[Tensor, tuple[Ten
     kw = geometry.kernel[1]
     runs = geometry.taps()[positions.long()].unflatten(1, geometry.kernel)
     first, inside = runs[..., 0], runs >= 0
-    direct = inside.all(-1) & (runs == first[..., None] + torch.arange(kw, dtype=torch.int32)).all(-1)
+    direct = inside.all(-1) & (runs == first[..., None] + torch.arange(kw, dtype=torch.int32, device=CPU)).all(-1)
     copied = inside.any(-1) & ~direct
     edges, which = torch.unique(runs[copied], dim=0, return_inverse=True)
     table = first.masked_fill(~direct, -1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import empty, pixels_first
+from accel.kernels.cpu.arguments import CPU, empty, pixels_first
 
 # What a group of images may take of a core's caches. ResNet-32 at half the positions took 14.0 ms on 64 pictures with 1
 # and with 2 MiB, 14.9 ms with 4 MiB.
@@ -96,7 +96,7 @@ class Program:
         buffers = [
             (b.outside, offset if b.outside < 0 else b.tensor.numel()) for b, offset in zip(tape.buffers, offsets)
         ]
-        self._tables = [torch.tensor(rows, dtype=torch.int64) for rows in (tape.calls, buffers)]
+        self._tables = [torch.tensor(rows, dtype=torch.int64, device=CPU) for rows in (tape.calls, buffers)]
         self._kept = tape.kept
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

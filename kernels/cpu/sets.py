@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import address, empty, pixels_first, require_float32
+from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
 from accel.kernels.cpu.plans import IdentityCache
 from accel.kernels.positions import PositionSet
 from accel.kernels.reference import halting_step as reference
@@ -35,7 +35,7 @@ def interpolate_backward(grad: Tensor, nearest: Tensor, count: int) -> Tensor:
     batch, channels, height, width = grad.shape
 
     def build(_: tuple) -> tuple[Tensor, Tensor]:
-        return PositionSet(torch.arange(count, dtype=torch.int32), nearest, height, width).segments
+        return PositionSet(torch.arange(count, dtype=torch.int32, device=CPU), nearest, height, width).segments
 
     starts, targets = _segments.get((nearest,), (count, height, width), build)
     out = empty((batch * count, channels))
@@ -63,8 +63,8 @@ def active_positions(mask: Tensor, dilate: int) -> tuple[Tensor, Tensor]:
     """Mask to positions; arguments and result as in `accel.kernels.reference.active_positions`."""
     mask = mask.contiguous()
     batch, height, width = mask.shape
-    positions = torch.empty(mask.numel(), dtype=torch.int32)
-    counts = torch.empty(batch, dtype=torch.int32)
+    positions = torch.empty(mask.numel(), dtype=torch.int32, device=CPU)
+    counts = torch.empty(batch, dtype=torch.int32, device=CPU)
     _engine.active(
         mask.data_ptr(), positions.data_ptr(), counts.data_ptr(), batch, height, width, dilate, torch.get_num_threads()
     )
@@ -76,11 +76,11 @@ def select_positions(score: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     require_float32(score)
     score = score.contiguous()
     batch = score.shape[0]
-    positions = torch.empty(batch * budget, dtype=torch.int32)
+    positions = torch.empty(batch * budget, dtype=torch.int32, device=CPU)
     _engine.select(
         score.data_ptr(), batch, score[0].numel() if batch else 0, budget, positions.data_ptr(), torch.get_num_threads()
     )
-    return positions, torch.full((batch,), budget, dtype=torch.int32)
+    return positions, torch.full((batch,), budget, dtype=torch.int32, device=CPU)
 
 
 def local_deviation(x: Tensor, channels: int) -> Tensor:
@@ -88,7 +88,7 @@ def local_deviation(x: Tensor, channels: int) -> Tensor:
     require_float32(x)
     x = pixels_first(x)
     batch, pitch, height, width = x.shape
-    score = torch.empty(batch, height, width)
+    score = torch.empty(batch, height, width, dtype=torch.float32, device=CPU)
     _engine.local_deviation(
         x.data_ptr(), batch, height, width, pitch, min(channels, pitch), score.data_ptr(), torch.get_num_threads()
     )
@@ -168,7 +168,8 @@ def ponder_cost(ponder: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
     require_float32(ponder)
     ponder, units = ponder.contiguous(), units.contiguous()
     batch = ponder.shape[0]
-    rho, executed = torch.empty(batch), torch.empty(batch, dtype=torch.int64)
+    rho = torch.empty(batch, dtype=torch.float32, device=CPU)
+    executed = torch.empty(batch, dtype=torch.int64, device=CPU)
     _engine.ponder_cost(
         ponder.data_ptr(), units.data_ptr(), batch, ponder[0].numel() if batch else 0, rho.data_ptr(),
         executed.data_ptr(),

@@ -44,7 +44,8 @@ def _gamma_table() -> Tensor:
     """[UNIFORM_FROM, *UNIFORM_BETWEEN, the rows of the expansion, each filled up to DEGREE + 1], float64."""
     width = gamma_reference.DEGREE + 1
     rows = [value for row in gamma_reference.uniform_table() for value in (*row, *[0.0] * (width - len(row)))]
-    return torch.tensor([gamma_reference.UNIFORM_FROM, *gamma_reference.UNIFORM_BETWEEN, *rows], dtype=torch.float64)
+    values = [gamma_reference.UNIFORM_FROM, *gamma_reference.UNIFORM_BETWEEN, *rows]
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _run(function: Callable, table: Tensor, *inputs: Tensor) -> Tensor:

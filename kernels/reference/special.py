@@ -22,7 +22,7 @@ def tail_nodes(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def node_table(count: int) -> Tensor:
     """[count, TAIL_DROP, nodes, weights] as one float64 tensor: what the C core takes."""
     nodes, weights = tail_nodes(count)
-    return torch.tensor([count, TAIL_DROP, *nodes, *weights], dtype=torch.float64)
+    return torch.tensor([count, TAIL_DROP, *nodes, *weights], dtype=torch.float64, device="cpu")
 
 
 def digamma_less_log(x: Tensor) -> Tensor:

@@ -121,6 +121,10 @@ def test_direct_in_plain_inference_only():
         assert not dispatch.is_direct(plain)
     with Functions():
         assert not dispatch.is_direct(plain)
+    with torch.device("meta"):  # says where new tensors go, and ours say it themselves
+        assert dispatch.is_direct(plain)
+        with Functions():
+            assert not dispatch.is_direct(plain)
     traced = []
 
     def record(x):
