@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine
-from accel.kernels.cpu.arguments import address, empty, pixels_first, require_float32
+from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
 from accel.kernels.cpu.footprints import chain
 from accel.kernels.cpu.forward import ACTIVATIONS, forward_kind, is_narrow
 from accel.kernels.cpu.packing import packed_weight
@@ -20,6 +21,7 @@ Pair = tuple[int, int]
 STATE, INPUT = 0, 1  # buffers, as in engine.h
 MOST_REACH = 7  # one less than MAX_REACH of engine.h
 GROUPS_A_THREAD = 8  # where the batch has so many images: threads that take groups side by side need not wait
+GROUPS_TO_SHARE = 4  # a thread: with fewer, groups run one after the other with all threads in each (stage.c)
 GROUP_POSITIONS = 1024  # of one group of images: enough rows for full tiles, few enough for the maps to stay in cache
 
 
@@ -33,19 +35,33 @@ class _Grid:
 
     def places(self, count: Pair, stride: Pair = (1, 1)) -> Tensor:
         """int32 [count[0] * count[1]]: the frame pixel of every stride-th position."""
-        rows, cols = (torch.arange(n, dtype=torch.int32) * s + self.border for n, s in zip(count, stride))
+        rows, cols = (torch.arange(n, dtype=torch.int32, device=CPU) * s + self.border for n, s in zip(count, stride))
         return (rows[:, None] * self.pitch + cols).flatten()
 
     def offsets(self, kernel: Pair, padding: Pair, dilation: Pair) -> Tensor:
         """int32 [kh * kw]: where the taps of a position lie, seen from its place."""
-        rows, cols = (torch.arange(k, dtype=torch.int32) * d - p for k, p, d in zip(kernel, padding, dilation))
+        sides = zip(kernel, padding, dilation)
+        rows, cols = (torch.arange(k, dtype=torch.int32, device=CPU) * d - p for k, p, d in sides)
         return (rows[:, None] * self.pitch + cols).flatten()
 
     def source(self) -> Tensor:
         """int32 [pixels]: the position that every frame pixel holds, -1 in the border."""
-        held = torch.full((self.pixels,), -1, dtype=torch.int32)
-        held[self.places(self.size).long()] = torch.arange(self.size[0] * self.size[1], dtype=torch.int32)
+        held = torch.full((self.pixels,), -1, dtype=torch.int32, device=CPU)
+        held[self.places(self.size).long()] = torch.arange(self.size[0] * self.size[1], dtype=torch.int32, device=CPU)
         return held
+
+
+class _Call(NamedTuple):
+    """What a call needs besides its tensors, for one batch and number of threads.
+
+    Attributes: images of a group; threads that take groups side by side; floats of a group's buffers; the numbers that
+    do not change between calls.
+    """
+
+    group: int
+    team: int
+    floats: int
+    constants: tuple[int, ...]
 
 
 class StagePlan:
@@ -80,53 +96,64 @@ class StagePlan:
         self._head_steps = self._keep(head), len(head)
         input_pieces = (0, 0) if self._in_place else self._pieces(self._input)
         self._frames = (*input_pieces, *self._pieces(self._state))
-        self._calls: dict[tuple[int, int], tuple] = {}
-        self._spare: dict[int, list[Tensor]] = {}
+        self._calls: dict[tuple[int, int], _Call] = {}  # by batch and threads
+        self._spare: dict[tuple[int, int], list[Tensor]] = {}  # by group and team: see `_borrow`
 
     def run(self, x: Tensor, shortcut: Tensor | None, macs_before: int = 0) -> StageResult:
         require_float32(x, shortcut)
         batch, threads = x.shape[0], torch.get_num_threads()
-        group, floats, constants = self._call(batch, threads)
-        workers = threads if -(-batch // group) >= 4 * threads else 1  # as accel_run_stage decides
+        call = self._call(batch, threads)
         x = pixels_first(x) if self._in_place else _even(x)
         shortcut = None if shortcut is None else _even(shortcut)
         output = empty((batch, self.channels, *self.size), memory_format=torch.channels_last)
         shape = self.size if self._spatial else ()
-        ponder, executed = torch.empty(batch, *shape), torch.empty(batch, *shape, dtype=torch.int32)
-        macs = torch.empty(batch, dtype=torch.int64)
-        shares = torch.empty(batch, self._units, *shape)
-        spare = self._spare.setdefault(workers * floats, [])
-        memory = spare.pop() if spare else torch.zeros(workers * floats)  # borders stay zero for good
+        ponder = torch.empty(batch, *shape, dtype=torch.float32, device=CPU)
+        executed = torch.empty(batch, *shape, dtype=torch.int32, device=CPU)
+        macs = torch.empty(batch, dtype=torch.int64, device=CPU)
+        shares = torch.empty(batch, self._units, *shape, dtype=torch.float32, device=CPU)
+        memory = self._borrow(call)
         _engine.run_stage(
             x.data_ptr(), address(shortcut), *_strides(x), *((0, 0, 0) if shortcut is None else _strides(shortcut)),
             memory.data_ptr(), output.data_ptr(), ponder.data_ptr(), shares.data_ptr(),
-            executed.data_ptr(), macs.data_ptr(), batch, group, threads, macs_before, *constants, self._eps,
+            executed.data_ptr(), macs.data_ptr(), batch, call.group, threads, macs_before, *call.constants, self._eps,
         )  # fmt: skip
-        spare.append(memory)
+        self._spare[call.group, call.team].append(memory)
         return StageResult(output, ponder, executed, shares, macs)
 
-    def _call(self, batch: int, threads: int) -> tuple[int, int, tuple[int, ...]]:
-        """(images of a group, floats of its buffers, the numbers that do not change between calls)."""
+    def _borrow(self, call: _Call) -> Tensor:
+        """The buffers of `team` groups, their borders zero: nothing but the insides is ever written.
+
+        Where the borders lie depends on how many images a group has: only calls of one layout share memory.
+        """
+        try:
+            return self._spare.setdefault((call.group, call.team), []).pop()
+        except IndexError:  # none there, or another thread took it
+            return torch.zeros(call.team * call.floats, dtype=torch.float32, device=CPU)
+
+    def _call(self, batch: int, threads: int) -> _Call:
         found = self._calls.get((batch, threads))
         if found is None:
             found = self._calls[batch, threads] = self._prepare(batch, threads)
         return found
 
-    def _prepare(self, batch: int, threads: int) -> tuple[int, int, tuple[int, ...]]:
+    def _prepare(self, batch: int, threads: int) -> _Call:
         positions = self.size[0] * self.size[1]
         group = max(1, min(GROUP_POSITIONS // max(positions, 1), -(-batch // (GROUPS_A_THREAD * threads))))
+        team = threads if -(-batch // group) >= GROUPS_TO_SHARE * threads else 1
         floats, buffers = 0, []
         for index, (_, pixels, channels) in enumerate(self._buffers):
             buffers.append([floats, pixels, channels])
             if index != INPUT or not self._in_place:
                 floats += -(-group * pixels * channels // 16) * 16
         rows = [self._with_head(row, head, batch) for row, head in zip(self._rows, self._heads)]
-        tables = (self._keep(torch.tensor(table, dtype=torch.int64)) for table in (buffers, self._convs, rows))
+        tables = (
+            self._keep(torch.tensor(table, dtype=torch.int64, device=CPU)) for table in (buffers, self._convs, rows)
+        )
         constants = (
             *self._frames, *tables, *self._head_steps, floats, self._units, *self.size, self.channels,
             self._border, self._state.pitch, self._reach, self._most_pixels, self._spatial,
         )  # fmt: skip
-        return group, floats, constants
+        return _Call(group, team, floats, constants)
 
     def _pieces(self, frame: _Grid) -> tuple[int, int]:
         """(address, number) of the pieces that fill a frame."""

@@ -1,6 +1,7 @@
 """Whole stages on the C engine, forced through every instruction set, against the loop that says what they compute."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -121,6 +122,55 @@ def test_groups_of_images_and_threads_change_nothing(batch, size, threads):
         assert (together - alone).norm() <= 1e-6 * alone.norm()
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads; the test's end sets it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", ["basic, smaller", "bottleneck, smaller"])
+@pytest.mark.parametrize("batch", [16, 32])
+def test_a_plan_serves_one_number_of_threads_after_another(threads, shape, batch):
+    """Groups of two images and one thread, or of one image and two threads, take equally much memory, cut otherwise."""
+    stage = stage_of(SACT(eps=0.05), **SHAPES[shape])
+    x = torch.randn(batch, SHAPES[shape]["channels_in"], 16, 16)
+    for count in (1, 2, 3, 1):
+        threads(count)
+        compare(stage, x)
+
+
+def test_a_plan_serves_one_batch_after_another(threads):
+    stage = stage_of(SACT(eps=0.05), 8, 8, 8, BASIC)
+    for count, batch in ((2, 32), (1, 32), (2, 16), (1, 8), (2, 64), (1, 1), (2, 0), (1, 16)):
+        threads(count)
+        compare(stage, torch.randn(batch, 8, 8, 8))
+
+
+def test_a_plan_serves_several_python_threads_at_once(threads):
+    threads(1)
+    stage = stage_of(SACT(eps=0.05), 8, 8, 8, BASIC)
+    with torch.no_grad():
+        stage(torch.randn(2, 8, 12, 9))
+    plan = stage._fused._plans[12, 9]
+    inputs = [torch.randn(batch, 8, 12, 9) for batch in (1, 3, 16, 3)]
+    expected = [plan.run(x, x).output for x in inputs]
+    wrong = []
+
+    def work(x, right):
+        for _ in range(20):
+            if not torch.equal(plan.run(x, x).output, right):
+                wrong.append(len(x))
+
+    callers = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "cut out"])
