@@ -7,6 +7,8 @@ import math
 import mpmath
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import accel.distributions as ours
 
@@ -97,3 +99,27 @@ def test_second_derivative_of_a_dirichlet_with_a_closed_form():
     log_x = x.log()
     torch.testing.assert_close(first, -x * log_x / a)
     torch.testing.assert_close(second, x * log_x * (log_x + 2) / a**2)
+
+
+@pytest.mark.parametrize("concentration", [1e-3, 1e5])
+@pytest.mark.parametrize("name", ["Gamma", "Chi2", "InverseGamma", "Beta", "Dirichlet", "StudentT", "FisherSnedecor"])
+def test_float32_densities_and_entropies_are_the_float64_ones_rounded(name, concentration):
+    count = {"Chi2": 1, "Dirichlet": 1, "StudentT": 3}.get(name, 2)
+    rows = [torch.full((3,), concentration) for _ in range(count)]
+    narrow, wide = getattr(ours, name)(*rows), getattr(ours, name)(*(row.double() for row in rows))
+    x = narrow.sample()
+    torch.testing.assert_close(narrow.log_prob(x), wide.log_prob(x.double()).float(), rtol=1e-6, atol=1e-6)
+    if name != "FisherSnedecor":  # torch has no entropy of it
+        torch.testing.assert_close(narrow.entropy(), wide.entropy().float(), rtol=1e-6, atol=1e-6)
+
+
+concentrations = st.floats(-6, 6).map(lambda power: 10.0**power)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(name=st.sampled_from(["Gamma", "InverseGamma", "Beta", "FisherSnedecor"]), a=concentrations, b=concentrations)
+def test_any_parameters_give_finite_samples_and_gradients(name, a, b):
+    for dtype in (torch.float32, torch.float64):
+        q, x, gradients = draw(name, (a, b), dtype, count=30)
+        assert x.isfinite().all() and q.support.check(x).all()
+        assert all(gradient.isfinite().all() for gradient in gradients)
