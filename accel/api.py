@@ -27,7 +27,7 @@ from accel.greedy.candidates import default_candidates
 from accel.greedy.search import search
 from accel.impact import all_impacts
 from accel.inputs import Inputs
-from accel.nn.adaptive import make_adaptive
+from accel.nn.adaptive import adopt_stages, check_stages
 from accel.nn.inference import describe_paths, install
 from accel.nn.running import record_calls
 from accel.report import Plan, plan_of
@@ -96,7 +96,10 @@ def _convert(
     rules = _searched(model, as_rules(rules), example_inputs, calibration, loss)
     assigned, stages = assign(model, rules), assign_stages(model, rules)
     check_calibration(assigned, calibration)
-    calls = record_calls(model, counted_layers(model), example_inputs)
+    units = {f"{name}.{key}": unit for name in stages for key, unit in model.get_submodule(name).named_children()}
+    calls = record_calls(model, counted_layers(model), example_inputs, units)
+    if stages:
+        check_stages(model, stages, calls)
     conversions = with_pooling(model, {name: Conversion(config) for name, config in assigned.items()})
     conversions = all_impacts(model, conversions, calibration, loss)
     fast = model if inplace else copy.deepcopy(model)
@@ -106,7 +109,7 @@ def _convert(
     if any(config.interpolate == "fitted" for config in assigned.values()):
         fit_interpolation(fast, calibration)
     if stages:
-        make_adaptive(fast, stages)  # installs the inference path as well
+        adopt_stages(fast, stages)  # installs the inference path as well
     else:
         install(fast)
     build_sets(fast, calls)

@@ -8,8 +8,8 @@ frozen: it goes on feeding the windows of its neighbours.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,57 +21,23 @@ from accel.halting import Halted, run_stage
 from accel.kernels.dispatch import active_backend
 from accel.kernels.stage import StageHead
 from accel.nn.budget import control_tau
+from accel.nn.freshness import is_watched
 from accel.nn.fused_stage import FusedStage
 from accel.nn.inference import install, uninstall
 from accel.nn.residual_units import describe_unit, is_unit
 from accel.nn.sparse_unit import SparseUnit
+from accel.nn.stage_outputs import AdaptiveOutput, StageOutput, add, close_list, open_list, ponder_loss
+from accel.nn.unit_proof import DEFAULT_SIZE, ProvedUnit, prove_unit
 from accel.ops import halting_step_
 from accel.profiling.flops import SelfAccounting
+
+__all__ = ["AdaptiveOutput", "AdaptiveStage", "HaltingHead", "StageOutput", "dense_execution", "ponder_loss"]
 
 # Share of active positions from which a unit runs densely, where only the readable reference can mask: its gathers take
 # 1.1 to 2.4 times a dense unit's time at 0.1 to 0.2 already. The C engine never falls back: at every position active it
 # takes 0.56 to 0.92 of torch's time (units of ResNet-32 and ResNet-50, two cores).
 DENSE_ABOVE = 0.1
 INITIAL_BIAS = -3.0  # sigmoid(-3) = 0.05: at first every unit runs (the official code's constant)
-
-
-@dataclasses.dataclass
-class StageOutput:
-    """What one stage did. Shapes for SACT; ACT has no H and W.
-
-    Attributes:
-        ponder_cost: [N, H, W], rho = N + R of section 3.1, between 2 and L + 1; differentiable.
-        num_units: int32 [N, H, W], units that ran.
-        halting_distribution: [N, L, H, W], weight of each unit's output; sums to 1 over L.
-        executed_macs: int64 [N], convolutions of units and halting heads at the positions where they ran.
-        dense_macs: those of all units at all positions, without heads, per image.
-    """
-
-    ponder_cost: Tensor
-    num_units: Tensor
-    halting_distribution: Tensor
-    executed_macs: Tensor
-    dense_macs: int
-
-
-@dataclasses.dataclass
-class AdaptiveOutput:
-    """Output of an adaptive network: what the network returned before, what each stage did, and the weight of that."""
-
-    logits: Tensor
-    stages: list[StageOutput]
-    tau: float
-
-    @property
-    def executed_share(self) -> float:
-        """MACs the stages executed over those of the plain units, in the whole batch; above 1 when nothing halts."""
-        executed = sum(int(stage.executed_macs.sum()) for stage in self.stages)
-        return executed / sum(stage.dense_macs * len(stage.executed_macs) for stage in self.stages)
-
-
-def ponder_loss(output: AdaptiveOutput) -> Tensor:
-    """tau times the sum over stages of the mean ponder cost (arXiv 1612.02297, eq. 7); add it to the task's loss."""
-    return output.tau * sum(stage.ponder_cost.mean() for stage in output.stages)
 
 
 class HaltingHead(nn.Module):
@@ -127,43 +93,64 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
     """The units of a stage under one ACT or SACT instance; input and output are those of the plain sequence.
 
     In training, under autograd and in `dense_execution`, every unit runs everywhere and the mask is applied after it;
-    otherwise units run at the active positions only (SACT), or on the images still active (ACT).
+    otherwise units run at the active positions only (SACT), or on the images still active (ACT). What a call did goes
+    to the list that the model's call has opened, see `accel.nn.stage_outputs`.
 
     Attributes:
-        result: what the stage did in its last call; the model's output takes it.
+        config: the ACT or SACT configuration.
+        name: full module name.
     """
 
     is_whole = True  # what its units run on is decided at every call
+    _OWN = ("config", "name", "spatial", "_was", "_dense", "_sparse", "_macs", "_fused")
 
-    def __init__(self, units: nn.Sequential, config: ACT):
-        super().__init__(*units)
-        self.config = config
-        self.spatial = isinstance(config, SACT)
-        self.dense = False
-        self.result: StageOutput | None = None
-        for unit in list(self)[:-1]:
-            channels = describe_unit(unit).steps[-1].conv.out_channels
-            unit.halting = HaltingHead(channels, self.spatial).to(next(unit.parameters()))
-        self._sparse = [SparseUnit(unit) for unit in self]
-        self._macs: dict[tuple[int, int], int] = {}  # by size of the input: counting takes 0.1 ms
-        self._fused = FusedStage(self, spatial=self.spatial, eps=config.eps)
-        self.train(units.training)
+    @staticmethod
+    def adopt(units: nn.Sequential, config: ACT, name: str = "") -> AdaptiveStage:
+        """Turn the sequence itself into a stage, so that its names, hooks and every reference to it stay valid."""
+        was, stage = type(units), units
+        stage.__class__ = AdaptiveStage
+        stage._was, stage.config, stage.name = was, config, name
+        stage.spatial = isinstance(config, SACT)
+        stage._dense = 0  # blocks of `dense_execution` that are open
+        for unit in stage._halting_units():
+            conv = describe_unit(unit).steps[-1].conv
+            unit.halting = HaltingHead(conv.out_channels, stage.spatial).to(conv.weight).train(unit.training)
+        proved = [ProvedUnit(unit, f"{name}.{key}") for key, unit in stage._modules.items()]
+        stage._sparse = [SparseUnit(unit) for unit in proved]
+        stage._macs = {}  # by size of the input: counting takes 0.1 ms
+        stage._fused = FusedStage(proved, spatial=stage.spatial, eps=config.eps)
+        return stage
+
+    def release(self) -> nn.Sequential:
+        """Turn this very module back into the sequence it was adopted from, the halting heads gone."""
+        for unit in self._halting_units():
+            del unit.halting
+        was = self._was
+        for name in self._OWN:
+            del self.__dict__[name]
+        self.__class__ = was
+        return self
+
+    def _halting_units(self) -> list[nn.Module]:
+        """The units that have a halting head, each once: all but the last; one that is used twice has one head."""
+        return list(dict.fromkeys(list(self)[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        densely = self.dense or self.training or torch.is_grad_enabled()
+        densely = self._dense or self.training or torch.is_grad_enabled()
         first = self._sparse[0].description
         size = first.output_size(tuple(x.shape[2:]))
         fused = None if densely else self._fused.run(x, first.shortcut_macs(size))
         if fused is not None:
-            self.result = StageOutput(fused.ponder, fused.units, fused.distribution, fused.macs, self._dense_macs(x))
-            self.account(fused.macs, self._dense_macs(x))
-            return fused.output
-        halted = self._run_densely(x) if densely else self._run_sparsely(x)
-        macs = self._executed_macs(halted.units, x)
-        weights = halted.distribution.movedim(0, 1)
-        self.result = StageOutput(halted.ponder, halted.units, weights, macs, self._dense_macs(x))
-        self.account(macs, self._dense_macs(x))
-        return halted.output
+            did = StageOutput(fused.ponder, fused.units, fused.distribution, fused.macs, self._dense_macs(x), self.name)
+            output = fused.output
+        else:
+            halted = self._run_densely(x) if densely else self._run_sparsely(x)
+            macs, weights = self._executed_macs(halted.units, x), halted.distribution.movedim(0, 1)
+            did = StageOutput(halted.ponder, halted.units, weights, macs, self._dense_macs(x), self.name)
+            output = halted.output
+        add(did)
+        self.account(did.executed_macs, did.dense_macs)
+        return output
 
     def _run_densely(self, x: Tensor) -> Halted:
         heads = [unit.halting for unit in list(self)[:-1]]
@@ -172,7 +159,8 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
     def _run_sparsely(self, x: Tensor) -> Halted:
         """The same values, computing a unit only where something still runs."""
         state = self[0](x)
-        remainder = state.new_ones((state.shape[0], *state.shape[2:]) if self.spatial else state.shape[:1])
+        shape = (state.shape[0], *state.shape[2:]) if self.spatial else state.shape[:1]
+        remainder = state.new_ones(shape, dtype=torch.promote_types(state.dtype, torch.float32))  # as in `run_stage`
         ponder, output = torch.ones_like(remainder), torch.zeros_like(state)
         count, weights = torch.zeros_like(remainder, dtype=torch.int32), []
         running = remainder > 0
@@ -190,7 +178,8 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         unit = self[k]
         if not self.spatial:
             return _run_images(unit, state, running)
-        if active_backend(state) == "reference" and running.float().mean() > DENSE_ABOVE:
+        full = active_backend(state) == "reference" and running.float().mean() > DENSE_ABOVE
+        if full or is_watched(unit) or not self._sparse[k].proved.holds():
             return torch.where(running[:, None], unit(state), state)
         return self._sparse[k](state, running)
 
@@ -234,59 +223,98 @@ def _run_images(unit: nn.Module, state: Tensor, running: Tensor) -> Tensor:
 def make_adaptive(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
     """Turn the named sequences of residual units into ACT or SACT stages, in place; the model returns AdaptiveOutput.
 
+    Args:
+        assigned: configurations by full module name.
+
     Raises:
-        ConversionError: a name that is no sequence of two or more residual units, a unit that SACT cannot mask, or
-            values of tau or target that differ.
+        ConversionError: see `check_stages`; all is checked before a change.
     """
-    if len({(config.tau, config.target) for config in assigned.values()}) > 1:
-        raise ConversionError("the stages of a network share tau and target: give every ACT and SACT rule the same")
+    check_stages(model, assigned)
+    return adopt_stages(model, assigned)
+
+
+def adopt_stages(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
+    """`make_adaptive` after `check_stages`."""
     for name, config in assigned.items():
-        units = model.get_submodule(name)
-        if not is_stage(units):
-            raise ConversionError(f"{name} is not a sequence of two or more residual units: {type(units).__name__}")
-        for index, unit in list(enumerate(units))[1:]:
-            if not describe_unit(unit).maskable:
-                raise ConversionError(f"unit {name}.{index} changes size or width: only the first of a stage may")
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, AdaptiveStage(units, config))
+        AdaptiveStage.adopt(model.get_submodule(name), config, name)
     first = adaptive_stages(model)[0]
     if first.config.target is not None:
         first.register_buffer("tau", torch.tensor(float(first.config.tau), dtype=torch.float32, device="cpu"))
-    model.register_forward_hook(_collect_results)
+    model.register_forward_pre_hook(open_list, prepend=True)
+    model.register_forward_hook(_collect_results, always_call=True)
     install(model)
     return model
+
+
+def check_stages(
+    model: nn.Module, assigned: Mapping[str, ACT], inputs: Mapping[str, Sequence[tuple[int, ...]]] | None = None
+) -> None:
+    """Refuse what cannot become stages; the model is left as it is.
+
+    Args:
+        inputs: shapes [N, C, H, W] of the inputs of units by full module name, where they are known: the proof that a
+            unit is what its description says runs at them.
+
+    Raises:
+        ConversionError: a name that is no sequence of two or more residual units, a unit that is not what its
+            description says or that SACT cannot mask, or values of tau or target that differ.
+    """
+    if len({(config.tau, config.target) for config in assigned.values()}) > 1:
+        raise ConversionError("the stages of a network share tau and target: give every ACT and SACT rule the same")
+    if adaptive_stages(model):
+        raise ConversionError(f"{type(model).__name__} is adaptive already: revert it first")
+    owners: dict[nn.Module, str] = {}
+    for name in assigned:
+        units = model.get_submodule(name)
+        if not is_stage(units):
+            raise ConversionError(f"{name} is not a sequence of two or more residual units: {type(units).__name__}")
+        taken = [own for own in AdaptiveStage._OWN if hasattr(units, own)]
+        if taken:
+            raise ConversionError(f"{name} has attributes of its own that a stage needs: rename {', '.join(taken)}")
+        for key, unit in units.named_children():
+            if owners.setdefault(unit, name) != name:
+                raise ConversionError(f"unit {name}.{key} belongs to stage {owners[unit]} too: give each its own")
+            if hasattr(unit, "halting"):
+                raise ConversionError(f"unit {name}.{key} has an attribute 'halting' of its own: rename it")
+        for key, unit in list(units._modules.items())[1:]:
+            if not describe_unit(unit).maskable:
+                raise ConversionError(f"unit {name}.{key} changes size or width: only the first of a stage may")
+        for key, unit in units.named_children():
+            shapes = (inputs or {}).get(f"{name}.{key}", ())
+            for size in {tuple(shape[-2:]) for shape in shapes} or {DEFAULT_SIZE}:
+                prove_unit(f"{name}.{key}", unit, size)
 
 
 def make_plain(model: nn.Module) -> nn.Module:
     """The inverse of `make_adaptive`, in place: plain sequences of units, the halting heads gone."""
     uninstall(model)
-    for name, stage in [(n, m) for n, m in model.named_modules() if isinstance(m, AdaptiveStage)]:
-        for unit in list(stage)[:-1]:
-            del unit.halting
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Sequential(*stage).train(stage.training))
-    for key, hook in list(model._forward_hooks.items()):
-        if hook is _collect_results:
-            del model._forward_hooks[key]
+    for stage in adaptive_stages(model):
+        if "tau" in stage._buffers:
+            del stage.tau
+        stage.release()
+    for hooks, ours in ((model._forward_pre_hooks, open_list), (model._forward_hooks, _collect_results)):
+        for key in [key for key, hook in hooks.items() if hook is ours]:
+            del hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
     return model
 
 
 def is_stage(module: nn.Module) -> bool:
-    """Whether a module is a sequence of two or more residual units."""
-    return isinstance(module, nn.Sequential) and len(module) > 1 and all(is_unit(unit) for unit in module)
+    """Whether a module is a sequence of two or more residual units, run one after the other."""
+    plain = type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__
+    return plain and len(module) > 1 and all(is_unit(unit) for unit in module)
 
 
-def _collect_results(model: nn.Module, _inputs: tuple, output: Tensor) -> AdaptiveOutput:
-    stages = adaptive_stages(model)
-    results = [stage.result for stage in stages]
-    for stage in stages:
-        stage.result = None
-    collected = AdaptiveOutput(output, results, stages[0].config.tau)
+def _collect_results(model: nn.Module, _inputs: tuple, output: object) -> AdaptiveOutput | None:
+    did, stages = close_list(model), adaptive_stages(model)
+    if output is None:  # the forward raised, or it returns nothing to carry them
+        return None
+    collected = AdaptiveOutput(output, did, stages[0].config.tau)
     target = stages[0].config.target
-    if target is not None and model.training and torch.is_grad_enabled():
-        collected.tau = control_tau(stages[0].tau, collected.executed_share, target)
-    elif target is not None:
-        collected.tau = float(stages[0].tau)
+    if target is None:
+        return collected
+    share = collected.executed_share if model.training and torch.is_grad_enabled() else math.nan
+    collected.tau = float(stages[0].tau) if math.isnan(share) else control_tau(stages[0].tau, share, target)
     return collected
 
 
@@ -306,11 +334,10 @@ def adaptive_configs(model: nn.Module) -> dict[str, ACT]:
 def dense_execution(model: nn.Module) -> Iterator[None]:
     """Run the stages densely under their masks: what sparse execution is compared with."""
     stages = adaptive_stages(model)
-    before = [stage.dense for stage in stages]
     for stage in stages:
-        stage.dense = True
+        stage._dense += 1
     try:
         yield
     finally:
-        for stage, dense in zip(stages, before):
-            stage.dense = dense
+        for stage in stages:
+            stage._dense -= 1

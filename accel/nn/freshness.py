@@ -7,10 +7,11 @@ through `.data` and running statistics, which raise no version.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
 from accel.kernels.stage import fingerprints
 
@@ -32,12 +33,8 @@ class Freshness:
         self._state: tuple | None = None
 
     def unwatched(self) -> bool:
-        """Whether no hook needs the modules to be called one by one (see `accel.nn.inference`)."""
-        for module in self._modules:
-            for hooks in (module._forward_hooks, module._forward_pre_hooks):
-                if hooks and not all(getattr(hook, "observes_only", False) for hook in hooks.values()):
-                    return False
-        return True
+        """Whether no hook or replaced forward needs the modules to be called one by one."""
+        return not any_watched(self._modules)
 
     def is_float32(self) -> bool:
         return all(t is None or (t.dtype is torch.float32 and t.is_cpu) for t in self._tensors)
@@ -59,6 +56,28 @@ class Freshness:
         if self._state is None or self._state[0] != addresses:
             self._table = torch.tensor([addresses, [_readable(t) for t in tensors]], dtype=torch.int64, device="cpu")
         return fingerprints(self._table)
+
+
+def is_watched(root: nn.Module) -> bool:
+    """Whether a hook, or a forward of its own, makes a module inside `root` more than what its class says."""
+    return any_watched(root.modules())
+
+
+def any_watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether a hook or a forward set on one of the modules wants to be called (see `accel.nn.inference`)."""
+    if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+        return True
+    for module in modules:
+        attributes = module.__dict__
+        for hooks in (attributes["_forward_hooks"], attributes["_forward_pre_hooks"]):
+            if hooks and not all(getattr(hook, "observes_only", False) for hook in hooks.values()):
+                return True
+        forward = attributes.get("forward")
+        if forward is not None and not any(
+            getattr(forward, mark, False) for mark in ("observes_only", "follows_class")
+        ):
+            return True
+    return False
 
 
 def _readable(tensor: Tensor) -> int:

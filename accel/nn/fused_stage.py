@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from accel.kernels.dispatch import is_direct
 from accel.kernels.stage import StageConv, StagePlan, StageResult, StageUnit, plan_stage, runs_on_engine
 from accel.nn.folding import fold
 from accel.nn.freshness import Freshness
-from accel.nn.residual_units import BranchStep, describe_unit
+from accel.nn.residual_units import BranchStep
+from accel.nn.unit_proof import ProvedUnit
 
 if TYPE_CHECKING:
     from accel.nn.adaptive import HaltingHead
@@ -21,17 +23,19 @@ if TYPE_CHECKING:
 class FusedStage:
     """Runs the units of a stage as `accel.kernels.stage` does, where it can. Holds no parameters of its own."""
 
-    def __init__(self, units: Sequence[nn.Module], *, spatial: bool, eps: float):
+    def __init__(self, units: Sequence[ProvedUnit], *, spatial: bool, eps: float):
         self._units, self._spatial, self._eps = list(units), spatial, eps
-        self._freshness = Freshness(self._units)
+        self._freshness, self._lock = Freshness([proved.unit for proved in units]), threading.Lock()
         self._describe()
 
     def _describe(self) -> None:
         """Read what the units are made of, anew after a change."""
         self._plans: dict[tuple[int, int], StagePlan | None] = {}
-        self._descriptions = [describe_unit(unit) for unit in self._units]
+        self._holds = all(proved.holds() for proved in self._units)
+        self._settings = [proved.settings() for proved in self._units]
+        self._descriptions = [proved.description for proved in self._units]
         shortcut = self._descriptions[0].shortcut
-        self._shortcut_step = _as_step(shortcut)
+        self._shortcut_step = self._descriptions[0].shortcut_step
         self._shortcut = shortcut if self._shortcut_step is None else None
 
     def __getstate__(self) -> dict:
@@ -49,29 +53,34 @@ class FusedStage:
         """
         if not (x.dtype is torch.float32 and runs_on_engine(x) and is_direct(x)) or not self._freshness.unwatched():
             return None
-        if not self._freshness.holds():
-            self._describe()
-        size = (x.shape[2], x.shape[3])
-        if size not in self._plans:
-            self._plans[size] = self._prepare(size)
-        plan = self._plans[size]
+        plan = self._plan((x.shape[2], x.shape[3]))
         if plan is None:
             return None
         if self._shortcut_step is not None:
             return plan.run(x, None)
         return plan.run(x, x if self._shortcut is None else self._shortcut(x), shortcut_macs)
 
+    def _plan(self, size: tuple[int, int]) -> StagePlan | None:
+        """The plan for an input of `size`; of one thread at a time, as another one may be making it anew."""
+        with self._lock:
+            if not self._freshness.holds() or self._settings != [proved.settings() for proved in self._units]:
+                self._describe()
+            if size not in self._plans:
+                self._plans[size] = self._prepare(size)
+            return self._plans[size]
+
     def _prepare(self, size: tuple[int, int]) -> StagePlan | None:
-        if not self._freshness.is_float32():
-            return None
         first = self._descriptions[0]
+        sides = [step.padding for description in self._descriptions for step in description.steps]
+        if not (self._holds and self._freshness.is_float32()) or any(side[::2] != side[1::2] for side in sides):
+            return None  # the engine pads both sides alike
         shortcut = None if self._shortcut_step is None else _folded(self._shortcut_step, "none")
         convs = [
             tuple(_folded(step, d.activation if step is d.steps[-1] else step.activation) for step in d.steps)
             for d in self._descriptions
         ]
         out = first.output_size(size)
-        heads: list[HaltingHead | None] = [getattr(unit, "halting", None) for unit in self._units]
+        heads: list[HaltingHead | None] = [*(proved.unit.halting for proved in self._units[:-1]), None]
         units = [StageUnit(c, None if head is None else head.folded(out)) for c, head in zip(convs, heads)]
         return plan_stage(units, shortcut, size, spatial=self._spatial, eps=self._eps)
 
@@ -80,11 +89,5 @@ def _folded(step: BranchStep, activation: str) -> StageConv:
     conv = step.conv
     weight, bias = (conv.weight, conv.bias) if step.bn is None else fold(conv, step.bn)[:2]
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    return StageConv(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups, activation)
-
-
-def _as_step(shortcut: nn.Module | None) -> BranchStep | None:
-    """A shortcut of a convolution and a batch norm, as torchvision's are; None for any other."""
-    if isinstance(shortcut, nn.Sequential) and [type(m) for m in shortcut] == [nn.Conv2d, nn.BatchNorm2d]:
-        return BranchStep(shortcut[0], shortcut[1], "none")
-    return None
+    top, _, left, _ = step.padding
+    return StageConv(weight, bias, conv.stride, (top, left), conv.dilation, conv.groups, activation)

@@ -1,7 +1,8 @@
 """What a residual unit is made of: the description by which ACT and SACT run it densely or at active positions only.
 
-A unit computes `activation(shortcut(x) + branch(x))`. `describe_unit` knows the units of torchvision's ResNets and
-ResNeXts and of the CIFAR ResNets; `register_unit` teaches it another class.
+A unit computes `activation(shortcut(x) + branch(x))`. `describe_unit` proposes a description for units laid out as
+torchvision's and the CIFAR ResNets' are; `register_unit` teaches it another class. What a description says is proved
+before a unit is run by it: see `accel.nn.unit_proof`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from accel.errors import ConversionError
 from accel.kernels.positions import output_size
+from accel.kernels.reference.activation import activate
 
 
 @dataclasses.dataclass(frozen=True)
 class BranchStep:
-    """One convolution of a residual branch, the batch norm behind it, and then the activation: 'none' or 'relu'."""
+    """One convolution of a residual branch, the batch norm behind it, and then the activation (see `masked_conv2d`).
+
+    What the convolution computes with is its weight, bias and geometry, padded with zeros; the norm, its running
+    statistics. Calling a step, x [N, C, H, W] -> [N, K, H_out, W_out], is how every execution must come out.
+    """
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d | None
@@ -26,20 +33,52 @@ class BranchStep:
     @property
     def padding(self) -> tuple[int, int, int, int]:
         """(top, bottom, left, right)."""
-        vertical, horizontal = self.conv.padding
+        padding = self.conv.padding
+        if padding == "same":
+            vertical, horizontal = (d * (k - 1) for k, d in zip(self.conv.kernel_size, self.conv.dilation))
+            return vertical // 2, vertical - vertical // 2, horizontal // 2, horizontal - horizontal // 2
+        vertical, horizontal = (0, 0) if padding == "valid" else padding
         return vertical, vertical, horizontal, horizontal
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return output_size(size, self.conv.kernel_size, self.conv.stride, self.padding, self.conv.dilation)
 
+    def __call__(self, x: Tensor) -> Tensor:
+        top, bottom, left, right = self.padding
+        conv, bn = self.conv, self.bn
+        padded = F.pad(x, (left, right, top, bottom))
+        x = F.conv2d(padded, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+        if bn is not None:
+            x = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        return activate(x, self.activation)
+
 
 @dataclasses.dataclass(frozen=True)
 class UnitDescription:
-    """The branch of a unit in order, the activation after the addition, and the shortcut (None: the identity)."""
+    """The branch of a unit in order, the activation after the addition, and the shortcut (None: the identity).
+
+    The last step's activation is 'none'. Calling the description runs the unit densely, in evaluation.
+    """
 
     steps: tuple[BranchStep, ...]
     activation: str
     shortcut: nn.Module | None
+
+    @property
+    def shortcut_step(self) -> BranchStep | None:
+        """The shortcut as a step where it is a convolution and a batch norm, as torchvision's are."""
+        if isinstance(self.shortcut, nn.Sequential) and [type(m) for m in self.shortcut] == _PROJECTION:
+            return BranchStep(self.shortcut[0], self.shortcut[1], "none")
+        return None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shortcut = self.shortcut_step or self.shortcut
+        residual, branch = x if shortcut is None else shortcut(x), x
+        for step in self.steps:
+            branch = step(branch)
+        if residual.shape != branch.shape:
+            raise ValueError(f"the branch gives {tuple(branch.shape)}, the shortcut {tuple(residual.shape)}")
+        return activate(residual + branch, self.activation)
 
     @property
     def maskable(self) -> bool:
@@ -66,6 +105,7 @@ class UnitDescription:
         return total
 
 
+_PROJECTION = [nn.Conv2d, nn.BatchNorm2d]
 _DESCRIBERS: dict[type, Callable[[nn.Module], UnitDescription]] = {}
 
 

@@ -67,25 +67,29 @@ def has_labels(outputs: object, labels: object) -> bool:
 
 
 def record_calls(
-    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Inputs
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    example_inputs: Inputs,
+    inputs_of: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, list[tuple[int, ...]]]:
     """Run the model once, in evaluation and without gradients: the output shape of every call of each of `layers`.
 
-    The shape of an output that is not a tensor is ().
+    The shape of an output that is not a tensor is (). Of the modules in `inputs_of`, it is the shape of their input.
 
     Raises:
         ConversionError: the model cannot run on the example.
     """
-    calls: dict[str, list[tuple[int, ...]]] = {name: [] for name in layers}
+    others = inputs_of or {}
+    calls: dict[str, list[tuple[int, ...]]] = {name: [] for name in [*layers, *others]}
 
     def watch(name: str):
-        def hook(_module: nn.Module, _inputs: tuple, output: object) -> None:
-            calls[name].append(tuple(getattr(output, "shape", ())))
+        def hook(_module: nn.Module, inputs: tuple, output: object) -> None:
+            calls[name].append(tuple(getattr(next(iter(inputs), None) if name in others else output, "shape", ())))
 
         return hook
 
     batch = as_batch(example_inputs)
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in [*layers.items(), *others.items()]]
     try:
         with evaluation(model), torch.no_grad():
             batch.run(model)

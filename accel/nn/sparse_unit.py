@@ -9,10 +9,11 @@ its first 1x1 on the dilated set.
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from accel.nn.folding import FoldedWeights
-from accel.nn.residual_units import BranchStep, describe_unit
+from accel.nn.residual_units import BranchStep, UnitDescription
+from accel.nn.unit_proof import ProvedUnit
 from accel.ops import active_positions, masked_conv2d
 
 
@@ -22,18 +23,22 @@ class SparseUnit:
     Holds no parameters: weights with the batch norm folded in are cached and follow the unit's parameters.
     """
 
-    def __init__(self, unit: nn.Module):
-        self.unit = unit
-        self.description = describe_unit(unit)
+    def __init__(self, proved: ProvedUnit):
+        self.proved = proved
         self._folded = [FoldedWeights() for _ in self.description.steps]
-        self._reach = _reach(self.description.steps)
+
+    @property
+    def description(self) -> UnitDescription:
+        return self.proved.description
 
     def __call__(self, state: Tensor, running: Tensor) -> Tensor:
         """state [N, C, H, W] -> the same with the unit applied where running, bool [N, H, W], is set."""
-        sets = {d: active_positions(running, dilate=d) for d in set(self._reach)}
+        steps = self.description.steps
+        reaches = _reaches(steps)
+        sets = {d: active_positions(running, dilate=d) for d in set(reaches)}
         rows, source = state, None
-        for step, folded, reach in zip(self.description.steps, self._folded, self._reach):
-            last = step is self.description.steps[-1]
+        for step, folded, reach in zip(steps, self._folded, reaches, strict=True):
+            last = step is steps[-1]
             weight, bias = _weights(step, folded)
             rows = masked_conv2d(
                 rows,
@@ -52,18 +57,22 @@ class SparseUnit:
 
     def executed_macs(self, running: Tensor) -> Tensor:
         """int64 [N]: MACs of the branch when it runs at the positions of `running`, bool [N, H, W]."""
-        counts = {d: _dilate(running, d).flatten(1).sum(1) for d in set(self._reach)}
-        convs = (step.conv for step in self.description.steps)
-        return sum(counts[d] * conv.weight.numel() for d, conv in zip(self._reach, convs))
+        steps = self.description.steps
+        reaches = _reaches(steps)
+        counts = {d: _dilate(running, d).flatten(1).sum(1) for d in set(reaches)}
+        return sum(counts[d] * step.conv.weight.numel() for d, step in zip(reaches, steps))
 
 
-def _reach(steps: tuple[BranchStep, ...]) -> list[int]:
-    """How far the set of each step must be dilated, so that the steps behind it find their inputs."""
-    reach, needed = [], 0
+def _reaches(steps: tuple[BranchStep, ...]) -> list[int]:
+    """How far the set of each step must be dilated, so that the steps behind it find their inputs.
+
+    A position reads as far as its window is padded, in either direction: a unit that is masked keeps its size.
+    """
+    reaches, needed = [], 0
     for step in reversed(steps):
-        reach.append(needed)
-        needed += step.conv.dilation[0] * (step.conv.kernel_size[0] - 1) // 2
-    return reach[::-1]
+        reaches.append(needed)
+        needed += max(step.padding)
+    return reaches[::-1]
 
 
 def _weights(step: BranchStep, folded: FoldedWeights) -> tuple[Tensor, Tensor | None]:
