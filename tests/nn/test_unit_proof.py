@@ -189,8 +189,9 @@ def test_a_unit_that_is_proved_runs_as_it_did(kind, config):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", RIGHT)
-def test_windows_of_any_shape_find_what_they_read(kind, dtype):
+def test_windows_of_any_shape_find_what_they_read(kind, dtype, monkeypatch):
     """By the engine where it can, and unit by unit: few positions run, and what they read must have been computed."""
+    monkeypatch.setattr("accel.nn.adaptive.DENSE_ABOVE", 1.0)
     model, x = drawn(Net(**RIGHT[kind])).to(dtype), torch.randn(2, 3, 16, 18, dtype=dtype)
     net = spread_scores(accel.convert_model(model, SACT(eps=0.3), example_inputs=x), x)
     with torch.no_grad():
