@@ -111,7 +111,7 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         stage.__class__ = AdaptiveStage
         stage._was, stage.config, stage.name = was, config, name
         stage.spatial = isinstance(config, SACT)
-        stage._dense = 0  # blocks of `dense_execution` that are open
+        stage._dense = []  # a mark for every block of `dense_execution` that is open, in any thread
         for unit in stage._halting_units():
             conv = describe_unit(unit).steps[-1].conv
             unit.halting = HaltingHead(conv.out_channels, stage.spatial).to(conv.weight).train(unit.training)
@@ -335,9 +335,9 @@ def dense_execution(model: nn.Module) -> Iterator[None]:
     """Run the stages densely under their masks: what sparse execution is compared with."""
     stages = adaptive_stages(model)
     for stage in stages:
-        stage._dense += 1
+        stage._dense.append(True)
     try:
         yield
     finally:
         for stage in stages:
-            stage._dense -= 1
+            stage._dense.pop()

@@ -8,12 +8,13 @@ leaves nothing behind. Lists nest: an adaptive model inside another one collects
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import math
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -69,41 +70,41 @@ def ponder_loss(output: AdaptiveOutput) -> Tensor:
     return output.tau * sum(stage.ponder_cost.mean() for stage in output.stages if len(stage.ponder_cost))
 
 
-class _Open(NamedTuple):
-    """A list that stages add to now; its owner is the model whose call it belongs to."""
+Opened = list[tuple[nn.Module | None, list[StageOutput]]]  # the owners whose calls are under way, the innermost last
 
-    owner: nn.Module | None
-    outputs: list[StageOutput]
-    outer: _Open | None
+# (thread, its opened lists). A context that a task took to another thread brings the pair of that thread along.
+_opened: contextvars.ContextVar[tuple[int, Opened] | None] = contextvars.ContextVar("accel_stage_outputs", default=None)
 
 
-class _Thread(threading.local):  # not a ContextVar, which torch.compile(fullgraph=True) does not let anyone set
-    innermost: _Open | None = None
-
-
-_thread = _Thread()
+def _of_this_thread() -> Opened:
+    found = _opened.get()
+    # torch.compile lets nobody set a context variable or ask for the thread, but looks the list up at every call
+    if found is None or not (torch.compiler.is_compiling() or found[0] == threading.get_ident()):
+        found = (threading.get_ident(), [])
+        _opened.set(found)
+    return found[1]
 
 
 def open_list(owner: nn.Module | None, _inputs: tuple = ()) -> None:
     """Collect what stages do from now on; a forward pre-hook of adaptive models."""
-    _thread.innermost = _Open(owner, [], _thread.innermost)
+    _of_this_thread().append((owner, []))
 
 
 def close_list(owner: nn.Module | None) -> list[StageOutput]:
     """What the stages did since the owner's list was opened; lists that an interrupt left open inside it go as well."""
-    found = _thread.innermost
-    while found is not None and found.owner is not owner:
-        found = found.outer
-    if found is None:
-        return []
-    _thread.innermost = found.outer
-    return found.outputs
+    opened = _of_this_thread()
+    while opened:
+        found, outputs = opened.pop()
+        if found is owner:
+            return outputs
+    return []
 
 
 def add(output: StageOutput) -> None:
     """Say what a stage did, to whoever collects it."""
-    if _thread.innermost is not None:
-        _thread.innermost.outputs.append(output)
+    opened = _of_this_thread()
+    if opened:
+        opened[-1][1].append(output)
 
 
 @contextlib.contextmanager
@@ -111,6 +112,9 @@ def recorded_stages() -> Iterator[list[StageOutput]]:
     """Within the block, stages that this thread calls by themselves, outside of their model, add to the list."""
     open_list(None)
     try:
-        yield _thread.innermost.outputs
+        yield _of_this_thread()[-1][1]
     finally:
         close_list(None)
+
+
+_of_this_thread()  # so that a compiled model finds the list of the main thread
