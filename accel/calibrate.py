@@ -18,6 +18,7 @@ from accel.inputs import Batch, batches, first_pictures
 from accel.kernels.positions import PositionSet, tap_map
 from accel.masks import IMPACT_MASKS
 from accel.nn.fitted import Fit, classify, common_classes, distance_weights, find_neighbors, nearest_fit
+from accel.nn.geometry import geometry_of
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.settling import settle
@@ -171,7 +172,8 @@ def _fit_weights(layer: PerforatedConv2d, x: Tensor, pixels: Tensor, positions: 
         pixels: [N, H' * W', K], the target at every position.
         known: the rows of `positions` to use.
     """
-    geometry = (layer.kernel_size, layer.stride, layer.padding_sides(), layer.dilation, layer.padding_mode)
+    now = geometry_of(layer)
+    geometry = (now.kernel, now.stride, now.padding, now.dilation, now.padding_mode)
     places = positions.positions.long()[known]
     taps = tap_map(tuple(x.shape[2:]), *geometry)[places].long()
     features = layer.weight[0].numel()

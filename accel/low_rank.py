@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from accel.calibrate import pictures_of_one_size, solve_ridge
 from accel.errors import ConfigError, ConversionError, DataError
 from accel.inputs import Batch
+from accel.nn.geometry import geometry_of
 from accel.nn.running import evaluation, record_calls
 from accel.nn.settling import settle
 from accel.profiling.flops import count_macs
@@ -131,8 +132,10 @@ def _decomposed(layer: nn.Conv2d, rank: int, response: Tensor, target: Tensor) -
 
 def _empty_pair(layer: nn.Conv2d, rank: int) -> tuple[nn.Conv2d, nn.Conv2d]:
     kept = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
-    first = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, bias=False, **geometry, **kept)
+    now = geometry_of(layer)
+    first = nn.Conv2d(layer.in_channels, rank, now.kernel, now.stride, dilation=now.dilation, bias=False, **kept)
+    for name in ("padding", "padding_mode", "_reversed_padding_repeated_twice"):  # whichever torch reads
+        setattr(first, name, getattr(layer, name))
     return first, nn.Conv2d(rank, layer.out_channels, 1, **kept)
 
 

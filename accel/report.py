@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from accel.inputs import Batch, Inputs, as_batch
+from accel.nn.geometry import geometry_of
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.running import evaluation, observer, replaced_forwards
@@ -267,8 +268,9 @@ def _description(module: nn.Module) -> dict:
     if isinstance(module, nn.Linear):
         shape = f"{module.in_features}>{module.out_features}"
     elif isinstance(module, nn.Conv2d):
-        kernel = "x".join(map(str, module.kernel_size))
-        stride = "" if set(module.stride) == {1} else f"/{module.stride[0]}"
+        now = geometry_of(module)
+        kernel = "x".join(map(str, now.kernel))
+        stride = "" if now.stride == (1, 1) else f"/{now.stride[0]}"
         shape = f"{kernel}{stride} {module.in_channels}>{module.out_channels}"
     return {
         "shape": shape,

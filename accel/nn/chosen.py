@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from accel.kernels.local_deviation import local_deviation
 from accel.kernels.positions import ActiveSet, PositionSet
 from accel.kernels.select_positions import select_positions
+from accel.nn.geometry import geometry_of
 
 
 def choose_positions(layer: nn.Conv2d, x: Tensor, lattice: PositionSet) -> ActiveSet:
@@ -27,9 +28,10 @@ def choose_positions(layer: nn.Conv2d, x: Tensor, lattice: PositionSet) -> Activ
 
 def _under_the_middle(layer: nn.Conv2d, score: Tensor, size: tuple[int, int]) -> Tensor:
     """[N, H', W'], for every output position the score [N, H, W] of the input pixel under the kernel's middle."""
+    now = geometry_of(layer)
     for axis in range(2):
-        first = layer.dilation[axis] * (layer.kernel_size[axis] - 1) // 2 - layer.padding_sides()[2 * axis]
-        if (first, layer.stride[axis], score.shape[axis + 1]) != (0, 1, size[axis]):
-            at = first + layer.stride[axis] * torch.arange(size[axis], device=score.device)
+        first = now.dilation[axis] * (now.kernel[axis] - 1) // 2 - now.padding[2 * axis]
+        if (first, now.stride[axis], score.shape[axis + 1]) != (0, 1, size[axis]):
+            at = first + now.stride[axis] * torch.arange(size[axis], device=score.device)
             score = score.index_select(axis + 1, at.clamp(0, score.shape[axis + 1] - 1))
     return score

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from accel.kernels.dispatch import active_backend
 from accel.kernels.perforated_conv2d import perforated_conv2d
-from accel.kernels.positions import PositionSet, output_size
+from accel.kernels.positions import PositionSet
 from accel.kernels.reference.activation import activate
 from accel.nn.folding import FoldedWeights
+from accel.nn.geometry import geometry_of
 
 _folded: weakref.WeakKeyDictionary[nn.Conv2d, FoldedWeights] = weakref.WeakKeyDictionary()
 
@@ -55,20 +56,19 @@ def _convolve(
     weight, bias = conv.weight, conv.bias
     if norm is not None:
         weight, bias, *_ = _folded.setdefault(conv, FoldedWeights()).get(conv, norm)
-    left, right, top, bottom = conv._reversed_padding_repeated_twice
-    padding = (top, bottom, left, right)
-    size = output_size(x.shape[2:], conv.kernel_size, conv.stride, padding, conv.dilation)
+    now = geometry_of(conv)
+    size = now.output_size(*x.shape[2:])
     apart = residual is not None and not joins(residual, x, (len(x), conv.out_channels, *size))
     out = perforated_conv2d(
         x,
         weight,
         bias,
         _every_position(*size),
-        stride=conv.stride,
-        padding=padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        padding_mode=conv.padding_mode,
+        stride=now.stride,
+        padding=now.padding,
+        dilation=now.dilation,
+        groups=now.groups,
+        padding_mode=now.padding_mode,
         activation="none" if apart else activation,
         residual=None if apart else residual,
     )

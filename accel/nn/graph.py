@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from accel.masks import Pooling
+from accel.nn.geometry import geometry_of
 from accel.nn.running import evaluation
 
 PLAIN = (type(None), bool, int, float, str)
@@ -248,13 +249,10 @@ def is_pointwise(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def is_pointwise_conv(module: nn.Module | None) -> bool:
     """Whether the module is a dense 1x1 convolution that maps every position by itself."""
-    return (
-        type(module) is nn.Conv2d
-        and module.kernel_size == (1, 1)
-        and module.stride == (1, 1)
-        and set(module._reversed_padding_repeated_twice) == {0}
-        and module.groups == 1
-    )
+    if type(module) is not nn.Conv2d:
+        return False
+    now = geometry_of(module)
+    return (now.kernel, now.stride, now.padding, now.groups) == ((1, 1), (1, 1), (0, 0, 0, 0), 1)
 
 
 def is_addition(node: fx.Node) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import operator
 import types
 from collections.abc import Callable, Iterator
@@ -163,6 +164,11 @@ def _is_plain_inference(args: tuple) -> bool:
 _SAME, _CHANGED, _BUSY = range(3)
 
 
+def _is_setting(value: object) -> bool:
+    """Whether an attribute may say what a module computes: a plain value, or several, as a stride is."""
+    return type(value) in PLAIN or (type(value) in (tuple, list) and all(type(item) in PLAIN for item in value))
+
+
 class _ModuleState(NamedTuple):
     """What a graph takes for granted about one module."""
 
@@ -176,9 +182,9 @@ class _ModuleState(NamedTuple):
     @staticmethod
     def of(module: nn.Module) -> _ModuleState:
         attributes = module.__dict__
-        names = [name for name, value in attributes.items() if type(value) in PLAIN and name != "training"]
+        names = [name for name, value in attributes.items() if _is_setting(value) and name != "training"]
         read = operator.itemgetter("training", *names)  # one call, where a loop took half of the time of `compare`
-        settings = read({**attributes, "training": False})
+        settings = read({**{name: copy.copy(attributes[name]) for name in names}, "training": False})
         return _ModuleState(module, type(module), dict(module._modules), attributes.get("forward"), read, settings)
 
     def compare(self, root: nn.Module) -> int:

@@ -17,7 +17,7 @@ from accel.kernels.checks import sizes
 from accel.kernels.interpolate import interpolate
 from accel.kernels.masked_conv2d import masked_conv2d, masked_conv2d_
 from accel.kernels.perforated_conv2d import perforated_conv2d
-from accel.kernels.positions import Neighbors, PositionSet, output_size
+from accel.kernels.positions import Neighbors, PositionSet
 from accel.kernels.reference.activation import activate
 from accel.masks import Pooling, build_mask, layer_generator
 from accel.nn.chosen import choose_positions
@@ -25,6 +25,7 @@ from accel.nn.compact import Compact
 from accel.nn.dense import joins
 from accel.nn.fitted import Fit, weighted_by_distance
 from accel.nn.folding import Folded, FoldedWeights
+from accel.nn.geometry import geometry_of
 
 # what a conversion adds to a convolution's attributes
 STATE = ("config", "layer_name", "pooling", "impact", "fit", "_sets", "_neighbors", "_distances", "_folded", "_aside")
@@ -97,14 +98,9 @@ class PerforatedConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, keep={self.config.keep:g}, mask={self.config.mask}"
 
-    def padding_sides(self) -> tuple[int, int, int, int]:
-        """The padding as (top, bottom, left, right), whichever way it was given ('same' among them)."""
-        left, right, top, bottom = self._reversed_padding_repeated_twice
-        return top, bottom, left, right
-
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output for an input of `height` x `width`."""
-        return output_size((height, width), self.kernel_size, self.stride, self.padding_sides(), self.dilation)
+        return geometry_of(self).output_size(height, width)
 
     def position_set(self, out_h: int, out_w: int, device: torch.device | str = "cpu") -> PositionSet:
         """The position set for an output of `out_h` x `out_w`; built once per size."""
@@ -213,8 +209,9 @@ class PerforatedConv2d(nn.Conv2d):
         dense = self._fill(x, positions, None, len(x), norm, fused, compact=False)
         chosen = choose_positions(self, x, positions)
         weights = self._weights(norm, positions if self._sums(positions) else None)
-        geometry = {"stride": self.stride, "padding": self.padding_sides(), "dilation": self.dilation}
-        geometry |= {"groups": self.groups, "activation": fused}
+        now = geometry_of(self)
+        geometry = {"stride": now.stride, "padding": now.padding, "dilation": now.dilation}
+        geometry |= {"groups": now.groups, "activation": fused}
         if not training:
             return masked_conv2d_(dense, x, weights.weight, weights.bias, chosen, **geometry)
         rows = masked_conv2d(x, weights.weight, weights.bias, chosen, **geometry)
@@ -239,16 +236,17 @@ class PerforatedConv2d(nn.Conv2d):
         compact: bool,
         residual: Tensor | None = None,
     ) -> Tensor:
+        now = geometry_of(self)
         return perforated_conv2d(
             x,
             weights.weight,
             weights.bias,
             positions,
-            stride=self.stride,
-            padding=self.padding_sides(),
-            dilation=self.dilation,
-            groups=self.groups,
-            padding_mode=self.padding_mode,
+            stride=now.stride,
+            padding=now.padding,
+            dilation=now.dilation,
+            groups=now.groups,
+            padding_mode=now.padding_mode,
             activation=activation,
             residual=residual,
             compact=compact,
