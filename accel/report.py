@@ -22,9 +22,10 @@ from accel.nn.geometry import geometry_of
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.running import evaluation, observer, replaced_forwards
-from accel.profiling.flops import layer_macs
+from accel.profiling.flops import SelfAccounting, layer_macs
 from accel.profiling.latency import compare
 from accel.profiling.memory import peak_activation_bytes
+from accel.profiling.sides import fastest_form, laid_out
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -162,7 +163,8 @@ def plan_of(model: nn.Module, x: Inputs, calls: Mapping[str, list[tuple[int, ...
             }
         )
     rows += [{**row, "output": None, "note": None} for row in found.values()]
-    return Plan(f"{type(model).__name__} on an input of {_shapes(as_batch(x))}", rows, _total(rows))
+    title = f"{type(model).__name__} on an input of {_shapes(as_batch(x))}"
+    return Plan(title + _uncounted(rows), rows, _total(rows))
 
 
 def profile(model: nn.Module, x: Inputs, baseline: nn.Module | None = None, repeats: int = 7) -> Profile:
@@ -171,70 +173,88 @@ def profile(model: nn.Module, x: Inputs, baseline: nn.Module | None = None, repe
     Args:
         model: any model, converted or dense.
         x: a tensor, a tuple of arguments or a dict of keyword arguments.
-        baseline: the dense original; it runs interleaved with `model`, on the same input.
+        baseline: the dense original; it runs interleaved with `model`, in the memory format that it is fastest in,
+            which the title names.
         repeats: timed runs of each; medians are reported.
 
     Returns:
         One row per layer that multiplies, one for everything else, and the whole network as the total, its time taken
-        without the timers of the layers. `.total` also has `peak_bytes` and `baseline_peak_bytes`, the most memory that
-        the activations take (`accel.profiling.memory`).
+        without the timers of the layers, which only tell how it is shared out. `.total` also has `peak_bytes` and
+        `baseline_peak_bytes`, the most memory that the activations take (`accel.profiling.memory`), and
+        `baseline_format`.
     """
-    batch = as_batch(x)
     rows = list(_macs_rows(model, x).values())
-    sides = {"ms": model} if baseline is None else {"baseline_ms": baseline, "ms": model}
     names = [row["layer"] for row in rows]
+    runs, form = {"ms": functools.partial(as_batch(x).run, model)}, None
+    if baseline is not None:
+        form, dense = fastest_form(baseline, x)
+        # what is converted computes in channels_last
+        runs = {"baseline_ms": dense, "ms": functools.partial(laid_out(x, torch.channels_last).run, model)}
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        for side in sides.values():
-            stack.enter_context(evaluation(side))
-        whole = compare({key: functools.partial(batch.run, side) for key, side in sides.items()}, repeats)
-        layers = _layer_times(sides, names, batch, repeats)
-        peaks = {key: peak_activation_bytes(functools.partial(batch.run, side)) for key, side in sides.items()}
-    total = _total(rows)
-    rest = {"layer": "everything else"}
-    for key in sides:
-        for row in rows:
-            row[key] = layers[key].get(row["layer"])
+        for run in runs.values():
+            stack.enter_context(evaluation(_model_of(run)))
+        whole = compare(runs, repeats)
+        shares = _layer_shares(runs, names, repeats)
+        peaks = {key: peak_activation_bytes(run) for key, run in runs.items()}
+    total, rest = _total(rows), {"layer": "everything else"}
+    for key in runs:
         total[key] = whole[key].median_ms
-        rest[key] = total[key] - sum(row[key] or 0.0 for row in rows)
+        rest[key] = total[key] * shares[key][""]
+        for row in rows:
+            row[key] = total[key] * shares[key][row["layer"]] if row["layer"] in shares[key] else None
     rows.append({**dict.fromkeys(column.key for column in Profile.columns), **rest})
     for row in (*rows, total):
         row["speedup"] = row["baseline_ms"] / row["ms"] if row.get("baseline_ms") and row.get("ms") else None
-    total |= {"peak_bytes": peaks["ms"], "baseline_peak_bytes": peaks.get("baseline_ms")}
+    total |= {"peak_bytes": peaks["ms"], "baseline_peak_bytes": peaks.get("baseline_ms"), "baseline_format": form}
     megabytes = " instead of ".join(f"{peaks[key] / 1e6:.1f} MB" for key in ("ms", "baseline_ms") if key in peaks)
-    title = f"{type(model).__name__} on {_shapes(batch)}, {torch.get_num_threads()} threads"
-    return Profile(f"{title}; activations take at most {megabytes}", rows, total)
+    title = f"{type(model).__name__} on {_shapes(as_batch(x))}, {torch.get_num_threads()} threads"
+    beside = f", beside its dense form in {form}" if form else ""
+    return Profile(f"{title}{beside}; activations take at most {megabytes}{_uncounted(rows)}", rows, total)
 
 
-def _layer_times(
-    sides: Mapping[str, nn.Module], names: Sequence[str], batch: Batch, repeats: int
+def _model_of(run: functools.partial) -> nn.Module:
+    return run.args[0]
+
+
+def _layer_shares(
+    runs: Mapping[str, functools.partial], names: Sequence[str], repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Median milliseconds of every named layer, all its calls in one run together, per side; the sides take turns."""
-    samples: dict[str, dict[str, list[float]]] = {key: {} for key in sides}
+    """The share of a run's time that each of the named layers takes, "" for what is in none, per side, in turns."""
+    samples: dict[str, dict[str, list[float]]] = {key: {} for key in runs}
     for _ in range(repeats):
-        for key, side in sides.items():
-            for name, spent in _timed_run(side, names, batch).items():
+        for key, run in runs.items():
+            for name, spent in _timed_run(run, names).items():
                 samples[key].setdefault(name, []).append(spent)
-    return {key: {name: statistics.median(times) for name, times in side.items()} for key, side in samples.items()}
+    shares = {}
+    for key, side in samples.items():
+        medians = {name: statistics.median(times) for name, times in side.items()}
+        shares[key] = {name: median / sum(medians.values()) for name, median in medians.items()}
+    return shares
 
 
-def _timed_run(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, float]:
-    """Milliseconds spent in each of the named layers during one run of the model."""
+def _timed_run(run: functools.partial, names: Sequence[str]) -> dict[str, float]:
+    """Milliseconds spent during one run in each of the named layers, but not in others within them; "" for the rest."""
     spent: dict[str, float] = {}
+    within = [0.0]  # of each call under way, what the layers called in it took
 
     def timed(name: str, forward: Callable) -> Callable:
-        def run(*args, **kwargs):
+        def call(*args, **kwargs):
             start = _now_ms()
-            out = forward(*args, **kwargs)
-            spent[name] = spent.get(name, 0.0) + _now_ms() - start
-            return out
+            within.append(0.0)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                took = _now_ms() - start
+                spent[name] = spent.get(name, 0.0) + took - within.pop()
+                within[-1] += took
 
-        return run
+        return call
 
-    layers = {name: layer for name, layer in model.named_modules() if name in names and name}
+    layers = {name: layer for name, layer in _model_of(run).named_modules() if name in names and name}
     watched = {layer: observer(layer.forward, functools.partial(timed, name)) for name, layer in layers.items()}
     with replaced_forwards(watched):
-        batch.run(model)
+        timed("", run)()
     return spent
 
 
@@ -255,10 +275,22 @@ def _macs_rows(model: nn.Module, x: Inputs) -> dict[str, dict]:
         dense = {layer.name: layer.dense for layer in layer_macs(model, x)}
     for layer in layer_macs(model, x):
         module = modules[layer.name]
-        keep = layer.executed / dense[layer.name] if isinstance(module, PerforatedConv2d) else None
-        counts = {"dense_macs": dense[layer.name], "executed_macs": layer.executed, "keep": keep}
+        whole = dense.get(layer.name, layer.dense)
+        saves = isinstance(module, (PerforatedConv2d, SelfAccounting))
+        counts = {
+            "dense_macs": whole,
+            "executed_macs": layer.executed,
+            "keep": layer.executed / whole if saves and whole else None,
+            "uncounted": ", ".join(layer.uncounted) or None,
+        }
         rows[layer.name] = {"layer": layer.name or "(functional)", **_description(module), **counts}
     return rows
+
+
+def _uncounted(rows: Sequence[Mapping]) -> str:
+    """What multiplies in the layers and is in none of their counts, for a title."""
+    named = [f"{row['uncounted']} in {row['layer']}" for row in rows if row.get("uncounted")]
+    return f"; NOT COUNTED: {', '.join(named)}" if named else ""
 
 
 def _description(module: nn.Module) -> dict:

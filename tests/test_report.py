@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 
 import accel
 from accel import Perforate, Rules
+from accel.profiling.sides import fastest_form
 from accel.report import Report, show_macs
+from accel.zoo.registry import get_model
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +35,78 @@ def test_profile_of_both_sides(nets):
     for key in ("ms", "baseline_ms"):
         assert all(rows[name][key] > 0 for name in "024")
         assert sum(row[key] for row in profile.rows) == pytest.approx(profile.total[key])
+    assert all(row[key] is None or row[key] >= 0 for row in profile.rows for key in ("ms", "baseline_ms"))
+    assert profile.total["baseline_format"] in ("nchw", "channels_last")
+    assert f"beside its dense form in {profile.total['baseline_format']}" in profile.title
     assert rows["2"]["speedup"] == rows["2"]["baseline_ms"] / rows["2"]["ms"]
     assert profile.total["executed_macs"] == accel.count_macs(fast, x)
     assert profile.total["baseline_peak_bytes"] == 2 * 2 * 8 * 10 * 10 * 4  # the first map, and its activation
     assert 0 < profile.total["peak_bytes"] <= profile.total["baseline_peak_bytes"]
     assert "activations take at most" in profile.title
     assert fast[2].__dict__ == forward and "forward" not in dense[0].__dict__
+
+
+def test_times_within_others_count_once_and_nothing_is_negative():
+    class Slow(nn.Conv2d):
+        def forward(self, x):
+            time.sleep(0.02)
+            return super().forward(x)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.inner = nn.Parameter(torch.randn(3, 3, 1, 1)), Slow(3, 3, 1)
+
+        def forward(self, x):
+            return nn.functional.conv2d(self.inner(x), self.weight)
+
+    model = nn.Sequential(Outer(), nn.Sequential(nn.Conv2d(3, 3, 1)))
+    profile = accel.profile(model, torch.zeros(1, 3, 4, 4), repeats=3)
+    rows = {row["layer"]: row["ms"] for row in profile.rows}
+    assert list(rows) == ["0.inner", "0", "1.0", "everything else"]
+    assert rows["0"] < rows["0.inner"] > 10 and sum(rows.values()) == pytest.approx(profile.total["ms"])
+    assert min(rows.values()) >= 0
+
+
+def test_a_dense_form_that_cannot_run_is_left_out():
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(x).view(len(x), -1))
+
+    dense, x = Views(), torch.randn(1, 3, 8, 8)
+    form, side = fastest_form(dense, x)
+    assert form == "nchw"
+    with torch.inference_mode():
+        assert torch.equal(side(), dense(x))
+
+
+def test_what_could_not_be_counted_stands_in_the_title():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pair = nn.Conv2d(3, 4, 3), nn.Bilinear(4, 4, 2)
+
+        def forward(self, x):
+            rows = self.conv(x).mean((2, 3))
+            return self.pair(rows, rows)
+
+    x = torch.randn(1, 3, 8, 8)
+    assert "NOT COUNTED: aten.bilinear in pair" in accel.profile(Net(), x, repeats=1).title
+    assert "NOT COUNTED: aten.bilinear in pair" in str(
+        accel.plan_conversion(Net(), Perforate(keep=0.5), example_inputs=x)
+    )
+
+
+def test_a_network_that_is_adaptive_has_a_profile():
+    model = get_model("zoo:resnet32_cifar_sact")
+    profile = accel.profile(model, torch.randn(2, 3, 32, 32), baseline=accel.revert_model(model), repeats=1)
+    rows = {row["layer"]: row for row in profile.rows}
+    assert rows["layer1"]["keep"] == rows["layer1"]["executed_macs"] / rows["layer1"]["dense_macs"]
+    assert all(row["ms"] is None or row["ms"] >= 0 for row in profile.rows)
 
 
 def test_profile_of_one_side_has_no_baseline(nets):

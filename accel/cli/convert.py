@@ -171,12 +171,14 @@ def sentences(summary: dict[str, Any]) -> list[str]:
 
     low, high = summary["speedup_10_to_90_percent"]
     fastest = summary["fastest_dense"].removeprefix("dense_")
+    formats = {"dense_nchw_ms": "NCHW", "dense_channels_last_ms": "channels_last"}
+    forms = [f"{summary[key]} ms in {name}" for key, name in formats.items() if key in summary]
     lines = [
-        f"dense:     {show_macs(summary['dense_macs'])}MACs, {summary['dense_nchw_ms']} ms in NCHW, "
-        f"{summary['dense_channels_last_ms']} ms in channels_last",
+        f"dense:     {show_macs(summary['dense_macs'])}MACs, {', '.join(forms)}",
         f"converted: {show_macs(summary['executed_macs'])}MACs, {summary['converted_ms']} ms",
-        f"speed-up:  {summary['speedup']:.2f} against {fastest} (10 % to 90 % of the rounds: {low:.2f} to {high:.2f}), "
-        f"{summary['theoretical_speedup']:.2f} in theory; batch {summary['batch']}, {summary['threads']} threads",
+        f"speed-up:  {summary['speedup']:.2f} against dense {fastest} "
+        f"(10 % to 90 % of the rounds: {low:.2f} to {high:.2f}), {summary['theoretical_speedup']:.2f} in theory; "
+        f"batch {summary['batch']}, {summary['threads']} threads",
         f"quality:   mean absolute difference {summary['mean_abs_difference']:.4f} on {summary['pictures']} pictures",
     ]
     for key, text in (("iou_at_0.5", "IoU at 0.5"), ("top1_agreement", "top-1 agreement")):
@@ -207,7 +209,7 @@ def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]
 
     import accel
     from accel.profiling.latency import compare, ratio
-    from accel.profiling.sides import DENSE, FORMATS, fastest, network_sides
+    from accel.profiling.sides import DENSE, fastest, network_sides
 
     x = job.pictures.first
     common.note(args, f"measuring on {'x'.join(map(str, x.shape))}, {torch.get_num_threads()} threads")
@@ -215,9 +217,7 @@ def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]
         timing = compare(network_sides(job.model, job.fast, x), repeats=_REPEATS)
         best = fastest(timing, DENSE)
         speedup = ratio(timing[best], timing["converted"])
-        baseline = copy.deepcopy(job.model).to(memory_format=FORMATS[best])
-        ours = copy.deepcopy(job.fast).to(memory_format=torch.channels_last)
-        profile = accel.profile(ours, x.contiguous(memory_format=FORMATS[best]), baseline=baseline)
+        profile = accel.profile(job.fast, x, baseline=job.model)
     dense, executed = accel.count_macs(job.model, x), accel.count_macs(job.fast, x)
     return profile, {
         "batch": len(x),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from accel.profiling.sides import FORMATS, in_format
+from accel.profiling.sides import dense_sides
 
 COMPILED = "dense_compiled"
 
@@ -17,7 +17,7 @@ def dense_forms(
     model: nn.Module, x: Tensor, compiled: bool = True, *, reset: bool = True
 ) -> dict[str, Callable[[], object]]:
     """Sides of `model` on x in every form; batch norms are folded in the compiled one."""
-    sides = {name: in_format(model, x, memory_format) for name, memory_format in FORMATS.items()}
+    sides = dense_sides(model, x)
     return {**sides, COMPILED: compiled_side(model, x, reset=reset)} if compiled else sides
 
 

@@ -110,7 +110,7 @@ def time_forms(args: argparse.Namespace, resolved: models.Resolved, pictures: La
     from accel.cli.dense_forms import dense_forms
     from accel.cli.sides import medians
     from accel.profiling.latency import compare, ratio
-    from accel.profiling.sides import fastest, in_format
+    from accel.profiling.sides import DENSE, fastest, in_format
 
     x = next(_batches(resolved, pictures, args.batch))[0]
     forms = dense_forms(original(resolved), x, compiled=not args.no_compile)
@@ -120,7 +120,8 @@ def time_forms(args: argparse.Namespace, resolved: models.Resolved, pictures: La
     best = fastest(timing, forms)
     row: dict[str, Any] = {"batch": len(x), "fastest_dense": best.removeprefix("dense_")}
     if resolved.converted:
-        row["speedup_dense"] = round(ratio(timing["dense_nchw"], timing["model"]).median, 3)
+        for name in filter(timing.__contains__, DENSE):
+            row[f"speedup_{name.removeprefix('dense_')}"] = round(ratio(timing[name], timing["model"]).median, 3)
         row["speedup_fastest"] = round(ratio(timing[best], timing["model"]).median, 3)
     return {**row, **medians(timing)}
 

@@ -9,18 +9,24 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from accel.inputs import Inputs, as_batch
-from accel.profiling.latency import Timing
+from accel.inputs import Batch, Inputs, as_batch
+from accel.profiling.latency import Timing, compare
 
 FORMATS = {"dense_nchw": torch.contiguous_format, "dense_channels_last": torch.channels_last}
 DENSE = tuple(FORMATS)
 
 
-def in_format(net: nn.Module, x: Inputs, memory_format: torch.memory_format) -> Callable[[], object]:
+def in_format(net: nn.Module, x: Inputs, memory_format: torch.memory_format) -> functools.partial:
     """A side: a copy of `net` with its weights in the memory format, on `x` in the same format."""
-    net = copy.deepcopy(net).eval().to(memory_format=memory_format)
-    given = as_batch(x).map(functools.partial(_laid_out, memory_format=memory_format))
-    return lambda: given.run(net)
+    net = copy.deepcopy(net).eval()
+    for parameter in net.parameters():
+        parameter.data = _laid_out(parameter.data, memory_format)
+    return functools.partial(laid_out(x, memory_format).run, net)
+
+
+def laid_out(x: Inputs, memory_format: torch.memory_format) -> Batch:
+    """The inputs of a model, pictures among them in the memory format."""
+    return as_batch(x).map(functools.partial(_laid_out, memory_format=memory_format))
 
 
 def _laid_out(value: object, memory_format: torch.memory_format) -> object:
@@ -28,12 +34,40 @@ def _laid_out(value: object, memory_format: torch.memory_format) -> object:
     return value.contiguous(memory_format=memory_format) if picture else value
 
 
+def dense_sides(net: nn.Module, x: Inputs) -> dict[str, functools.partial]:
+    """A side for every memory format that `net` runs in: a forward that views its maps as rows needs NCHW.
+
+    Raises:
+        RuntimeError: the model's own, where it runs in none.
+    """
+    sides, failed = {}, None
+    with torch.inference_mode():
+        for name, memory_format in FORMATS.items():
+            side = in_format(net, x, memory_format)
+            try:
+                side()
+            except RuntimeError as error:
+                failed = error
+            else:
+                sides[name] = side
+    if not sides:
+        raise failed
+    return sides
+
+
 def network_sides(dense: nn.Module, converted: nn.Module, x: Inputs) -> dict[str, Callable[[], object]]:
-    """`dense` in both memory formats, and `converted` in the one it computes in (what stays dense in it follows)."""
-    sides = {name: in_format(dense, x, memory_format) for name, memory_format in FORMATS.items()}
-    return {**sides, "converted": in_format(converted, x, torch.channels_last)}
+    """`dense` in every memory format, and `converted` in the one it computes in (what stays dense in it follows)."""
+    return {**dense_sides(dense, x), "converted": in_format(converted, x, torch.channels_last)}
 
 
 def fastest(timings: Mapping[str, Timing], names: Iterable[str]) -> str:
-    """The side among `names` with the lowest median."""
-    return min(names, key=lambda name: timings[name].median_ms)
+    """The side among `names` with the lowest median; those that could not run were not timed."""
+    return min((name for name in names if name in timings), key=lambda name: timings[name].median_ms)
+
+
+def fastest_form(dense: nn.Module, x: Inputs, repeats: int = 3) -> tuple[str, functools.partial]:
+    """(name of the memory format that `dense` is fastest in on x, such as "channels_last"; its side)."""
+    sides = dense_sides(dense, x)
+    with torch.inference_mode():
+        best = fastest(compare(sides, repeats), sides)
+    return best.removeprefix("dense_"), sides[best]
