@@ -4,4 +4,5 @@ import sys
 
 from accel.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":  # a worker process imports this file under another name
+    sys.exit(main())

@@ -2,9 +2,9 @@
 
 A case file names its kind: one module accel/cli/bench_<kind>.py, whose `rows(case, settings)` yields one dict a
 measurement. The module may name the columns of the printed table in SHOWN, and have a `draw(rows)` that gives a figure
-of all rows in the output, saved beside them. The file lists `[[case]]` tables, and may set `[[bar]]` tables: column,
-at_least or at_most, and either `count` (rows that must reach it; all by default) or `mean = "geometric"`; `where` picks
-the rows it speaks of.
+of all rows in the output, saved beside them. The file lists `[[case]]` tables, whose missing keys are those of a table
+`[every]`, and may set `[[bar]]` tables: column, at_least or at_most, and either `count` (rows that must reach it; all
+by default) or `mean = "geometric"`; `where` picks the rows it speaks of.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from typing import Any
 from accel.cli import common
 from accel.errors import ConfigError
 
-KINDS = ("exactness", "layers", "networks", "rivals", "masked", "backward", "nearest", "adaptive", "frontier", "gpu")
+KINDS = (
+    *("exactness", "layers", "networks", "foreign", "rivals", "masked"),
+    *("backward", "nearest", "adaptive", "frontier", "gpu"),
+)
 STUDIES = ("mc", "distributions", "speed")  # these write figures and tables of their own
 ROW_SCHEMA = 1
 
@@ -49,7 +52,9 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "bench",
         run,
         "run benchmark cases: correctness first, sides interleaved",
-        "accel bench profiles/cases/vgg16_layers.toml --output rows.jsonl\n  accel bench mc --output figures/",
+        "accel bench profiles/cases/vgg16_layers.toml --output rows.jsonl\n"
+        "  accel bench profiles/cases/foreign.toml --output rows.jsonl --resume\n"
+        "  accel bench mc --output figures/",
     )
     cases = parser.add_mutually_exclusive_group(required=True)
     cases.add_argument(
@@ -67,6 +72,9 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--output", type=pathlib.Path, metavar="PATH", help="append the rows here (a study: its folder)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="measure only what --output holds no right row of; the others go"
     )
     common.add_format(parser)
 
@@ -90,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
         common.note(args, judge(bar, rows))
     wrong = [row for row in rows if not row["correct"]]
     for row in wrong:
-        print(f"accel: wrong result in {row['case']}: error {row['error']:.3g}, nothing was timed", file=sys.stderr)
+        why = row.get("reason") or f"error {row['error']:.3g}, nothing was timed"
+        print(f"accel: wrong result in {row['case']}: {why}", file=sys.stderr)
     return 1 if wrong else 0
 
 
@@ -108,19 +117,23 @@ def read_cases(path: pathlib.Path, only: str | None = None) -> dict[str, Any]:
         raise ConfigError(f"{path} needs [[case]] tables, each with a name")
     if only is not None and only not in names:
         raise ConfigError(f"{path} has no case {only!r}, only {', '.join(names)}")
-    file["case"] = [case for case in file["case"] if only in (None, case["name"])]
+    file["case"] = [{**file.get("every", {}), **case} for case in file["case"] if only in (None, case["name"])]
     return file
 
 
 def measure(file: Mapping[str, Any], args: argparse.Namespace) -> list[Row]:
-    """Run every case; each row is saved as it comes, so an interrupted run keeps what it has."""
+    """Run every case; each row is saved as it comes, so an interrupted run keeps what it has, and can be resumed."""
     from accel.profiling.machine import machine_record
 
     kind = load_kind(file["kind"])
     settings, machine = Settings(args.seed, args.quick), machine_record()
-    lines = [args.output.read_text(encoding="utf-8")] if args.output and args.output.exists() else []
+    lines = args.output.read_text(encoding="utf-8").splitlines(True) if args.output and args.output.exists() else []
     rows: list[Row] = []
-    measured = ((case["name"], row) for case in file["case"] for row in kind.rows(case, settings))
+    if args.resume:
+        lines, rows = _right(lines, {case["name"] for case in file["case"]})
+    known = {row["case"] for row in rows}
+    cases = [case for case in file["case"] if case["name"] not in known]
+    measured = ((case["name"], row) for case in cases for row in kind.rows(case, settings))
     for name, row in common.progress(args, measured, "measuring"):
         rows.append({"case": name, **row})
         if args.output:
@@ -131,6 +144,14 @@ def measure(file: Mapping[str, Any], args: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def _right(lines: Sequence[str], cases: set[str]) -> tuple[list[str], list[Row]]:
+    """The lines without those of `cases` that have a wrong row, and the rows of the `cases` that are left."""
+    saved = [json.loads(line) for line in lines]
+    wrong = cases & {row["case"] for row in saved if not row["correct"]}
+    kept = [line for line, row in zip(lines, saved) if row["case"] not in wrong]
+    return kept, [row for row in saved if row["case"] in cases - wrong]
+
+
 def load_kind(name: str) -> ModuleType:
     return importlib.import_module(f"accel.cli.bench_{name}")
 
@@ -138,7 +159,8 @@ def load_kind(name: str) -> ModuleType:
 def judge(bar: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """One line that says whether the rows reach a bar of the case file."""
     column, where = bar["column"], bar.get("where", {})
-    values = [row[column] for row in rows if column in row and all(row.get(k) == v for k, v in where.items())]
+    asked = (row for row in rows if row.get(column) is not None)
+    values = [row[column] for row in asked if all(row.get(key) == value for key, value in where.items())]
     sign, limit = ("at least", bar["at_least"]) if "at_least" in bar else ("at most", bar["at_most"])
     label = f"bar {column}" + "".join(f", {key} {value}" for key, value in where.items())
     if not values:

@@ -105,3 +105,9 @@ def test_the_case_files_of_the_project_are_sound():
     assert files
     for path in files:
         assert bench.read_cases(path)["case"]
+
+
+def test_missing_keys_of_a_case_are_those_of_every(tmp_path):
+    path = tmp_path / "cases.toml"
+    path.write_text('kind = "nearest"\n[every]\nkeep = 0.5\nmask = "grid"\n[[case]]\nname = "a"\nkeep = 0.25\n')
+    assert bench.read_cases(path)["case"] == [{"name": "a", "keep": 0.25, "mask": "grid"}]

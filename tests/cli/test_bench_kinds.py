@@ -43,11 +43,7 @@ ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1,
 
 
 def test_every_kind_is_tried():
-    elsewhere = {
-        "gpu",
-        "rivals",
-        "frontier",
-    }  # in tests/triton/test_bench.py, test_rivals.py and test_bench_frontier.py
+    elsewhere = {"gpu", "rivals", "frontier", "foreign"}  # in tests/triton/test_bench.py, and test files of their own
     assert set(CASES) | elsewhere == set(bench.KINDS)
 
 
