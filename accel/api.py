@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from accel.calibrate import check_calibration, fit_interpolation
@@ -18,8 +19,8 @@ from accel.convert import (
     convert_layers,
     convolutions,
     counted_layers,
-    lay_out,
     left_dense,
+    plain_convolutions,
     with_pooling,
 )
 from accel.errors import ConfigError
@@ -29,7 +30,9 @@ from accel.impact import all_impacts
 from accel.inputs import Inputs
 from accel.nn.adaptive import adopt_stages, check_stages
 from accel.nn.inference import describe_paths, install
-from accel.nn.running import record_calls
+from accel.nn.layout import settle_layout
+from accel.nn.proof import prove
+from accel.nn.running import cloned, record_calls, run_on
 from accel.report import Plan, plan_of
 
 
@@ -40,15 +43,16 @@ def plan_conversion(
     example_inputs: Inputs,
     calibration: Iterable | None = None,
     loss: Callable[[object, tuple], Tensor] | None = None,
+    verify: bool = True,
 ) -> Plan:
     """What `convert_model` with the same arguments would do, layer by layer; the model is left as it is.
 
     Raises:
         ConfigError, ConversionError, DataError: as `convert_model`.
     """
-    fast, calls = _convert(model, rules, example_inputs, calibration, loss, inplace=False)
+    fast, calls = _convert(model, rules, example_inputs, calibration, loss, inplace=False, verify=verify)
     notes = {name: reason for name, layer in convolutions(fast).items() if (reason := left_dense(layer))}
-    return plan_of(fast, example_inputs, calls, {**describe_paths(fast, example_inputs), **notes})
+    return plan_of(fast, cloned(example_inputs), calls, {**describe_paths(fast, example_inputs), **notes})
 
 
 def convert_model(
@@ -59,6 +63,7 @@ def convert_model(
     calibration: Iterable | None = None,
     loss: Callable[[object, tuple], Tensor] | None = None,
     inplace: bool = False,
+    verify: bool = True,
 ) -> nn.Module:
     """A model perforated, or made adaptive, as the rules say; parameters keep their names and values.
 
@@ -75,13 +80,16 @@ def convert_model(
             it.
         loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.impact.default_loss`.
         inplace: convert `model` itself, whose parameters stay where they are; bring it to channels_last for speed.
+        verify: compare the converted model on the example with what it was made from, see `accel.nn.proof`; it takes a
+            few runs more. False skips that, for huge models, with a warning.
 
     Raises:
         ConfigError: a rule that matches nothing, or a mask that needs calibration data and got none.
-        ConversionError: no convolution, a stage that cannot be adaptive, or a model that does not run on the example.
+        ConversionError: no convolution, a stage that cannot be adaptive, a model that does not run on the example, or
+            a layer that computes something else there than torch does.
         DataError: unusable example inputs or calibration data.
     """
-    return _convert(model, rules, example_inputs, calibration, loss, inplace)[0]
+    return _convert(model, rules, example_inputs, calibration, loss, inplace, verify)[0]
 
 
 def _convert(
@@ -91,6 +99,7 @@ def _convert(
     calibration: Iterable | None,
     loss: Callable[[object, tuple], Tensor] | None,
     inplace: bool,
+    verify: bool,
 ) -> tuple[nn.Module, dict[str, list[tuple[int, ...]]]]:
     """The converted model, and the calls of its counted layers on the example; all is checked before a change."""
     rules = _searched(model, as_rules(rules), example_inputs, calibration, loss)
@@ -100,12 +109,14 @@ def _convert(
     calls = record_calls(model, counted_layers(model), example_inputs, units)
     if stages:
         check_stages(model, stages, calls)
-    conversions = with_pooling(model, {name: Conversion(config) for name, config in assigned.items()})
-    conversions = all_impacts(model, conversions, calibration, loss)
     fast = model if inplace else copy.deepcopy(model)
+    layers = plain_convolutions(fast)
+    called = {name: layer for name, layer in layers.items() if calls[name]}
+    run = functools.partial(run_on, example_inputs=example_inputs)
+    contiguous = settle_layout(fast, called, run, weights=not inplace) | (layers.keys() - called.keys())
+    conversions = {name: Conversion(config, contiguous=name in contiguous) for name, config in assigned.items()}
+    conversions = all_impacts(model, with_pooling(model, conversions), calibration, loss)
     convert_layers(fast, conversions)
-    if not inplace:
-        lay_out(fast, torch.channels_last)
     if any(config.interpolate == "fitted" for config in assigned.values()):
         fit_interpolation(fast, calibration)
     if stages:
@@ -113,6 +124,10 @@ def _convert(
     else:
         install(fast)
     build_sets(fast, calls)
+    if verify:
+        prove(fast, run)
+    else:
+        warnings.warn("verify=False: the converted model was not compared with what it was made from", stacklevel=3)
     return fast, calls
 
 

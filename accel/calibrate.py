@@ -67,7 +67,7 @@ def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = LIMI
     def fit(name: str, x: Tensor, target: Tensor) -> None:
         layers[name].set_fit(fit_layer(layers[name], x, target))
 
-    dense = {layer: functools.partial(nn.Conv2d.forward, layer) for layer in layers.values()}
+    dense = {layer: layer.forward_densely for layer in layers.values()}
     own = {layer: functools.partial(PerforatedConv2d.forward, layer) for layer in layers.values()}
     with one_by_one():
         unreached = settle(model, pictures, waiting, fit, dense, own)

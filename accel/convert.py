@@ -16,12 +16,18 @@ from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.fitted import Fit
 from accel.nn.graph import has_own_forward, pooling_after, traced_parts
+from accel.nn.layout import lay_out
 from accel.nn.perforated import STATE, PerforatedConv2d
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     """Every convolution of the model by its first full name; a shared one appears once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def plain_convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Those that do what nn.Conv2d does, perforated ones included: see `left_dense`."""
+    return {name: layer for name, layer in convolutions(model).items() if left_dense(layer) is None}
 
 
 def counted_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -109,6 +115,7 @@ class Conversion:
     pooling: Pooling | None = None
     impact: Tensor | None = None
     fit: Fit | None = None
+    contiguous: bool = False
 
 
 def with_pooling(model: nn.Module, conversions: Mapping[str, Conversion]) -> dict[str, Conversion]:
@@ -134,19 +141,8 @@ def convert_layers(model: nn.Module, conversions: Mapping[str, Conversion]) -> N
     """Turn the named layers of `model`, in place, into perforated ones."""
     layers = convolutions(model)
     for name, conversion in conversions.items():
-        PerforatedConv2d.adopt(
-            layers[name], conversion.config, name, conversion.pooling, conversion.impact, conversion.fit
-        )
-
-
-def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """Lay out the weights of all convolutions, in place; converted models want channels_last, as they compute in it.
-
-    A convolution follows the layout of its weight too: one left dense would else hand an NCHW map to layers that read
-    channels_last, at the cost of a copy (with it, HED at batch 8 was no faster than dense).
-    """
-    for layer in convolutions(model).values():
-        layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
+        how = (conversion.config, name, conversion.pooling, conversion.impact, conversion.fit, conversion.contiguous)
+        PerforatedConv2d.adopt(layers[name], *how)
 
 
 def build_sets(model: nn.Module, calls: Mapping[str, list[tuple[int, ...]]]) -> None:
@@ -172,5 +168,5 @@ def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     for layer in perforated_layers(dense).values():
         layer.release()
     if not inplace:
-        lay_out(dense, torch.contiguous_format)
+        lay_out(convolutions(dense).values(), torch.contiguous_format)
     return dense

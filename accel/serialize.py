@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from accel.config import ACT, config_from_dict
-from accel.convert import Conversion, convert_layers, convolutions, lay_out, left_dense, perforated_layers
+from accel.convert import Conversion, convert_layers, convolutions, left_dense, perforated_layers, plain_convolutions
 from accel.errors import ConversionError, WeightsError
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_configs, make_adaptive
 from accel.nn.fitted import Fit
-from accel.nn.inference import install
+from accel.nn.inference import install, refused_parts
+from accel.nn.layout import lay_out
 from accel.nn.perforated import PerforatedConv2d
 
 FORMAT, VERSION = "skimconv converted model", 1
@@ -53,6 +54,8 @@ def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
             "version": VERSION,
             "layers": {name: _describe(layer) for name, layer in layers.items()},
             "stages": {name: config.to_dict() for name, config in stages.items()},
+            "contiguous": [name for name, layer in convolutions(model).items() if _is_contiguous(layer)],
+            "refused": refused_parts(model),
             "aliases": aliases,
             "sha256": _sha256(folder / WEIGHTS),
         }
@@ -89,12 +92,21 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     for name, conversion in layers.items():
         if conversion.config.interpolate == "fitted" and name not in fits:
             raise WeightsError(f"{folder} lacks the fit of layer {name!r}: save the converted model again")
-        layers[name] = dataclasses.replace(conversion, impact=impacts.get(name), fit=fits.get(name))
+        found = {"impact": impacts.get(name), "fit": fits.get(name), "contiguous": name in config["contiguous"]}
+        layers[name] = dataclasses.replace(conversion, **found)
     convert_layers(fast, layers)
     fast.load_state_dict(state)
-    lay_out(fast, torch.channels_last)
-    install(fast)
+    layers = [layer for name, layer in plain_convolutions(fast).items() if name not in config["contiguous"]]
+    lay_out(layers, torch.channels_last)
+    install(fast, config["refused"])
     return fast
+
+
+def _is_contiguous(layer: nn.Conv2d) -> bool:
+    """Whether the layer keeps torch's default layout: see `accel.nn.layout`."""
+    if isinstance(layer, PerforatedConv2d):
+        return layer.contiguous
+    return not layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def _calibrated(name: str, layer: PerforatedConv2d) -> Iterator[tuple[str, Tensor]]:
@@ -201,8 +213,10 @@ def _read_config(path: pathlib.Path) -> dict:
     try:
         config["layers"] = {name: _parse(entry) for name, entry in config["layers"].items()}
         config["stages"] = {name: config_from_dict(entry) for name, entry in config["stages"].items()}
-        if not isinstance(config["aliases"], dict) or not isinstance(config["sha256"], str):
-            raise TypeError("aliases or sha256 of the wrong kind")
+        config = {"contiguous": [], "refused": {}, **config}  # files of before have neither
+        kinds = {"aliases": dict, "sha256": str, "contiguous": list, "refused": dict}
+        if wrong := [key for key, kind in kinds.items() if not isinstance(config[key], kind)]:
+            raise TypeError(f"{wrong[0]} of the wrong kind")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({error}): save the converted model again") from error
     return config

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-import torch
 from torch import nn
 
 from accel.config import MISSING, Perforate, Rules
@@ -16,8 +16,8 @@ from accel.convert import (
     convert_layers,
     convolutions,
     counted_layers,
-    lay_out,
     left_dense,
+    plain_convolutions,
     with_pooling,
 )
 from accel.errors import ConfigError, ConversionError
@@ -26,8 +26,9 @@ from accel.impact import impact_maps
 from accel.inputs import Batch, Inputs, as_batch
 from accel.masks import LATTICE_KEEPS
 from accel.nn.inference import install
+from accel.nn.layout import settle_layout
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import record_calls
+from accel.nn.running import record_calls, run_on
 from accel.profiling.flops import layer_macs
 
 _SMALLEST = 0.005  # share of the network's MACs below which a layer is left alone: it cannot repay the search
@@ -147,13 +148,17 @@ def open_space(
         raise ConversionError(f"{type(model).__name__} has no convolution to search over: {left or 'rules decide all'}")
     options |= {name: {label_of(config): config} for name, config in fixed.items() if config is not None}
     options = {name: options[name] for name in layers if name in options}
-    made = _conversions(model, layers, options, calibration, loss)
+    prepared = copy.deepcopy(model).eval()
+    called = {name: layer for name, layer in plain_convolutions(prepared).items() if calls[name]}
+    run = functools.partial(run_on, example_inputs=example_inputs)
+    contiguous = settle_layout(prepared, called, run, weights=True)
+    made = _conversions(model, layers, options, contiguous, calibration, loss)
     kept = {(name, label): _keep(layers[name], name, made[name][label], calls) for name in made for label in made[name]}
     useful = {
         name: {label: c for label, c in row.items() if name in fixed or kept[name, label] < 1 or c.config.keep == 1}
         for name, row in made.items()
     }
-    return Space(_prepared(model), as_batch(example_inputs), calls, useful, fixed, macs, kept, left)
+    return Space(prepared, as_batch(example_inputs), calls, useful, fixed, macs, kept, left)
 
 
 def _decided(rules: Rules | None, layers: Mapping[str, nn.Conv2d]) -> dict[str, Perforate | None]:
@@ -178,6 +183,7 @@ def _conversions(
     model: nn.Module,
     layers: Mapping[str, nn.Conv2d],
     options: Mapping[str, Mapping[str, Perforate]],
+    contiguous: Collection[str],
     calibration: Iterable,
     loss: Callable | None,
 ) -> dict[str, dict[str, Conversion]]:
@@ -188,7 +194,10 @@ def _conversions(
     made: dict[str, dict[str, Conversion]] = {name: {} for name in options}
     for label in dict.fromkeys(label for row in options.values() for label in row):
         takers = {name: row[label] for name, row in options.items() if label in row}
-        found = {n: Conversion(c, impact=impacts.get(n) if c.mask == "impact" else None) for n, c in takers.items()}
+        found = {
+            n: Conversion(c, impact=impacts.get(n) if c.mask == "impact" else None, contiguous=n in contiguous)
+            for n, c in takers.items()
+        }
         for name, conversion in with_pooling(model, found).items():
             made[name][label] = conversion
     return made
@@ -205,13 +214,6 @@ def _timed_like(conversion: Conversion) -> Conversion:
     if config.interpolate != "fitted":
         return conversion
     return dataclasses.replace(conversion, config=dataclasses.replace(config, interpolate="weighted", correct="scale"))
-
-
-def _prepared(model: nn.Module) -> nn.Module:
-    """A copy in evaluation, laid out as converted models are."""
-    model = copy.deepcopy(model).eval()
-    lay_out(model, torch.channels_last)
-    return model
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ import contextvars
 import copy
 import operator
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -37,14 +37,18 @@ def one_by_one() -> Iterator[None]:
         _one_by_one.reset(token)
 
 
-def install(model: nn.Module) -> None:
-    """Give the parts of a converted model that trace their inference path; anew, where they had one."""
+def install(model: nn.Module, refused: Mapping[str, str] = types.MappingProxyType({})) -> None:
+    """Give the parts of a converted model that trace their inference path; anew, where they had one.
+
+    `refused`: parts, by name, that were found to run right by their own forward only, and why; see `accel.nn.proof`.
+    """
     uninstall(model)
-    for _, part, graph in list(traced_parts(model)):
-        path = InferencePath(part)
+    for name, part, graph in list(traced_parts(model)):
+        part.forward = path = InferencePath(part)
+        path.refused = refused.get(name)
         path.build(graph)
-        if path.code is not None:
-            part.forward = path
+        if path.code is None and path.refused is None:
+            del part.forward
 
 
 def uninstall(model: nn.Module) -> None:
@@ -57,6 +61,11 @@ def installed(model: nn.Module) -> list[tuple[str, InferencePath]]:
     """(name of the part, its inference path) of every part that has one."""
     forwards = ((name, module.__dict__.get("forward")) for name, module in model.named_modules())
     return [(name, forward) for name, forward in forwards if isinstance(forward, InferencePath)]
+
+
+def refused_parts(model: nn.Module) -> dict[str, str]:
+    """Why parts of the model, by name, run their own forward only though they trace; for `install`."""
+    return {name: path.refused for name, path in installed(model) if path.refused is not None}
 
 
 def describe_paths(model: nn.Module, example_inputs: Inputs) -> dict[str, str]:
@@ -72,6 +81,9 @@ def describe_paths(model: nn.Module, example_inputs: Inputs) -> dict[str, str]:
             continue
         start = f"{prefix}." if prefix else ""
         modules = dict(path.root.named_modules())
+        if path.refused is not None:
+            convs = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
+            notes |= {start + name: [f"nothing fused: that {path.refused}"] for name in convs}
         for name, fused in path.chains.fused.items():
             notes.setdefault(start + name, []).append(f"{'+'.join(fused)} fused")
         for name, fused in path.chains.dense.items():
@@ -97,6 +109,7 @@ class InferencePath:
         code: runs the rewritten graph on (root, *inputs); None where nothing is rewritten.
         fast: the same in fewer calls, where nothing watches them.
         chains: what was rewritten.
+        refused: how the rewritten path was found to differ from the own forward; then the latter alone runs.
     """
 
     follows_class = True  # the own forward is the class's: see `traced_parts`
@@ -106,14 +119,16 @@ class InferencePath:
         self.code: Callable | None = None
         self.fast: Callable | None = None
         self.chains = Chains()
+        self.refused: str | None = None
         self._inputs = 0
         self._state: list[_ModuleState] = []
 
     def __getstate__(self) -> dict:
-        return {"root": self.root}
+        return {"root": self.root, "refused": self.refused}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["root"])
+        self.refused = state["refused"]
 
     @property
     def __wrapped__(self) -> Callable:
@@ -127,11 +142,20 @@ class InferencePath:
     def build(self, graph: fx.Graph | None) -> None:
         """Rewrite the root's graph (None: it does not trace) and remember the state of the modules it relies on."""
         self._state = [_ModuleState.of(module) for module in dict.fromkeys(modules_of(self.root))]
-        if graph is None:
+        if graph is None or self.refused is not None:
             self.code, self.fast, self.chains = None, None, Chains()
             return
         self.code, self.fast, self.chains = build(graph, dict(self.root.named_modules(remove_duplicate=False)))
         self._inputs = sum(node.op == "placeholder" for node in graph.nodes)
+
+    def refuse(self, reason: str) -> None:
+        """Run the own forward only, from now on: the rewritten path differs as `reason` says."""
+        self.refused = reason
+        self.build(None)
+
+    def takes(self, args: tuple) -> bool:
+        """Whether the rewritten path can run on these arguments."""
+        return self.code is not None and len(args) == self._inputs and all(type(arg) is Tensor for arg in args)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         if not kwargs and _is_plain_inference(args) and self._is_current() and len(args) == self._inputs:

@@ -28,7 +28,10 @@ from accel.nn.folding import Folded, FoldedWeights
 from accel.nn.geometry import geometry_of
 
 # what a conversion adds to a convolution's attributes
-STATE = ("config", "layer_name", "pooling", "impact", "fit", "_sets", "_neighbors", "_distances", "_folded", "_aside")
+STATE = (
+    *("config", "layer_name", "pooling", "impact", "fit", "contiguous"),
+    *("_sets", "_neighbors", "_distances", "_folded", "_aside"),
+)
 _Kept = TypeVar("_Kept", PositionSet, Neighbors, Fit)
 _SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
 
@@ -36,7 +39,7 @@ _SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
 class PerforatedConv2d(nn.Conv2d):
     """Perforated convolution (Figurnov et al., NIPS 2016), with the parameters and the names of an `nn.Conv2d`.
 
-    Input [N, C, H, W] or [C, H, W] in any memory format; output of the same rank, channels_last. Differentiable.
+    Input [N, C, H, W] or [C, H, W] in any memory format; output of the same rank. Differentiable.
 
     Attributes:
         config: what to compute and how to fill in the rest.
@@ -44,6 +47,7 @@ class PerforatedConv2d(nn.Conv2d):
         pooling: the pooling layer that reads the output, for mask 'pooling'; None where there is none.
         impact: float [H, W] on the CPU, the loss change per position at the calibrated size, for impact masks.
         fit: what a calibration found, for interpolate 'fitted'; set it by `set_fit`.
+        contiguous: whether the output is contiguous, for a model that views it, and not channels_last.
     """
 
     def __init__(self, *args, config: Perforate, layer_name: str = "", **kwargs) -> None:
@@ -59,6 +63,7 @@ class PerforatedConv2d(nn.Conv2d):
         pooling: Pooling | None = None,
         impact: Tensor | None = None,
         fit: Fit | None = None,
+        contiguous: bool = False,
     ) -> PerforatedConv2d:
         """Turn `conv` itself into a perforated convolution, so that hooks and every reference to it stay valid.
 
@@ -71,6 +76,7 @@ class PerforatedConv2d(nn.Conv2d):
         conv.layer_name = layer_name
         conv.pooling = pooling
         conv.impact = impact
+        conv.contiguous = contiguous
         conv._sets = {}  # (height, width, device) -> PositionSet
         conv.set_fit(fit)
         return conv
@@ -154,12 +160,28 @@ class PerforatedConv2d(nn.Conv2d):
         else:
             x, source, batch, size = input, None, len(input), sizes(input)[2:]
         positions = self.position_set(*self.output_size(*size), x.device)
-        if self.config.mask == "adaptive":
-            return self._fill_adaptively(x, positions, norm, activation)
         shape = (batch, self.out_channels, positions.height, positions.width)
-        if residual is not None and not joins(residual, x, shape):
-            return activate(self._fill(x, positions, source, batch, norm, "none", False) + residual, activation)
-        return self._fill(x, positions, source, batch, norm, activation, compact, residual)
+        if self.config.mask == "adaptive":
+            out = self._fill_adaptively(x, positions, norm, activation)
+        elif residual is not None and not joins(residual, x, shape):
+            out = activate(self._fill(x, positions, source, batch, norm, "none", False) + residual, activation)
+        else:
+            out = self._fill(x, positions, source, batch, norm, activation, compact, residual)
+        return out.contiguous() if self.contiguous and not compact else out
+
+    def forward_densely(self, input: Tensor) -> Tensor:
+        """The convolution as torch computes it, at every position and without what a fit corrects."""
+        out = nn.Conv2d.forward(self, input)
+        return out.contiguous() if self.contiguous else out
+
+    def dense_output(self, image: Tensor) -> Tensor:
+        """What torch's convolution gives with the weights that this layer computes with, a fit's correction included.
+
+        `forward` gives the same at the positions that are computed.
+        """
+        positions = self.position_set(*self.output_size(*image.shape[-2:]), image.device)
+        weights = self._weights(None, positions if self._sums(positions) else None)
+        return self._conv_forward(image, weights.weight, weights.bias)
 
     def _forward_unbatched(
         self,
@@ -172,8 +194,8 @@ class PerforatedConv2d(nn.Conv2d):
         """`forward` of a map without a batch dimension."""
         image = input[None] if isinstance(input, Tensor) else dataclasses.replace(input, batched=True)
         if residual is not None:
-            return activate(self.forward(image, norm)[0] + residual, activation)
-        out = self.forward(image, norm, activation, compact)
+            return activate(PerforatedConv2d.forward(self, image, norm)[0] + residual, activation)
+        out = PerforatedConv2d.forward(self, image, norm, activation, compact)  # watched already, if at all
         return dataclasses.replace(out, batched=False) if compact else out[0]
 
     def _fill(

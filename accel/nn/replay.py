@@ -63,7 +63,7 @@ def _is_repeatable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     layer = module_of(node, modules)
     if not isinstance(layer, PerforatedConv2d):
         return False
-    return layer.config.mask != "adaptive" and layer.config.interpolate != "zero"
+    return layer.config.mask != "adaptive" and layer.config.interpolate != "zero" and not layer.contiguous
 
 
 def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module]) -> None:

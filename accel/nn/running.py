@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from accel.errors import ConversionError
 from accel.inputs import Inputs, as_batch
@@ -22,6 +23,25 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextlib.contextmanager
+def state_kept(model: nn.Module) -> Iterator[None]:
+    """Buffers that are written to within the block get back the values that they had: a forward may count its calls."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """A look at the model: in evaluation and without gradients; its state and torch's random numbers stay."""
+    with evaluation(model), torch.no_grad(), torch.random.fork_rng(devices=[]), state_kept(model):
+        yield
 
 
 def observer(forward: Callable, around: Callable[[Callable], Callable]) -> Callable:
@@ -47,6 +67,16 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
             del module.forward
             if before is not None:
                 module.forward = before
+
+
+def run_on(model: nn.Module, example_inputs: Inputs) -> object:
+    """The model's outputs for copies of the inputs: a forward may write to what it gets."""
+    return as_batch(example_inputs).map(cloned).run(model)
+
+
+def cloned(values: object) -> object:
+    """Nested values with a copy of every tensor in them."""
+    return tree_map_only(Tensor, torch.clone, values)
 
 
 def floating_tensors(outputs: object) -> list[Tensor]:
@@ -91,8 +121,8 @@ def record_calls(
     batch = as_batch(example_inputs)
     handles = [layer.register_forward_hook(watch(name)) for name, layer in [*layers.items(), *others.items()]]
     try:
-        with evaluation(model), torch.no_grad():
-            batch.run(model)
+        with undisturbed(model):
+            batch.map(cloned).run(model)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConversionError(f"the model cannot run on example_inputs ({batch.described()}): {error}") from error
     finally:
