@@ -33,6 +33,11 @@ VERB_MODULES = (
 )
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Of torch's allocators, only CUDA's has an exception of its own."""
+    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """A warning as one line, without the place in the code."""
     print(f"accel: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
@@ -69,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (AccelError, OSError) as error:
         print(f"accel: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise  # not the user's doing: its place in the code is wanted
+        print("accel: out of memory: give a smaller --batch or --size", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("accel: interrupted", file=sys.stderr)
