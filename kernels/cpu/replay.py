@@ -53,8 +53,10 @@ class Tape:
         others: tuple,
     ) -> None:
         """A call with these fields; `others` hold what else they point to."""
-        read = [self._places.get(t.data_ptr()) for t in (x, *(() if residual is None else (residual,)))]
-        if None in read:  # something else was computed in between
+        tensors = (x, *(() if residual is None else (residual,)))
+        read = [self._places.get(t.data_ptr()) for t in tensors]
+        parts = None in read or any(self.buffers[i].tensor.numel() != t.numel() for i, t in zip(read, tensors))
+        if parts:  # something else was computed in between, or what is read is a part of a map
             self.understood = False
             return
         for buffer in read:
@@ -128,7 +130,10 @@ def prepare_replay(run: Callable[..., Sequence[object]], inputs: Sequence[Tensor
 
 
 def _record(run: Callable[..., Sequence[object]], inputs: Sequence[Tensor]) -> tuple[Tape, Sequence[Tensor]] | None:
-    made = Tape([pixels_first(x) for x in inputs])
+    maps: list[Tensor] = []
+    for x in map(pixels_first, inputs):  # one map given twice must lie in two places: the next call brings two maps
+        maps.append(x.clone() if any(x.data_ptr() == other.data_ptr() for other in maps) else x)
+    made = Tape(maps)
     token = _tape.set(made)
     try:
         outputs = run(*(buffer.tensor for buffer in made.buffers))

@@ -310,3 +310,27 @@ def test_tensors_of_the_model_are_no_layers():
     with torch.no_grad():
         net.map.mul_(2)
     assert_repeats(net, images(1))
+
+
+class Joined(nn.Module):
+    """Two inputs, both read by one segment."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x, y):
+        return self.second(F.relu(self.first(x))) + y
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+def test_one_map_given_twice_and_then_two_maps(batch):
+    """A recording on (x, x) must know which of the two is read where."""
+    torch.manual_seed(0)
+    x, y = (map_.contiguous(memory_format=torch.channels_last) for map_ in torch.randn(2, batch, 12, 9, 9))
+    net = accel.convert_model(Joined().eval(), Perforate(keep=0.5, mask="lattice"), example_inputs=(x, y))
+    with torch.no_grad():
+        for inputs in ((x, x), (x, y), (y, x), (y, y)):
+            got = net(*inputs)
+            with one_by_one():
+                assert (got - net(*inputs)).norm() <= 1e-5 * got.norm()
