@@ -27,6 +27,11 @@ def check_conv(
     """What every convolution op asks of its arguments, x being a map [N, C, H, W] or rows [R, C]."""
     if weight.dim() != 4:
         raise ValueError(f"{op}: weight must be [K, C / groups, kh, kw], got shape {tuple(weight.shape)}")
+    if not weight.numel():
+        raise ValueError(
+            f"{op}: weight must have output channels, input channels and taps, at least one of each, "
+            f"got shape {tuple(weight.shape)}"
+        )
     channels, outputs = weight.shape[1] * groups, weight.shape[0]
     if groups < 1 or outputs % groups:
         raise ValueError(f"{op}: groups must divide the {outputs} output channels, got {groups}")

@@ -82,7 +82,7 @@ def _check(h, x, remainder, ponder, units, output, eps, last):
     if not 0 <= eps < 1:
         raise ValueError(f"halting_step: eps must be in [0, 1), got {eps}")
     shape = tuple(remainder.shape)
-    if shape not in ((x.shape[0],), (x.shape[0], *x.shape[2:])):
+    if len(shape) not in (1, 3) or shape not in ((x.shape[0],), (x.shape[0], *x.shape[2:])):
         raise ValueError(
             f"halting_step: remainder must be [N] (ACT) or [N, H, W] (SACT) for x {tuple(x.shape)}, got {shape}"
         )

@@ -105,6 +105,8 @@ def _interpolate(rows, nearest, batch, size):
     "accel::interpolate_backward", mutates_args=(), schema="(Tensor grad, Tensor nearest, SymInt count) -> Tensor"
 )
 def _interpolate_backward(grad, nearest, count):
+    if not grad.shape[0]:
+        return grad.new_empty(0, grad.shape[1])
     return implementation("interpolate_backward", grad, "interpolate")(grad, nearest, count)
 
 

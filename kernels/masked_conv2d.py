@@ -105,7 +105,7 @@ def masked_conv2d_(
     in_size = _input_size(x, source)
     check_conv("masked_conv2d_", x, weight, bias, out, stride, padding, dilation, groups, activation)
     _check_sets(x, weight, active, out, in_size, stride, padding, dilation)
-    if not out.is_contiguous(memory_format=torch.channels_last):
+    if out.numel() and not out.is_contiguous(memory_format=torch.channels_last):
         raise ValueError(
             f"masked_conv2d_: out must be contiguous in channels_last, got strides {out.stride()}: convert it with "
             ".contiguous(memory_format=torch.channels_last)"

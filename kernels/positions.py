@@ -32,6 +32,8 @@ class PositionSet:
 
     def __post_init__(self) -> None:
         total = self.height * self.width
+        if total > INT32_MAX:
+            raise ValueError(f"a map of {self.height}x{self.width} has more positions than int32 can name: cut it up")
         for name, tensor in (("positions", self.positions), ("nearest", self.nearest)):
             if tensor.dtype != torch.int32 or tensor.dim() != 1:
                 raise ValueError(
@@ -168,7 +170,7 @@ def output_size(
     top, bottom, left, right = padding
     height = (in_size[0] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
     width = (in_size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
-    if height < 1 or width < 1:
+    if height < 1 or width < 1 or in_size[0] < 1 or in_size[1] < 1:
         raise ValueError(
             f"a {kernel[0]}x{kernel[1]} kernel with stride {stride}, padding {padding} and dilation {dilation} "
             f"does not fit an input of {in_size[0]}x{in_size[1]}: give a larger input"
@@ -190,6 +192,8 @@ def tap_map(
     the non-zero modes only change this map, so that no padded copy of the input is ever made.
     """
     out_size = output_size(in_size, kernel, stride, padding, dilation)
+    if in_size[0] * in_size[1] > INT32_MAX:
+        raise ValueError(f"an input of {in_size[0]}x{in_size[1]} has more pixels than int32 can name: cut it up")
     rows, cols = (
         _axis_taps(in_size[i], out_size[i], kernel[i], stride[i], padding[2 * i], dilation[i], padding_mode)
         for i in range(2)

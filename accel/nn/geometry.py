@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from accel.kernels.positions import output_size
@@ -40,6 +41,8 @@ def geometry_of(conv: nn.Conv2d) -> ConvGeometry:
     mode = conv.padding_mode
     padding = conv.padding if mode == "zeros" else conv._reversed_padding_repeated_twice
     settings = (conv.kernel_size, conv.stride, padding, conv.dilation, conv.groups, mode)
+    if torch.compiler.is_compiling():  # dynamo warns of caches
+        return _geometry.__wrapped__(*settings)
     try:
         return _geometry(*settings)
     except TypeError:  # lists have no hash

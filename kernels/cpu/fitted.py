@@ -37,6 +37,9 @@ def interpolate_fitted(
 ) -> Tensor:
     """Rows to a dense map; arguments and result as in `accel.kernels.reference.interpolate`."""
     require_float32(rows, weights, constant, residual)
+    out = empty((batch, rows.shape[1], *size), memory_format=torch.channels_last)
+    if not out.numel():
+        return out
     residual = None if residual is None else pixels_first(residual)
     rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
     pixels = size[0] * size[1]
@@ -46,7 +49,6 @@ def interpolate_fitted(
         lists, (pixels, images), lambda _: of_interpolation(*_checked_lists(*lists, pixels), size[1], images)
     )
     channels = rows.shape[1]
-    out = empty((batch, channels, *size), memory_format=torch.channels_last)
     fields = (
         rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), address(residual), out.data_ptr(),
         *footprints.addresses, batch // images, footprints.bands, len(positions) * images, pixels * images, channels,
@@ -70,6 +72,8 @@ def interpolate_fitted_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to (rows, weights, constant); arguments as in `accel.kernels.reference.interpolate`."""
     require_float32(grad, rows, weights)
+    if not rows.numel():
+        return torch.empty_like(rows), torch.zeros_like(weights), weights.new_zeros(len(weights), weights.shape[2])
     grad, rows, weights = pixels_first(grad), rows.contiguous(), weights.contiguous()
     lists = _checked_lists(positions, skipped, neighbors, starts, grad.shape[2] * grad.shape[3])
     readers = _readers.get(

@@ -10,6 +10,7 @@ from torch import Tensor
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
 from accel.kernels.cpu.plans import IdentityCache
+from accel.kernels.dispatch import forced_backend
 from accel.kernels.positions import PositionSet
 from accel.kernels.reference import halting_step as reference
 
@@ -106,13 +107,14 @@ def halting_step(
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One step, functional; arguments and result as in `accel.kernels.reference.halting_step`."""
-    state = (remainder, ponder, units, output)
-    if not _takes(h, x, *state):
-        return reference.halting_step(h, x, *state, eps, last)
+    if not _takes(x, remainder):
+        return reference.halting_step(h, x, remainder, ponder, units, output, eps, last)
+    given = (remainder, ponder, units, output)
+    h, x, *state = _laid_out(h, x, *given)
     new = tuple(torch.empty_like(tensor) for tensor in state)
-    weight = torch.empty_like(remainder)
+    weight = torch.empty_like(state[0])
     _step(h, x, state, new, weight, None, eps, last)
-    return (*new, weight)
+    return (*map(_like, given, state, new), _like(remainder, state[0], weight))
 
 
 def halting_step_(
@@ -126,12 +128,16 @@ def halting_step_(
     last: bool,
 ) -> Tensor:
     """One step, in place; arguments and result as in `accel.kernels.reference.halting_step_`."""
-    state = (remainder, ponder, units, output)
-    if not _takes(h, x, *state):
-        return reference.halting_step_(h, x, *state, eps, last)
-    running = torch.empty_like(remainder, dtype=torch.bool)
+    if not _takes(x, remainder):
+        return reference.halting_step_(h, x, remainder, ponder, units, output, eps, last)
+    given = (remainder, ponder, units, output)
+    h, x, *state = _laid_out(h, x, *given)
+    running = torch.empty_like(state[0], dtype=torch.bool)
     _step(h, x, state, state, None, running, eps, last)
-    return running
+    for tensor, stepped in zip(given, state):
+        if stepped is not tensor:
+            tensor.copy_(stepped)
+    return _like(remainder, state[0], running)
 
 
 def halting_step_backward(
@@ -146,13 +152,11 @@ def halting_step_backward(
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one step; arguments and result as in `accel.kernels.reference.halting_step`."""
-    if not _takes(h, x, remainder, remainder, remainder, x):
-        return reference.halting_step_backward(
-            h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last
-        )  # fmt: skip
+    if not _takes(x, remainder):
+        return reference.halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last)
     require_float32(d_remainder, d_ponder, d_output, d_weight)
-    d_states = [tensor.contiguous() for tensor in (d_remainder, d_ponder, d_weight)]
-    d_output = pixels_first(d_output) if remainder.dim() == 3 else d_output.contiguous()
+    given = (remainder, x, remainder)
+    h, x, remainder, *d_states, d_output = _laid_out(h, x, remainder, d_remainder, d_ponder, d_weight, d_output)
     d_h, d_x, d_old = torch.empty_like(remainder), torch.empty_like(x), torch.empty_like(remainder)
     positions = remainder.numel()
     _engine.halting_step_backward(
@@ -160,7 +164,7 @@ def halting_step_backward(
         d_output.data_ptr(), d_states[2].data_ptr(), d_h.data_ptr(), d_x.data_ptr(), d_old.data_ptr(), positions,
         x.numel() // max(positions, 1), last or h is None, torch.get_num_threads(), eps,
     )  # fmt: skip
-    return d_h, d_x, d_old
+    return tuple(map(_like, given, (remainder, x, remainder), (d_h, d_x, d_old)))
 
 
 def ponder_cost(ponder: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,16 +181,32 @@ def ponder_cost(ponder: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
     return rho, executed
 
 
-def _takes(h: Tensor | None, x: Tensor, remainder: Tensor, ponder: Tensor, units: Tensor, output: Tensor) -> bool:
-    """Whether the engine can step this state as it lies: fp32, maps and images with contiguous pixels."""
-    maps = (x, output)
-    states = (remainder, ponder, units) if h is None else (h, remainder, ponder, units)
-    layout = torch.channels_last if remainder.dim() == 3 else torch.contiguous_format
-    return (
-        remainder.dtype is x.dtype is torch.float32
-        and all(tensor.is_contiguous() for tensor in states)
-        and all(tensor.is_contiguous(memory_format=layout) for tensor in maps)
+def _takes(x: Tensor, remainder: Tensor) -> bool:
+    """Whether the engine can step these dtypes; RuntimeError where it cannot and must."""
+    taken = x.dtype is remainder.dtype is torch.float32
+    if not taken and forced_backend() == "cpu":
+        raise RuntimeError(
+            f"halting_step: the C engine takes float32 maps and states, got x in {x.dtype} and remainder in "
+            f"{remainder.dtype}: convert them or leave use_backend('cpu')"
+        )
+    return taken
+
+
+def _laid_out(h: Tensor | None, x: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+    """(h, x, *others) as the engine steps them, the last of the others a map like x: states contiguous, maps of SACT
+    with contiguous pixels, of ACT all alike. What lies so already comes back as it is."""
+    *states, end = others
+    by_pixels = states[0].dim() == 3 or all(
+        image.dim() == 4 and image.is_contiguous(memory_format=torch.channels_last) for image in (x, end)
     )
+    lay = pixels_first if by_pixels else Tensor.contiguous
+    h = None if h is None else h.contiguous()
+    return h, lay(x), *[state.contiguous() for state in states], lay(end)
+
+
+def _like(given: Tensor, laid: Tensor, result: Tensor) -> Tensor:
+    """The result for `given`, in the layout of torch.empty_like(given); the engine has it in that of `laid`."""
+    return result if laid is given else torch.empty_like(given, dtype=result.dtype).copy_(result)
 
 
 def _step(h, x, old, new, weight, running, eps, last) -> None:

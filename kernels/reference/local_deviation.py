@@ -14,7 +14,7 @@ def local_deviation(x: Tensor, channels: int) -> Tensor:
         x: [N, C, H, W]. A pixel without neighbours deviates by 0.
     """
     x = x[:, :channels]
-    cross = x.new_tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    cross = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]], dtype=x.dtype, device=x.device)
     taken, height, width = x.shape[1:]
     sums = F.conv2d(x, cross.expand(taken, 1, 3, 3), padding=1, groups=taken)
     counts = F.conv2d(x.new_ones(1, 1, height, width), cross[None, None], padding=1)

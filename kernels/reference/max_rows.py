@@ -8,7 +8,9 @@ from torch import Tensor
 
 def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
     """rows [N * P, C], taps int32 [T, M] -> [N * M, C], the maximum over T; a tap at a time, to spare memory."""
-    images = rows.view(batch, -1, rows.shape[1]) if batch else rows.view(0, 1, rows.shape[1])
+    if not batch:
+        return rows.new_empty(0, rows.shape[1])
+    images = rows.view(batch, len(rows) // batch, rows.shape[1])
     out = images.index_select(1, taps[0])
     for tap in taps[1:]:
         torch.maximum(out, images.index_select(1, tap), out=out)
