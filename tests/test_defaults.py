@@ -46,7 +46,7 @@ def make_network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
         *(nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()),
-        *(nn.Conv2d(64, 16, 3, padding=1), nn.BatchNorm2d(16), nn.LeakyReLU(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(64, 16, 3, padding=1), nn.BatchNorm2d(16), nn.LeakyReLU(), nn.AvgPool2d(3, 2)),
         *(nn.Conv2d(16, 16, 3, padding=2, dilation=2, groups=16), nn.Hardswish(), nn.MaxPool2d(2)),
         *(nn.Conv2d(16, 24, 3, padding=1, padding_mode="reflect"), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     ).eval()

@@ -123,9 +123,9 @@ def avg_pool(
     taps, inside, size = _pool_taps(value.positions, kernel, stride, padding, (1, 1), False)
     rows = value.images
     count = inside.sum(0) if not count_include_pad else torch.full_like(taps[0], kernel[0] * kernel[1])
-    weights = inside / (count if divisor is None else divisor)
+    weights = inside.to(rows.dtype) / (count if divisor is None else divisor)
     out = rows.new_zeros(value.batch, taps.shape[1], rows.shape[2])
-    for tap, weight in zip(taps, weights.to(rows.dtype)):
+    for tap, weight in zip(taps, weights):
         out.addcmul_(rows.index_select(1, tap), weight[:, None])
     return value.leave(out.view(value.batch, *size, rows.shape[2]).permute(0, 3, 1, 2))
 

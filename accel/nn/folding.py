@@ -34,16 +34,17 @@ class FoldedWeights:
     """The folded weights of a convolution, made anew when the fit or any of the tensors changed that they come from."""
 
     def __init__(self) -> None:
-        self._key: tuple | None = None
-        self._folded: Folded | None = None
+        self._kept: tuple[tuple, Folded] | tuple[None, None] = (None, None)  # replaced as a whole: threads share it
 
     def get(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -> Folded:
         """What `norm(conv(x))` in evaluation computes with, its convolution corrected as `fit` says."""
         tensors = (conv.weight, conv.bias, *(() if norm is None else _state(norm)))
-        key = (fit, *map(_fingerprint, tensors))
-        if key != self._key:
-            self._folded, self._key = fold(conv, norm, fit), key
-        return self._folded
+        key = (fit, None if norm is None else norm.eps, *map(_fingerprint, tensors))
+        before, folded = self._kept
+        if key != before:
+            folded = fold(conv, norm, fit)
+            self._kept = key, folded
+        return folded
 
 
 def _state(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:

@@ -1,6 +1,8 @@
 """A batch norm folded into weights: exact, renewed when anything changes, and never touching the modules."""
 
 import copy
+import sys
+import threading
 
 import pytest
 import torch
@@ -40,6 +42,7 @@ CHANGES = {
     "through data": lambda conv, norm: conv.weight.data.fill_(0.1),
     "norm through data": lambda conv, norm: norm.running_var.data.mul_(2),
     "bias": lambda conv, norm: conv.bias.add_(1),
+    "epsilon": lambda conv, norm: setattr(norm, "eps", 0.5),
     "statistics": lambda conv, norm: norm.train()(torch.randn(4, 6, 5, 5).double()),
     "replaced": lambda conv, norm: setattr(norm, "weight", nn.Parameter(torch.ones(6).double())),
     "loaded": lambda conv, norm: norm.load_state_dict(pair()[1].state_dict() | {"bias": torch.ones(6).double()}),
@@ -77,3 +80,29 @@ def test_inference_tensors_have_no_version_and_are_still_watched():
         first = cache.get(conv, norm)
         conv.weight.mul_(2)
         assert not torch.equal(cache.get(conv, norm)[0], first[0])
+
+
+def test_threads_that_share_a_cache_get_their_own_weights():
+    """Two sizes of one layer fold with and without a fit: what another thread folds meanwhile is not handed out."""
+    conv, norm = pair()
+    cache, other = FoldedWeights(), pair()[1]
+    other.weight.data.mul_(3)
+    right = {id(n): fold(conv, n).weight for n in (norm, other)}
+    wrong = []
+
+    def work(n):
+        for _ in range(300):
+            if not torch.equal(cache.get(conv, n).weight, right[id(n)]):
+                wrong.append(n)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(n,)) for n in (norm, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
