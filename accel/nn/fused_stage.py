@@ -13,6 +13,7 @@ from accel.kernels.dispatch import is_direct
 from accel.kernels.stage import StageConv, StagePlan, StageResult, StageUnit, plan_stage, runs_on_engine
 from accel.nn.folding import fold
 from accel.nn.freshness import Freshness
+from accel.nn.geometry import geometry_of
 from accel.nn.residual_units import BranchStep
 from accel.nn.unit_proof import ProvedUnit
 
@@ -89,5 +90,6 @@ def _folded(step: BranchStep, activation: str) -> StageConv:
     conv = step.conv
     weight, bias = (conv.weight, conv.bias) if step.bn is None else fold(conv, step.bn)[:2]
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    top, _, left, _ = step.padding
-    return StageConv(weight, bias, conv.stride, (top, left), conv.dilation, conv.groups, activation)
+    now = geometry_of(conv)
+    top, _, left, _ = now.padding
+    return StageConv(weight, bias, now.stride, (top, left), now.dilation, now.groups, activation)

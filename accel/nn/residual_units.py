@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.errors import ConversionError
-from accel.kernels.positions import output_size
 from accel.kernels.reference.activation import activate
+from accel.nn.geometry import geometry_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +33,10 @@ class BranchStep:
     @property
     def padding(self) -> tuple[int, int, int, int]:
         """(top, bottom, left, right)."""
-        padding = self.conv.padding
-        if padding == "same":
-            vertical, horizontal = (d * (k - 1) for k, d in zip(self.conv.kernel_size, self.conv.dilation))
-            return vertical // 2, vertical - vertical // 2, horizontal // 2, horizontal - horizontal // 2
-        vertical, horizontal = (0, 0) if padding == "valid" else padding
-        return vertical, vertical, horizontal, horizontal
+        return geometry_of(self.conv).padding
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return output_size(size, self.conv.kernel_size, self.conv.stride, self.padding, self.conv.dilation)
+        return geometry_of(self.conv).output_size(*size)
 
     def __call__(self, x: Tensor) -> Tensor:
         top, bottom, left, right = self.padding
@@ -83,7 +78,7 @@ class UnitDescription:
     @property
     def maskable(self) -> bool:
         """Whether inactive positions can keep their value: the unit changes neither size nor width."""
-        return self.shortcut is None and all(step.conv.stride == (1, 1) for step in self.steps)
+        return self.shortcut is None and all(geometry_of(step.conv).stride == (1, 1) for step in self.steps)
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the output for an input of `size`."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel.nn.folding import FoldedWeights
+from accel.nn.geometry import geometry_of
 from accel.nn.residual_units import BranchStep, UnitDescription
 from accel.nn.unit_proof import ProvedUnit
 from accel.ops import active_positions, masked_conv2d
@@ -46,7 +47,7 @@ class SparseUnit:
                 bias,
                 sets[reach],
                 padding=step.padding,
-                dilation=step.conv.dilation,
+                dilation=geometry_of(step.conv).dilation,
                 groups=step.conv.groups,
                 activation=self.description.activation if last else step.activation,
                 residual=state if last else None,

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import accel
-from accel import Perforate
+from accel import ACT, SACT, Perforate
 from accel.nn.geometry import geometry_of
+from accel.zoo.registry import get_model
 
 CHANGES = {
     "padding (0, 0)": {"padding": (0, 0)},
@@ -114,3 +115,29 @@ def test_the_geometry_is_read_now():
     conv.padding = "same"
     with pytest.raises(ValueError, match="'same' is not supported for strided convolutions"):
         geometry_of(conv)
+
+
+@pytest.mark.parametrize("config", [ACT(), SACT()], ids=["ACT", "SACT"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_units_with_geometry_set_later(config, when):
+    """A number, a word or a list for the same pair: the same stage, fused or unit by unit."""
+    x = torch.randn(2, 3, 16, 16)
+    outputs = []
+    for settings in ({}, {"padding": 1, "dilation": 1}, {"padding": "same"}, {"padding": [1, 1]}):
+        torch.manual_seed(0)
+        net = get_model("zoo:resnet14_cifar").eval()
+        if when == "after":
+            net = accel.convert_model(net, config, example_inputs=x)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride) == ((3, 3), (1, 1)):
+                for attribute, value in settings.items():
+                    setattr(module, attribute, value)
+        if when == "before":
+            net = accel.convert_model(net, config, example_inputs=x)
+        with torch.no_grad():
+            fused = net(x).logits
+            with accel.ops.use_backend("reference"):
+                assert_same(net(x).logits, fused)
+        outputs.append(fused)
+    for other in outputs[1:]:
+        assert_same(other, outputs[0])
