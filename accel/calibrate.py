@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import itertools
@@ -20,7 +19,7 @@ from accel.masks import IMPACT_MASKS
 from accel.nn.fitted import Fit, classify, common_classes, distance_weights, find_neighbors, nearest_fit
 from accel.nn.geometry import geometry_of
 from accel.nn.inference import one_by_one
-from accel.nn.perforated import PerforatedConv2d
+from accel.nn.perforated import PerforatedConv2d, shallow_copy
 from accel.nn.settling import settle
 
 _RIDGE = 1e-3  # of the neighbours' mean variance, or of the target's: then no fit magnifies by more than 16
@@ -122,7 +121,7 @@ def fit_layer(layer: PerforatedConv2d, x: Tensor, target: Tensor) -> Fit:
 
 def _error(layer: PerforatedConv2d, fit: Fit, x: Tensor, target: Tensor, where: Tensor | slice) -> Tensor:
     """[K], the mean squared error of the layer with a fit, at the flat positions `where`."""
-    trial = copy.copy(layer)
+    trial = shallow_copy(layer)
     trial.set_fit(fit)
     trial._sets = layer._sets
     difference = PerforatedConv2d.forward(trial, x).float() - target.float()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from accel.config import ACT, MISSING, Config, Perforate, Rules, as_rules
 from accel.errors import ConfigError, ConversionError
@@ -42,7 +43,7 @@ def perforated_layers(model: nn.Module) -> dict[str, PerforatedConv2d]:
 
 def left_dense(layer: nn.Conv2d) -> str | None:
     """Why a rule cannot apply to this convolution, or None."""
-    if type(layer) not in (nn.Conv2d, PerforatedConv2d):
+    if type_before_parametrizations(layer) not in (nn.Conv2d, PerforatedConv2d):
         return f"is a {type(layer).__name__}, whose own forward would be lost"
     if has_own_forward(layer):
         return "has a forward set on the layer itself, which would be lost"

@@ -27,7 +27,7 @@ from accel.inputs import Batch, Inputs, as_batch
 from accel.masks import LATTICE_KEEPS
 from accel.nn.inference import install
 from accel.nn.layout import settle_layout
-from accel.nn.perforated import PerforatedConv2d
+from accel.nn.perforated import PerforatedConv2d, shallow_copy
 from accel.nn.running import record_calls, run_on
 from accel.profiling.flops import layer_macs
 
@@ -204,7 +204,7 @@ def _conversions(
 
 
 def _keep(layer: nn.Conv2d, name: str, made: Conversion, calls: Mapping[str, list[tuple[int, ...]]]) -> float:
-    probe = PerforatedConv2d.adopt(copy.copy(layer), made.config, name, made.pooling, made.impact)
+    probe = PerforatedConv2d.adopt(shallow_copy(layer), made.config, name, made.pooling, made.impact)
     return probe.position_set(*calls[name][0][-2:]).keep if calls[name] else made.config.keep
 
 

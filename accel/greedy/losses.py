@@ -8,7 +8,6 @@ as every map was larger than what malloc keeps.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from accel.greedy.table import DENSE
 from accel.inputs import Batch
 from accel.nn.fitted import nearest_fit
 from accel.nn.inference import one_by_one
-from accel.nn.perforated import PerforatedConv2d
+from accel.nn.perforated import PerforatedConv2d, shallow_copy
 from accel.nn.running import evaluation, floating_tensors, has_labels, replaced_forwards
 from accel.nn.settling import settle
 
@@ -141,7 +140,7 @@ class Losses:
     def _probe(self, name: str, label: str) -> PerforatedConv2d:
         """The layer under a candidate: a module beside the layer's own, with the same parameters."""
         made = self.candidates[name][label]
-        return PerforatedConv2d.adopt(copy.copy(self.layers[name]), made.config, name, made.pooling, made.impact)
+        return PerforatedConv2d.adopt(shallow_copy(self.layers[name]), made.config, name, made.pooling, made.impact)
 
     def _run(self, forwards: Mapping[str, Callable], known: Mapping[str, Tensor]) -> object:
         """The outputs on all pictures; layers have these forwards, and those with `known` outputs do not compute."""

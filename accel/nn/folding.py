@@ -38,6 +38,8 @@ class FoldedWeights:
 
     def get(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -> Folded:
         """What `norm(conv(x))` in evaluation computes with, its convolution corrected as `fit` says."""
+        if is_computed(conv):
+            return fold(conv, norm, fit)
         tensors = (conv.weight, conv.bias, *(() if norm is None else _state(norm)))
         key = (fit, None if norm is None else norm.eps, *map(_fingerprint, tensors))
         before, folded = self._kept
@@ -45,6 +47,12 @@ class FoldedWeights:
             folded = fold(conv, norm, fit)
             self._kept = key, folded
         return folded
+
+
+def is_computed(conv: nn.Conv2d) -> bool:
+    """Whether weight or bias are no parameters of the layer but worked out from others (parametrized, pruned): they are
+    new tensors again and again, in memory that others had before, so that nothing made from them can be kept."""
+    return conv._parameters.get("weight") is None or "bias" not in conv._parameters
 
 
 def _state(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
@@ -55,11 +63,12 @@ def _state(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
 @torch.no_grad()
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -> Folded:
     """A convolution with these weights is `norm(scale * conv(x) + shift)`, with the running statistics of `norm`."""
-    dtype, device = conv.weight.dtype, conv.weight.device
+    weight, bias, sums, constant = conv.weight, conv.bias, None, None
+    dtype, device = weight.dtype, weight.device
     wide = torch.promote_types(dtype, torch.float32)  # as the norm itself computes in lower precisions
-    gain, offset = _affine(norm, wide) if norm is not None else conv.weight.new_tensor([1.0, 0.0], dtype=wide)
-    bias = torch.zeros((), dtype=wide, device=device) if conv.bias is None else conv.bias.to(wide)
-    weight, sums, constant = conv.weight.to(wide), None, None
+    gain, offset = _affine(norm, wide) if norm is not None else weight.new_tensor([1.0, 0.0], dtype=wide)
+    bias = torch.zeros((), dtype=wide, device=device) if bias is None else bias.to(wide)
+    weight = weight.to(wide)
     if fit is not None:
         scale, shift, sums, constant = (
             tensor.to(device, wide) for tensor in (fit.scale, fit.shift, fit.weights, fit.constant)

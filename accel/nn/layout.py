@@ -12,17 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConversionError
+from accel.nn.folding import is_computed
 from accel.nn.inference import one_by_one
 from accel.nn.running import replaced_forwards, undisturbed
 
 
 def lay_out(layers: Iterable[nn.Conv2d], memory_format: torch.memory_format) -> None:
-    """Lay out the weights of convolutions, in place.
+    """Lay out the weights of convolutions, in place, but those that are worked out anew at every call.
 
     A convolution that stays dense follows the layout of its weight: it would else hand an NCHW map to layers that read
     channels_last, at the cost of a copy (with it, HED at batch 8 was no faster than dense).
     """
     for layer in layers:
+        if is_computed(layer):
+            continue
         layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
 
 

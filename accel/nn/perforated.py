@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from accel.config import Perforate
 from accel.errors import ConfigError
@@ -71,7 +72,7 @@ class PerforatedConv2d(nn.Conv2d):
         """
         if not isinstance(conv, PerforatedConv2d):
             conv._aside = {name: conv.__dict__[name] for name in STATE if name in conv.__dict__}
-        conv.__class__ = PerforatedConv2d
+        conv.__class__ = _as_kind(conv, PerforatedConv2d)
         conv.config = config
         conv.layer_name = layer_name
         conv.pooling = pooling
@@ -94,7 +95,7 @@ class PerforatedConv2d(nn.Conv2d):
         for name in STATE:
             del self.__dict__[name]
         self.__dict__.update(aside)
-        self.__class__ = nn.Conv2d
+        self.__class__ = _as_kind(self, nn.Conv2d)
         return self
 
     def __getstate__(self) -> dict:
@@ -282,11 +283,12 @@ class PerforatedConv2d(nn.Conv2d):
         fit = self._fit_for(positions)
         if norm is not None or not torch.is_grad_enabled():
             return self._folded.get(self, norm, fit)
+        weight, bias = self.weight, self.bias  # read once: a parametrization may go on at every reading
         scale, shift, sums, constant = (
-            tensor.to(self.weight) for tensor in (fit.scale, fit.shift, fit.weights, fit.constant)
+            tensor.to(weight) for tensor in (fit.scale, fit.shift, fit.weights, fit.constant)
         )
-        bias = shift if self.bias is None else self.bias * scale + shift
-        return Folded(fit.corrected(self.weight), bias, sums, constant)
+        bias = shift if bias is None else bias * scale + shift
+        return Folded(fit.corrected(weight), bias, sums, constant)
 
     def _fit_for(self, positions: PositionSet) -> Fit:
         """What fills in the skipped positions of one of this layer's sets; by distance, it is found for each size."""
@@ -307,6 +309,21 @@ class PerforatedConv2d(nn.Conv2d):
         key = (positions.height, positions.width, positions.positions.device)
         device = positions.positions.device
         return _kept(self._neighbors, key, lambda: self._fit_for(positions).neighbors(positions.to("cpu")).to(device))
+
+
+def _as_kind(conv: nn.Conv2d, kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """`kind`, or where the layer is parametrized a subclass of it with what that put into the layer's class."""
+    if not is_parametrized(conv):
+        return kind
+    own = {name: value for name, value in vars(type(conv)).items() if name not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{kind.__name__}", (kind,), own)
+
+
+def shallow_copy(layer: nn.Module) -> nn.Module:
+    """A module beside `layer` with the same parameters and submodules; `copy.copy` refuses parametrized ones."""
+    other = type(layer).__new__(type(layer))
+    other.__dict__ = dict(PerforatedConv2d.__getstate__(layer) if isinstance(layer, PerforatedConv2d) else vars(layer))
+    return other
 
 
 def _kept(cache: dict, key: tuple, make: Callable[[], _Kept]) -> _Kept:

@@ -17,6 +17,7 @@ from accel.kernels.dispatch import active_backend
 from accel.kernels.replay import Program, engine_state, prepare_replay
 from accel.nn import dense
 from accel.nn.effects import writes
+from accel.nn.folding import is_computed
 from accel.nn.freshness import Freshness
 from accel.nn.graph import module_of
 from accel.nn.perforated import PerforatedConv2d
@@ -61,7 +62,7 @@ def _is_repeatable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.target is dense.convolve:
         return True
     layer = module_of(node, modules)
-    if not isinstance(layer, PerforatedConv2d):
+    if not isinstance(layer, PerforatedConv2d) or is_computed(layer):
         return False
     return layer.config.mask != "adaptive" and layer.config.interpolate != "zero" and not layer.contiguous
 
