@@ -64,6 +64,7 @@ def judge(
     import torch
 
     import accel
+    from accel.cli.training import logits_of
     from accel.errors import DataError
     from accel.nn.adaptive import AdaptiveOutput
 
@@ -78,15 +79,15 @@ def judge(
             saved = sum(stage.dense_macs - stage.executed_macs for stage in out.stages)
             executed.append(per_picture - saved)
             units.append(torch.stack([stage.num_units.double().view(len(x), -1).mean(1) for stage in out.stages]))
-            out = out.logits
         else:
             executed.append(accel.count_macs(model, x, per_image=True) if resolved.converted else _same(x, per_picture))
-        if out.shape[1] < len(pictures.classes):
+        scores = logits_of(out)
+        if scores.shape[1] < len(pictures.classes):
             raise DataError(
-                f"{resolved.name or 'the model'} tells {out.shape[1]} classes apart, the data set has "
+                f"{resolved.name or 'the model'} tells {scores.shape[1]} classes apart, the data set has "
                 f"{len(pictures.classes)}: give the data set it was trained on"
             )
-        right += int((out.argmax(1) == labels).sum())
+        right += int((scores.argmax(1) == labels).sum())
     macs = torch.cat(executed).double()
     low, middle, high = (round(float(q)) for q in torch.quantile(macs, torch.tensor([0.05, 0.5, 0.95]).double()))
     stages = torch.cat(units, dim=1).mean(1).tolist() if units else []

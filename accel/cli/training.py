@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from accel.api import convert_model
 from accel.cli.common import parse_toml, read_toml
+from accel.cli.fidelity import first_tensor
 from accel.config import ACT, SACT
 from accel.convert import revert_model
-from accel.errors import ConfigError
+from accel.errors import ConfigError, DataError
 from accel.nn.adaptive import AdaptiveOutput, ponder_loss
 from accel.profiling.flops import count_macs
 from accel.train.batches import PictureBatches
@@ -60,7 +61,7 @@ class Teacher:
         proportion when T changes.
         """
         with torch.no_grad():
-            answers = (_logits(self.network(x)) / self.temperature).log_softmax(1)
+            answers = (logits_of(self.network(x)) / self.temperature).log_softmax(1)
         ours = (logits / self.temperature).log_softmax(1)
         divergence = F.kl_div(ours, answers, log_target=True, reduction="batchmean")
         return self.labels * cross_entropy + (1 - self.labels) * self.temperature**2 * divergence
@@ -88,7 +89,7 @@ class Task:
         """Cross entropy, the teacher's part, and the ponder loss of an adaptive model (arXiv 1612.02297, eq. 7)."""
         x, labels = (tensor.to(self.place.device, non_blocking=True) for tensor in self.batches(step))
         out = model(x)
-        logits = _logits(out)
+        logits = logits_of(out)
         cross_entropy = F.cross_entropy(logits, labels)
         loss = self.teacher.loss(x, logits, cross_entropy) if self.teacher else cross_entropy
         if not isinstance(out, AdaptiveOutput):
@@ -216,13 +217,24 @@ def accuracy(model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Te
     """Share of `pictures` that the model, in eval mode, puts into their class."""
     right = 0
     for x, labels in _in_batches(model, pictures, prepare):
-        right += int((_logits(model(x)).argmax(1).cpu() == labels).sum())
+        right += int((logits_of(model(x)).argmax(1).cpu() == labels).sum())
     return right / len(pictures)
 
 
-def _logits(out: Tensor | AdaptiveOutput) -> Tensor:
-    """What a plain or an adaptive model says, float32: it is narrower under autocast."""
-    return (out.logits if isinstance(out, AdaptiveOutput) else out).float()
+def logits_of(out: object) -> Tensor:
+    """What a plain or an adaptive classifier says, float32 [N, classes]: it is narrower under autocast.
+
+    Of several outputs it is the first.
+
+    Raises:
+        DataError: the model is no classifier.
+    """
+    found = out.logits if isinstance(out, AdaptiveOutput) else first_tensor(out)
+    if found.dim() != 2:
+        raise DataError(
+            f"the model gives {list(found.shape)}, expected the scores [N, classes] of a classifier: labels need one"
+        )
+    return found.float()
 
 
 def macs_per_image(model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Tensor], Tensor]) -> Tensor:

@@ -165,3 +165,17 @@ def test_summed_maps_use_the_nearest_position():
         np.repeat(np.repeat(maps[f"units_{k}"], 2 ** (k - 1), axis=0), 2 ** (k - 1), axis=1) for k in (1, 2, 3)
     )
     assert (maps["units"] == upsampled).all()
+
+
+def test_of_several_outputs_the_first_is_judged_and_maps_are_refused(data, capsys):
+    arguments = ["--data", str(data), "--no-compile", "--format", "json", "--limit", "4"]
+    assert main(["eval", "zoo:demo_resnet", "--weights", "none", *arguments]) == 1
+    assert "7 classes apart, the data set has 10" in capsys.readouterr().err
+    for label in (7, 8, 9):
+        for picture in (data / "test" / f"class{label}").iterdir():
+            picture.unlink()
+        (data / "test" / f"class{label}").rmdir()
+    assert main(["eval", "zoo:demo_resnet", "--weights", "none", *arguments]) == 0
+    assert 0 <= printed(capsys)[0]["accuracy"] <= 1
+    assert main(["eval", "zoo:hed_vgg16", "--weights", "none", *arguments]) == 1
+    assert "expected the scores [N, classes] of a classifier" in capsys.readouterr().err
