@@ -83,10 +83,10 @@ class Batch:
         kwargs = {name: change(value) for name, value in self.kwargs.items()}
         return Batch(tuple(map(change, self.args)), kwargs, tuple(map(change, self.rest)))
 
-    def part(self, start: int, end: int) -> Batch:
-        """Pictures `start` to `end`; what does not count the pictures stays whole."""
+    def part(self, start: int, end: int | None, step: int = 1) -> Batch:
+        """Pictures `start` to `end`, every `step`-th; what does not count the pictures stays whole."""
         whole = len(self)
-        return self.map(lambda value: value[start:end] if _counts(value, whole) else value)
+        return self.map(lambda value: value[start:end:step] if _counts(value, whole) else value)
 
     def described(self) -> str:
         """Types and shapes of the tensors, for a message."""

@@ -45,6 +45,12 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="table", help="how to print tables (default: table)")
 
 
+def add_minutes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, metavar="M", help="time that the search may take (default 10)"
+    )
+
+
 def image_size(text: str) -> tuple[int, int]:
     """`240x320` (height x width) or `224` (square), for argparse."""
     try:

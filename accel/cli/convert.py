@@ -48,6 +48,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--speedup", type=float, metavar="S", help="search what to keep for a network S times faster (see accel search)"
     )
+    common.add_minutes(parser)
     conversion.add_conversion(parser)
     conversion.add_input(parser)
     common.add_format(parser)
@@ -123,8 +124,13 @@ def prepare(args: argparse.Namespace) -> Job:
             calibration=calibration,
             speedup=args.speedup,
             seed=args.seed,
+            minutes=args.minutes,
             track=lambda items, what: common.progress(args, items, what, total=len(items)),
         )
+        if not any(rules.values()):
+            raise ConversionError(
+                f"--speedup {args.speedup:g} is met by the dense network: there is nothing to convert"
+            )
     fast = accel.convert_model(model, rules, example_inputs=pictures.first, calibration=calibration)
     return Job(resolved, model, fast, others)
 

@@ -24,6 +24,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     target.add_argument("--speedup", type=float, metavar="S", help="times faster than the fastest dense form")
     target.add_argument("--max-drop", type=float, metavar="D", help="the most that may be lost, see accel.search")
     target.add_argument("--macs", type=float, metavar="M", help="share of the dense MACs to execute; needs no clock")
+    common.add_minutes(parser)
     parser.add_argument("--dense", action="append", default=[], metavar="PATTERN", help="leave these layers alone")
     learning.add_pictures(parser)
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="folder for rules, trace and plot")
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     import accel
     from accel.cli.convert import trained_weights
     from accel.errors import ConversionError
-    from accel.greedy.trace import PLOT, RULES, STEPS
+    from accel.greedy.trace import NETWORKS, PLOT, RULES, STEPS
 
     resolved = models.resolve_args(args, args.weights or trained_weights(args.model))
     if resolved.converted:
@@ -53,11 +54,16 @@ def run(args: argparse.Namespace) -> int:
         rules=dict.fromkeys(args.dense) or None,
         folder=args.output,
         seed=args.seed,
+        minutes=args.minutes,
         track=lambda items, what: common.progress(args, items, what, total=len(items)),
     )
     total = found.report.total
     said = [f"{key} {total[key]:.4g}" for key in ("speedup", "drop", "loss") if key in total]
-    common.print_report(found.report, args, lines=[f"the whole network: {', '.join(said)}"])
+    lines = [
+        f"the whole network: {', '.join(said)}",
+        f"the best of {len(found.tried)} measured in {total['minutes']:.1f} min: {total['start']}",
+    ]
+    common.print_report(found.report, args, lines=lines)
     models.standardise_note(args, resolved)
-    common.note(args, f"{RULES} (for accel convert --rules), {STEPS} and {PLOT} are in {args.output}/")
+    common.note(args, f"{RULES} (for accel convert --rules), {STEPS}, {NETWORKS} and {PLOT} are in {args.output}/")
     return 0

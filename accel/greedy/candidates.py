@@ -35,18 +35,16 @@ _SMALLEST = 0.005  # share of the network's MACs below which a layer is left alo
 
 
 def default_candidates(seed: int = 0) -> tuple[Perforate, ...]:
-    """The lattices, filled in by the nearest position or by fitted sums; and every position, by the engine's own form.
+    """The lattices, filled in by the nearest position or by fitted sums, without and with refitted weights; and every
+    position, by the engine's own form.
 
     Whole layers by the engine count as candidates because it may be faster than torch's convolution.
     """
-    whole = Perforate(keep=1.0, mask="lattice", seed=seed)
+    filled = ({"interpolate": "nearest"}, {"interpolate": "fitted"}, {"interpolate": "fitted", "correct": "weights"})
+    lattices = ((keep, how) for keep in sorted(LATTICE_KEEPS, reverse=True) for how in filled)
     return (
-        whole,
-        *(
-            Perforate(keep=keep, mask="lattice", interpolate=filled, seed=seed)
-            for keep in sorted(LATTICE_KEEPS, reverse=True)
-            for filled in ("nearest", "fitted")
-        ),
+        Perforate(keep=1.0, mask="lattice", seed=seed),
+        *(Perforate(keep=keep, mask="lattice", seed=seed, **how) for keep, how in lattices),
     )
 
 
@@ -91,10 +89,41 @@ class Space:
         build_sets(network, self.calls)
         return network
 
-    def uniform(self, label: str) -> nn.Module:
-        """The network whose layers all take the candidate where they can; the fixed ones as fixed."""
-        takers = {name: label for name, found in self.candidates.items() if label in found}
-        return self.network({**self.start, **takers})
+    def uniform(self, label: str, without: Iterable[str] = ()) -> dict[str, str]:
+        """The state in which the layers searched take the candidate where they can, but for those `without`."""
+        skipped = {*without, *self.fixed}
+        return {**self.start, **{n: label for n, row in self.candidates.items() if label in row and n not in skipped}}
+
+    def corrected(self, state: Mapping[str, str], correct: str) -> dict[str, str]:
+        """The state with `correct` in every fit that is searched, where a candidate says so: it takes as long."""
+        return {name: self._twin(name, label, correct) for name, label in state.items()}
+
+    def _twin(self, name: str, label: str, correct: str) -> str:
+        row = self.candidates[name]
+        if label == DENSE or name in self.fixed or row[label].config.interpolate != "fitted":
+            return label
+        twin = label_of(dataclasses.replace(row[label].config, correct=correct))
+        return twin if twin in row else label
+
+    def timed_as(self) -> dict[str, dict[str, str]]:
+        """layer -> label -> the first label of all that takes as long there."""
+        first: dict[Perforate, str] = {}
+        configs = {label: made for row in self.candidates.values() for label, made in row.items()}
+        for label, made in configs.items():
+            first.setdefault(_timed_like(made).config, label)
+        return {
+            name: {label: first[_timed_like(made).config] for label, made in row.items()}
+            for name, row in self.candidates.items()
+        }
+
+    def only(self, labels: Iterable[str]) -> Space:
+        """The space with these candidates only, and those that rules decided."""
+        kept = set(labels)
+        rows = {
+            name: {label: made for label, made in row.items() if label in kept or name in self.fixed}
+            for name, row in self.candidates.items()
+        }
+        return dataclasses.replace(self, candidates=rows)
 
     @property
     def start(self) -> dict[str, str]:
@@ -138,6 +167,8 @@ def open_space(
     configs = {label_of(config): config for config in candidates}
     if any(config.keep is None for config in configs.values()):
         raise ConfigError("a candidate of a search needs keep=")
+    if hidden := {*candidates} - {*configs.values()}:
+        raise ConfigError(f"two candidates of a search are both called {label_of(hidden.pop())!r}: leave one out")
     layers = convolutions(model)
     calls = record_calls(model, counted_layers(model), example_inputs)
     macs = {row.name: row.dense or 0 for row in layer_macs(model, example_inputs)}
@@ -158,6 +189,10 @@ def open_space(
         name: {label: c for label, c in row.items() if name in fixed or kept[name, label] < 1 or c.config.keep == 1}
         for name, row in made.items()
     }
+    left |= {name: "is too small to leave positions out" for name, row in useful.items() if not row}
+    useful = {name: row for name, row in useful.items() if row}
+    if not useful.keys() - fixed.keys():
+        raise ConversionError(f"{type(model).__name__} has no convolution to search over: {left}")
     return Space(prepared, as_batch(example_inputs), calls, useful, fixed, macs, kept, left)
 
 

@@ -34,7 +34,10 @@ class Journal:
         if path is not None and path.exists():
             self.found = self._read(path)
 
-    def get(self, name: str, measure: Callable[[], Any]) -> Any:
+    def has(self, name: str) -> bool:
+        return name in self.found
+
+    def get(self, name: str, measure: Callable[[], Any] = lambda: None) -> Any:
         """The measurement called `name`, plain values; taken by `measure` where there is none yet."""
         if name not in self.found:
             self.found[name] = json.loads(json.dumps(measure()))  # what a resumed search will read

@@ -1,15 +1,17 @@
 """What a candidate costs in quality, measured on the network as it stands: every other layer as the search left it.
 
-What is to be fitted is fitted on all pictures at once, and a run of the network as it stands records what every
-convolution gives; a candidate then only computes from its own layer on, the outputs of the layers before it being those
-recorded. These runs take a few pictures at a time: 1,024 pictures of CIFAR at once spent half the time on page faults,
-as every map was larger than what malloc keeps.
+Of the pictures every second one is fitted on, and the others are judged: a fit that only repeats what it has seen shall
+not look good. On the latter a first run records what every convolution gives; a candidate then only computes from its
+own layer on, the outputs of the layers before it being those recorded. It does so for a few pictures at a time: 1,024
+pictures of CIFAR at once spent half the time on page faults, as every map was larger than what malloc keeps.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -17,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from accel.calibrate import fit_layer
+from accel.calibrate import LIMIT, fit_layer
 from accel.convert import Conversion, convolutions
+from accel.errors import DataError
+from accel.greedy.budget import Budget
 from accel.greedy.table import DENSE
 from accel.inputs import Batch
 from accel.nn.fitted import nearest_fit
@@ -29,6 +33,8 @@ from accel.nn.settling import settle
 
 Loss = Callable[[object, object], Tensor]  # (outputs, batch as it was given) -> the sum over the pictures
 Track = Callable[[Sequence, str], Iterable]
+_REFIT = 5.0  # times as long as a fit takes one that refits the weights, until that has been measured (HED: 5.3)
+_PART = 0.5  # of a run that a candidate takes on average, the layers before it being known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +53,21 @@ class Judge:
         """Per picture: the caller's loss; cross-entropy where there are labels; else distillation.
 
         Distillation is the divergence KL(dense, ours) of the softmax of logits [N, K], and the mean squared difference
-        of any other outputs: both grow with the square of small errors, so that those of several layers add up.
+        of any other outputs: both grow with the square of small errors, so that those of several layers add up. What is
+        no number is infinitely bad.
+
+        Raises:
+            DataError: outputs that cannot be compared, and no loss of the caller's.
         """
         if self.own is not None:
-            return float(self.own(outputs, self.batch.given)) / len(self.batch)
-        ours, dense = floating_tensors(outputs), floating_tensors(self.dense)
-        if has_labels(ours, self.batch.labels):
-            return float(F.cross_entropy(ours[0], self.batch.labels))
-        return sum(float(_distance(a, b)) for a, b in zip(ours, dense))
+            found = float(self.own(outputs, self.batch.given)) / len(self.batch)
+        else:
+            ours, dense = self._compared(outputs)
+            if _has_labels(ours, self.batch):
+                found = float(F.cross_entropy(ours[0], self.batch.labels))
+            else:
+                found = sum(float(_distance(a, b)) for a, b in zip(ours, dense))
+        return math.inf if math.isnan(found) else found
 
     def drop(self, outputs: object) -> float:
         """What is worse than dense: the increase of the caller's loss; the share of correct answers lost; without
@@ -62,18 +75,37 @@ class Judge:
         """
         if self.own is not None:
             return self.loss(outputs) - self.loss(self.dense)
-        ours, dense = floating_tensors(outputs), floating_tensors(self.dense)
+        ours, dense = self._compared(outputs)
+        if not _are_logits(ours[0]):
+            found = sum(float((a - b).abs().mean()) for a, b in zip(ours, dense)) / len(ours)
+            return math.inf if math.isnan(found) else found
         answers, before = ours[0].argmax(1), dense[0].argmax(1)
-        if has_labels(ours, self.batch.labels):
+        if _has_labels(ours, self.batch):
             labels = self.batch.labels
             return float((before == labels).float().mean() - (answers == labels).float().mean())
-        if ours[0].dim() == 2:
-            return float((answers != before).float().mean())
-        return sum(float((a - b).abs().mean()) for a, b in zip(ours, dense)) / len(ours)
+        return float((answers != before).float().mean())
+
+    def _compared(self, outputs: object) -> tuple[list[Tensor], list[Tensor]]:
+        ours, dense = floating_tensors(outputs), floating_tensors(self.dense)
+        if not dense or [a.shape for a in ours] != [b.shape for b in dense]:
+            shapes = [[list(tensor.shape) for tensor in each] for each in (ours, dense)]
+            raise DataError(
+                f"outputs of shapes {shapes[0]} cannot be compared with the dense network's {shapes[1]}: pass loss="
+            )
+        return ours, dense
+
+
+def _are_logits(output: Tensor) -> bool:
+    """Of one column the softmax would be 1, whatever the network says."""
+    return output.dim() == 2 and output.shape[1] > 1
+
+
+def _has_labels(outputs: list[Tensor], batch: Batch) -> bool:
+    return _are_logits(outputs[0]) and has_labels(outputs, batch.labels)
 
 
 def _distance(ours: Tensor, dense: Tensor) -> Tensor:
-    if ours.dim() == 2:
+    if _are_logits(ours):
         return F.kl_div(ours.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="batchmean")
     return F.mse_loss(ours, dense)
 
@@ -82,12 +114,14 @@ def _distance(ours: Tensor, dense: Tensor) -> Tensor:
 class Look:
     """The quality of a network as it stands, and what each candidate would change in it.
 
-    Attributes: loss, drop; extra, layer -> label -> increase of the loss if that layer alone took that candidate.
+    Attributes: loss, drop; extra, layer -> label -> increase of the loss if that layer alone took that candidate, for
+    as many layers as there was time for; whole, whether that is all of them.
     """
 
     loss: float
     drop: float
     extra: dict[str, dict[str, float]]
+    whole: bool = True
 
 
 class Losses:
@@ -100,62 +134,116 @@ class Losses:
         batch: Batch,
         own: Loss | None,
         at_once: int,
+        budget: Budget | None = None,
     ) -> None:
         """`model`: dense, laid out as converted models are; `candidates`: layer -> label -> what to turn it into;
-        `at_once`: pictures that a candidate runs on at a time."""
+        `at_once`: pictures that a candidate runs on at a time.
+
+        Raises:
+            DataError: the loss of the dense network is no number.
+        """
         self.network = model
         self.layers = convolutions(self.network)
         self.candidates = candidates
-        self.pictures = batch
+        self.budget = budget or Budget(None)
+        fitted = any(_is_fitted(made) for row in candidates.values() for made in row.values())
+        split = fitted and len(batch) > 1
+        self.known = (batch.part(0, None, 2) if split else batch).part(0, max(1, LIMIT // batch.pixels))
+        self.pictures = batch.part(1, None, 2) if split else batch
+        begin = time.monotonic()
         with evaluation(self.network), torch.no_grad():
-            dense = batch.run(self.network)
+            dense = self.pictures.run(self.network)
         leaves = tree_leaves(dense)
         joins = all(isinstance(leaf, Tensor) and leaf.shape[:1] == (len(self.pictures),) for leaf in leaves)
         self.at_once = at_once if joins else len(self.pictures)
-        self.judge = Judge(dense, batch, own)
+        self.judge = Judge(dense, self.pictures, own)
         self.dense_loss = self.judge.loss(dense)
+        if not math.isfinite(self.dense_loss):
+            raise DataError(f"the loss of the dense network is {self.dense_loss}: mend the pictures, or loss=")
+        self._fit_seconds: dict[str, list[float]] = {}
+        self._run_seconds = time.monotonic() - begin
 
     @torch.no_grad()
     def look(
         self, state: Mapping[str, str], wanted: Mapping[str, Sequence[str]], track: Track = lambda items, _: items
     ) -> Look:
-        """Measure the network whose layers have the labels of `state`, and the `wanted` candidates of its layers."""
-        trial = {(name, label) for name, labels in wanted.items() for label in labels}
+        """Measure the network whose layers have the labels of `state`, and the `wanted` candidates of its layers, in
+        their order.
+
+        Raises:
+            OutOfTime: the budget ends while layers are fitted.
+        """
+        trial = {(name, label) for name, labels in wanted.items() for label in labels if label != DENSE}
         trial |= {(name, label) for name, label in state.items() if label != DENSE}
         probes = {key: self._probe(*key) for key in trial}
-        own = {name: probes.get((name, state.get(name)), layer).forward for name, layer in self.layers.items()}
+        dense = {name: layer.forward for name, layer in self.layers.items()}
+        own = {
+            name: probes[name, state[name]].forward if (name, state.get(name)) in probes else run
+            for name, run in dense.items()
+        }
         with evaluation(self.network), one_by_one():
-            self._fit(own, probes)
-            base, recorded = self._recorded_run(own)
-            loss, drop = self.judge.loss(base), self.judge.drop(base)
-            extra = {}
-            order = list(recorded)
-            for name in track(sorted(wanted, key=lambda name: order.index(name) if name in recorded else -1), "trying"):
-                before = order[: order.index(name)] if name in recorded else []
-                known = {other: recorded[other] for other in before}
-                runs = {label: {**own, name: probes[name, label].forward} for label in wanted[name]}
-                extra[name] = {label: self.judge.loss(self._run(run, known)) - loss for label, run in runs.items()}
+            self._fit(probes, own)
+            begin = time.monotonic()
+            recorded, base = self._record(own)
+            loss = self.judge.loss(base)
+            self._run_seconds = time.monotonic() - begin
+            drop = self.judge.drop(base) if self.judge.own is None else loss - self.dense_loss
+            extra, order = {}, list(recorded)
+            for name in track(list(wanted), "trying"):
+                known = {other: recorded[other] for other in order[: order.index(name) if name in recorded else 0]}
+                extra[name] = {}
+                for label in wanted[name]:
+                    run = dense[name] if label == DENSE else probes[name, label].forward
+                    found = self.judge.loss(self._run({**own, name: run}, known))
+                    extra[name][label] = found - loss if math.isfinite(found) else math.inf
+                    if self.budget.left <= 0:
+                        return Look(loss, drop, extra, whole=False)
         return Look(loss, drop, extra)
+
+    def seconds(self, state: Mapping[str, str], wanted: Mapping[str, Sequence[str]]) -> float:
+        """About how long a look takes, from what was measured."""
+        trials = [(name, label) for name, labels in wanted.items() for label in labels]
+        made = [self.candidates[name][label] for name, label in (*state.items(), *trials) if label != DENSE]
+        fits = sum(self._usual(each.config.correct) for each in made if _is_fitted(each))
+        return fits + (2 + _PART * len(trials)) * self._run_seconds
+
+    def _usual(self, correct: str) -> float:
+        known = self._fit_seconds.get(correct)
+        if known:
+            return sum(known) / len(known)
+        return _REFIT * self._usual("scale") if correct == "weights" else 0.0
 
     def _probe(self, name: str, label: str) -> PerforatedConv2d:
         """The layer under a candidate: a module beside the layer's own, with the same parameters."""
         made = self.candidates[name][label]
         return PerforatedConv2d.adopt(shallow_copy(self.layers[name]), made.config, name, made.pooling, made.impact)
 
-    def _run(self, forwards: Mapping[str, Callable], known: Mapping[str, Tensor]) -> object:
+    def _run(self, forwards: Mapping[str, Callable], known: Mapping[str, list[Tensor]]) -> object:
         """The outputs on all pictures; layers have these forwards, and those with `known` outputs do not compute."""
         parts = []
-        for start in range(0, len(self.pictures), self.at_once):
-            here = slice(start, start + self.at_once)
-            again = {name: functools.partial(_again, outputs[here]) for name, outputs in known.items()}
+        for turn, start in enumerate(range(0, len(self.pictures), self.at_once)):
+            again = {name: functools.partial(_again, outputs[turn]) for name, outputs in known.items()}
             with replaced_forwards({self.layers[name]: run for name, run in {**forwards, **again}.items()}):
-                parts.append(tree_flatten(self.pictures.part(here.start, here.stop).run(self.network)))
+                parts.append(tree_flatten(self.pictures.part(start, start + self.at_once).run(self.network)))
         if len(parts) == 1:
             return tree_unflatten(*parts[0])
         return tree_unflatten([torch.cat(pieces) for pieces in zip(*(leaves for leaves, _ in parts))], parts[0][1])
 
-    def _fit(self, own: Mapping[str, Callable], probes: Mapping[tuple[str, str], PerforatedConv2d]) -> None:
-        """Fit all probes to the inputs they get where layers have the forwards `own`."""
+    def _record(self, own: Mapping[str, Callable]) -> tuple[dict[str, list[Tensor]], object]:
+        """The outputs, part by part, of the layers that run once, in order; and the network's on all pictures."""
+        found: dict[str, list[Tensor]] = {}
+
+        def recording(name: str, run: Callable, x: Tensor) -> Tensor:
+            out = run(x)
+            found.setdefault(name, []).append(out.clone())  # an in-place activation may overwrite it
+            return out
+
+        outputs = self._run({name: functools.partial(recording, name, run) for name, run in own.items()}, {})
+        turns = -(-len(self.pictures) // self.at_once)
+        return {name: parts for name, parts in found.items() if len(parts) == turns}, outputs
+
+    def _fit(self, probes: Mapping[tuple[str, str], PerforatedConv2d], own: Mapping[str, Callable]) -> None:
+        """Fit all probes to the inputs that they get in the network whose layers have the forwards `own`."""
         fitted: dict[str, list[PerforatedConv2d]] = {}
         for (name, _), probe in probes.items():
             if probe.config.interpolate == "fitted":
@@ -164,29 +252,19 @@ class Losses:
 
         def fit(name: str, x: Tensor, target: Tensor) -> None:
             for probe in fitted[name]:
+                self.budget.check()
+                begin = time.monotonic()
                 probe.set_fit(fit_layer(probe, x, target))
+                self._fit_seconds.setdefault(probe.config.correct, []).append(time.monotonic() - begin)
 
         waiting = {name: self.layers[name] for name in fitted}
-        settle(self.network, self.pictures, waiting, fit, {}, {self.layers[name]: run for name, run in own.items()})
-
-    def _recorded_run(self, own: Mapping[str, Callable]) -> tuple[object, dict[str, Tensor]]:
-        """The outputs on all pictures, and those of the layers that run once and give a map for each, in order."""
-        outputs: dict[str, list[Tensor]] = {}
-
-        def recorded(name: str, forward: Callable) -> Callable:
-            def run(x: Tensor) -> Tensor:
-                out = forward(x)
-                outputs.setdefault(name, []).append(out.clone())  # an in-place activation may overwrite it
-                return out
-
-            return run
-
-        base = self._run({name: recorded(name, forward) for name, forward in own.items()}, {})
-        count = len(self.pictures)
-        sizes = [min(self.at_once, count - start) for start in range(0, count, self.at_once)]
-        once = {name: found for name, found in outputs.items() if [len(out) for out in found] == sizes}
-        return base, {name: torch.cat(found) for name, found in once.items()}
+        if waiting:
+            settle(self.network, self.known, waiting, fit, {}, {self.layers[name]: run for name, run in own.items()})
 
 
 def _again(recorded: Tensor, *_: object) -> Tensor:
     return recorded.clone()
+
+
+def _is_fitted(made: Conversion) -> bool:
+    return made.config.interpolate == "fitted"

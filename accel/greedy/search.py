@@ -1,15 +1,14 @@
 """`accel.search`: which positions to keep in which layer, and how to fill in the others, for the speed asked for.
 
-Figurnov et al., NIPS 2016, section 3.4: in every step the layer and candidate of the least (loss - loss0) / (time0 -
-time), always relative to the original network. Their search measured every candidate network whole. Here time adds up
-from a table of the layers (`accel.greedy.table`), loss from the increase that each single candidate causes in the
-network as it stands (`accel.greedy.losses`), measured anew every few steps; and whether a target is met is decided by
-timing the whole network, not by the sum.
+It begins with uniform rules, each measured as a whole network; exchanges of what single layers keep, from the one that
+promises most (`accel.greedy.exchange`); then takes the greedy way of the paper, from the original (`descent`), and
+exchanges again. Every network that is measured whole is remembered (`record`), and the best of them is what it gives.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,26 +17,29 @@ import torch
 from torch import nn
 
 from accel.config import Perforate, Rules, as_rules
-from accel.convert import Conversion
 from accel.errors import ConversionError
+from accel.greedy.budget import Budget
 from accel.greedy.candidates import Space, default_candidates, open_space
+from accel.greedy.descent import Descent
+from accel.greedy.exchange import divide
 from accel.greedy.journal import Journal, fingerprint
-from accel.greedy.losses import Look, Loss, Losses, Track
-from accel.greedy.table import DENSE, REPEATS, Table, time_layers
+from accel.greedy.losses import Loss, Track
+from accel.greedy.measure import CONFIRMATIONS, Measurements
+from accel.greedy.record import Target, Tried
+from accel.greedy.table import DENSE, Table
 from accel.greedy.trace import FoundRules, Step, save_found
-from accel.inputs import Inputs, batches, first_pictures
-from accel.profiling.latency import compare, ratio
-from accel.profiling.sides import DENSE as DENSE_SIDES
-from accel.profiling.sides import FORMATS, fastest, in_format
+from accel.inputs import Inputs, batches
 
-STEPS_PER_LAYER = 1.0  # accepted steps for each layer searched, until the losses are measured anew
-_AHEAD = 4  # candidates of a layer that are tried at a time, the next cheaper ones
-_SAME_TIME = 0.05  # a plain filling has to be so much faster than the fitted one of the same mask to be tried
-_LOOK_SECONDS = 40.0  # of trying candidates, from which the number of pictures follows
-_SECONDS_PER = {"ms": 1e-3, "MACs": 1e-11}  # the latter about that of two cores
-_PICTURES = (8, 1024)  # at least, at most
-_REFUSALS = 4  # steps that would lose more than max_drop, until the search ends
-_CHECK_REPEATS = 7  # interleaved runs of the whole network against the dense ones
+_UNIFORM_UNTIL, _FAR_UNTIL = 0.4, 0.3  # of the time: uniform rules near the target, and those further from it
+_CONFIRM_SHARE = 0.08  # of the time, at most, for timing the result again
+_SLOWER = 0.9  # of the speed-up asked for: uniform rules slower than that are not timed
+_STEEPNESS = 4  # the loss grows with this power of the speed-up: HED from a half to a quarter, fitted
+_MARGIN = 1.01  # times the speed-up asked for that an exchange aims at: two timings differ by 1 %
+_ENOUGH = 2  # candidates of each layer for a look to be worth its while
+_ROUNDS = 8  # of exchanges from one network
+_TRIES = 4  # networks that are measured after one look
+_GAIN = 0.01  # of the loss, less than which ends the exchanges
+_CONFIRMED = 3  # networks that are timed again at the end, at most
 
 
 def search(
@@ -55,19 +57,22 @@ def search(
     table: Table | None = None,
     folder: str | pathlib.Path | None = None,
     seed: int = 0,
+    minutes: float | None = 10,
     track: Track | None = None,
 ) -> FoundRules:
     """Choose a configuration for every convolution, so that the network meets the target at the least loss.
 
-    Exactly one target. It is deterministic but for what it measures: the same table and losses give the same rules.
-    Fitted layers come out with correct="weights", which is not fitted for every candidate: the network made from the
-    rules loses less than was measured.
+    Exactly one target. The result is the best of all networks that were measured whole, uniform rules among them. It is
+    deterministic but for what it measures and for how far it comes in its time: the same table and losses give the same
+    rules where the time suffices.
 
     Args:
         model: dense; left as it is.
         example_inputs: what the network is timed on; mind the batch and picture size that matter to you.
-        calibration: re-iterable of inputs, or of tuples (input, labels, ...). With integer labels the loss is their
-            cross-entropy, without it is the distance from the dense outputs; see `accel.greedy.losses.Judge`.
+        calibration: batches of inputs, and labels where there are any, see `accel.inputs`. With integer labels the loss
+            is their cross-entropy, without it is the distance from the dense outputs; see
+            `accel.greedy.losses.Judge`. Where candidates are fitted, every second picture is fitted on, and the loss is
+            that of the others.
         speedup: times faster than the fastest dense form (NCHW or channels_last), the whole network, measured here.
         max_drop: the most that may be lost: share of correct answers; without labels share of top-1 answers changed,
             or mean absolute difference of outputs that are no logits; with `loss`, its increase.
@@ -76,26 +81,30 @@ def search(
         rules: what is decided already, {pattern: Perforate(keep=...) or None}; layers that none matches are searched.
         candidates: configurations with `keep` that a layer may take; see `default_candidates`.
         loss: (outputs, batch) -> summed loss of the batch's pictures, instead of the above.
-        pictures: calibration pictures to measure losses on; by default as many as make a look at all candidates take
-            about 40 s; the fits of `convert_model` use all that it is given.
+        pictures: calibration pictures to measure losses on; by default as many as the time allows, 8 to 1024; the fits
+            of `convert_model` use all that it is given.
         table: latencies measured before; whole networks are then not timed either, its sums decide.
         folder: keeps measurements, to go on after an interruption, and gets rules, trace and plot.
+        minutes: the time to take, of this very call: one that resumes has it anew. It may end sooner, when there is
+            nothing more to gain. With less than a table of all candidates needs, fewer of them are tried. None: no
+            limit.
         track: wraps every long loop as (items, what) -> items, to show progress.
 
     Raises:
         ConfigError: no or several targets, or a journal in `folder` that belongs to another search.
-        ConversionError: the target cannot be met; the message says how far the search came.
+        ConversionError: the target was not met; the message says how far the search came.
         DataError: unusable calibration data.
     """
-    kind, wanted = Perforate(speedup=speedup, max_drop=max_drop, macs=macs).target
+    target, budget = Target.of(speedup=speedup, max_drop=max_drop, macs=macs), Budget(minutes)
     fixed = None if rules is None else as_rules(rules)
     chosen = default_candidates(seed) if candidates is None else tuple(candidates)
     space = open_space(model, example_inputs, calibration, chosen, fixed, loss)
     folder = None if folder is None else pathlib.Path(folder)
     journal = Journal(None if folder is None else folder / "journal.json", _identity(space, calibration, pictures))
-    run = _Search(space, kind, wanted, journal, table, track or (lambda items, _: items))
-    run.prepare(calibration, pictures, loss)
-    run.descend()
+    measured = Measurements(space, target, budget, journal, table, track)
+    measured.prepare(calibration, pictures, loss)
+    run = _Search(measured)
+    run.go()
     found = run.finish()
     if folder is not None:
         save_found(found, folder)
@@ -118,232 +127,275 @@ def _identity(space: Space, calibration: Iterable, pictures: int | None) -> dict
 
 
 class _Search:
-    """One search under way: the state is layer -> label, the layers that are missing being dense."""
+    """One search under way."""
 
-    def __init__(
-        self, space: Space, kind: str, wanted: float, journal: Journal, table: Table | None, track: Track
-    ) -> None:
-        """The target is `kind`, 'speedup', 'max_drop' or 'macs', with the value `wanted`."""
-        self.space, self.kind, self.wanted = space, kind, wanted
-        self.journal, self.given, self.track = journal, table, track
+    def __init__(self, measured: Measurements) -> None:
+        self.measured, self.target, self.budget = measured, measured.target, measured.budget
+        self.record, self.space = measured.record, measured.space
         self.steps: list[Step] = []
-        self.refused: set[tuple[str, str]] = set()
-        self.often = max(1, round(STEPS_PER_LAYER * len(space.searched)))
+        self.correct = "scale"  # what fits correct in the networks that are measured whole
 
-    def prepare(self, calibration: Iterable, pictures: int | None, loss: Loss | None) -> None:
-        """Measure what every step stands on: the table, the dense network's time, and its outputs."""
-        self.table = self._table()
-        self.table.check(self.space.candidates)
-        self.reference = self._reference()
-        self.state = {**self.space.start, **self._whole_layers()}
-        batch = first_pictures(batches(calibration, self.space.model), pictures or self._affordable())
-        at_once = len(self.space.example)
-        self.losses = Losses(self.space.model, self.space.candidates, batch, loss, at_once)
-        self.correction = 1.0  # measured over predicted speed-up, of the network measured last
-        self._look()
-
-    def _table(self) -> Table:
-        if self.kind == "macs":
-            return self.space.mac_table()
-        if self.given is not None:
-            return self.given
-
-        def measure() -> dict:
-            labels = dict.fromkeys(label for row in self.space.candidates.values() for label in row)
-            networks = {DENSE: self.space.network({}), **{label: self.space.uniform(label) for label in labels}}
-            rounds = self.track(range(REPEATS + 1), "timing layers")
-            return time_layers(networks, self.space.candidates, self.space.example, rounds).to_dict()
-
-        return Table.from_dict(self.journal.get("table", measure))
-
-    def _reference(self) -> float:
-        """The cost of the original network in the table's unit: of its fastest form where it is timed."""
-        if self.kind == "macs" or self.given is not None:
-            return self.table.price({})
-        dense = self.journal.get("dense", lambda: self._timed({}))
-        return min(dense[name] for name in DENSE_SIDES)
-
-    def _whole_layers(self) -> dict[str, str]:
-        """The layers that the engine computes faster than torch, every position: they cost no loss at all."""
-        whole = {}
-        for name in self.space.searched:
-            costs = self.table.costs[name]
-            full = [label for label, made in self.space.candidates[name].items() if made.config.keep == 1]
-            best = min([DENSE, *full], key=costs.__getitem__)
-            if best != DENSE:
-                whole[name] = best
-        return whole
-
-    def _affordable(self) -> int:
-        """As many pictures as a look of `_LOOK_SECONDS` allows, each candidate taking half a run of the network."""
-        runs = 0.5 * sum(len(labels) for labels in self._wanted().values())
-        seconds = _SECONDS_PER[self.table.unit] * self.table.price({}) / len(self.space.example)
-        return int(min(max(_LOOK_SECONDS / (runs * seconds), _PICTURES[0]), _PICTURES[1])) if runs else _PICTURES[0]
-
-    def _wanted(self) -> dict[str, list[str]]:
-        """The next cheaper candidates of every layer, dearest first."""
-        found = {}
-        for name in self.space.searched:
-            costs, row = self.table.costs[name], self.space.candidates[name]
-            now = costs[self.state.get(name, DENSE)]
-            labels = [label for label in row if costs[label] < now and not _is_beaten(label, row, costs)]
-            found[name] = sorted(labels, key=lambda label: -costs[label])[:_AHEAD]
-        return {name: labels for name, labels in found.items() if labels}
-
-    def _look(self) -> None:
-        """Measure the losses around the present state."""
-        wanted = self._wanted()
-        name = f"look {_key(self.state)}"
-        measured = self.journal.get(name, lambda: dataclasses.asdict(self.losses.look(self.state, wanted, self.track)))
-        self.base, self.base_state, self.since = Look(**measured), dict(self.state), 0
-        if self._is_timed() and self.steps:
-            self._correct()
-
-    def _loss(self, state: Mapping[str, str]) -> float:
-        """The loss of a state near the one looked at, all increases added up."""
-        changed = {name: label for name, label in state.items() if label != self.base_state.get(name, DENSE)}
-        return self.base.loss + sum(self.base.extra[name][label] for name, label in changed.items())
-
-    def _options(self) -> list[Step]:
-        """Every step that makes the network cheaper."""
-        start = self.table.price(self.space.start)
-        price = self.table.price(self.state)
-        steps = []
-        for name, labels in self.base.extra.items():
-            costs, before = self.table.costs[name], self.state.get(name, DENSE)
-            for label in labels:
-                saved = costs[before] - costs[label]
-                if saved <= 0 or (name, label) in self.refused:
-                    continue
-                after = {**self.state, name: label}
-                loss, gained = self._loss(after), start - price + saved
-                cost = (loss - self.losses.dense_loss) / gained if gained > 0 else float("inf")
-                steps.append(Step(name, before, label, cost, loss, price - saved, self.speedup(after)))
-        return steps
-
-    def speedup(self, state: Mapping[str, str]) -> float:
-        """How many times cheaper than the original, by the table and what the last whole network taught."""
-        return self.correction * self.reference / self.table.price(state)
-
-    def descend(self) -> None:
-        """Step until the target is met, and then back as far as it stays met."""
-        self._step_until_reached()
-        if self._is_timed() and self._step_back():
-            self._look()
-            self._step_until_reached()
-
-    def _step_back(self) -> bool:
-        """Take back the last steps that the measured network did not need; whether there were any."""
-        count = len(self.steps)
-        while self.steps:
-            last = self.steps[-1]
-            before = {**self.state, last.layer: last.before}
-            if self.speedup(before) < self._speedup_wanted():
-                break
-            self.state = before
-            self.steps.pop()
-        return len(self.steps) < count
-
-    def _step_until_reached(self) -> None:
-        while not self._reached():
-            options = self._options() if self.since < self.often else []
-            if not options and self.since:
-                self._look()
-                options = self._options()
-            if not options and self.kind == "max_drop":
-                return  # every layer is at its cheapest
-            if not options:
-                raise ConversionError(
-                    f"{self.kind}={self.wanted:g} cannot be met: with every layer at its cheapest the "
-                    f"network costs 1/{self.speedup(self.state):.2f}; add candidates with a lower keep, or ask for less"
-                )
-            step = min(options, key=lambda option: option.cost)  # the first among equals
-            after = {**self.state, step.layer: step.label}
-            if self.kind == "max_drop" and self._drop(after) > self.wanted:
-                self.refused.add((step.layer, step.label))
-                if len(self.refused) == _REFUSALS:
+    def go(self) -> None:
+        """Measure networks until nothing is to be gained, or the time is over; the record holds them."""
+        with self.budget.until(1.0):
+            self.measured.tried(self.measured.start, "every position", "whole")
+            if not self.target.bounds_loss and self.record.best is not None:
+                return  # met without leaving out anything
+            reserve = self._seconds_to_confirm()
+            with self.budget.until(_UNIFORM_UNTIL, reserve):
+                self._try_uniform()
+            if not self.target.bounds_loss and self.record.best is None:
+                self.measured.tried(self._refit(self._cheapest()), "every layer at its cheapest", "cheapest")
+                if self.record.best is None:
                     return
-                continue
-            self.state = after
-            self.steps.append(step)
-            self.since += 1
+            self.correct = self._better_fits()
+            with self.budget.until(1.0, reserve):
+                self._improve()
+            self._confirm(reserve)
 
-    def _reached(self) -> bool:
-        if self.kind == "max_drop" or self.speedup(self.state) < self._speedup_wanted():
-            return False
-        return not self._is_timed() or self._correct() >= self._speedup_wanted()
+    def _seconds_to_confirm(self) -> float:
+        """What to keep of the time for timing the result once more."""
+        if not self._is_timed:
+            return 0.0
+        return min(2 * CONFIRMATIONS * self.measured.reference / 1e3, _CONFIRM_SHARE * self.budget.whole)
 
-    def _speedup_wanted(self) -> float:
-        wanted = self.wanted if self.kind == "speedup" else 1 / self.wanted  # the cost is MACs then
-        return wanted * (1 - 1e-9)
-
+    @property
     def _is_timed(self) -> bool:
-        """Whether whole networks are timed, rather than costs added up."""
-        return self.table.unit == "ms" and self.given is None and self.kind == "speedup"
+        return self.measured.is_timed and not self.target.bounds_loss
 
-    def _correct(self) -> float:
-        """The speed-up as measured on the whole network, which corrects what the table says of its neighbours."""
-        measured = self._timed_speedup()
-        self.correction *= measured / self.speedup(self.state)
-        return measured
+    def _refit(self, state: Mapping[str, str]) -> dict[str, str]:
+        return self.space.corrected(state, self.correct)
 
-    def _timed_speedup(self) -> float:
-        return self.journal.get(f"time {_key(self.state)}", lambda: self._timed(self.state))["speedup"]
+    def _try_uniform(self) -> None:
+        """Measure uniform rules."""
+        lost = set()
+        for far, kind, state, origin in self._uniform():
+            if kind in lost or (far and self.budget.left < (_UNIFORM_UNTIL - _FAR_UNTIL) * self.budget.whole):
+                continue
+            near = self.target.bounds_loss or self.measured.speedup(state) >= _SLOWER * self.target.speedup
+            if not self._has_time(state):
+                continue
+            tried = self.measured.tried(state, origin, "uniform", near)
+            if self.target.bounds_loss and not self.target.is_met(tried):
+                lost.add(kind)  # with a lower keep it would lose more
+            self.budget.check()
 
-    def _timed(self, state: Mapping[str, str]) -> dict[str, float]:
-        """Median milliseconds of the dense forms and of the network of a state, and the speed-up."""
-        example = self.space.example.inputs
-        sides = {name: in_format(self.space.model, example, layout) for name, layout in FORMATS.items()}
-        if state:
-            sides["converted"] = in_format(self.space.network(state), example, torch.channels_last)
-        with torch.inference_mode():
-            timing = compare(sides, repeats=_CHECK_REPEATS)
-        found = {name: timing[name].median_ms for name in timing}
-        if state:
-            found["speedup"] = ratio(timing[fastest(timing, DENSE_SIDES)], timing["converted"]).median
-        return found
+    def _uniform(self) -> list[tuple[int, tuple, dict[str, str], str]]:
+        """(0 where none is nearer to the target, its kind, state, name) of uniform rules, in the order to try them.
 
-    def _drop(self, state: Mapping[str, str]) -> float:
-        name = f"drop {_key(state)}"
-        return self.journal.get(name, lambda: self.losses.look(state, {}).drop)
+        Those of a kind differ in keep; of each kind the nearest faster and slower than the target come first. What
+        needs no fit and what needs a quick one come before refitted weights, so that there is something in any case.
+        """
+        searched, found = self.space.searched, []
+        made = {label: row[label].config for row in self.space.candidates.values() for label in row}
+        for label in dict.fromkeys(label for name in searched for label in self.space.candidates[name]):
+            config = made[label]
+            if config.keep == 1:
+                continue
+            for without in dict.fromkeys([(), (searched[0],), (searched[0], searched[-1])]):
+                state = {**self.measured.start, **self.space.uniform(label, without)}
+                origin = f"{label} everywhere" + (f" but in {' and '.join(without)}" if without else "")
+                effort = 0 if config.interpolate != "fitted" else 1 if config.correct == "scale" else 2
+                kind = (effort, len(without), config.mask, config.interpolate)
+                found.append((math.log(self.measured.speedup(state) / self.target.speedup), kind, state, origin))
+        found.sort(key=lambda each: abs(each[0]))
+        counts: dict[tuple, int] = {}
+        ranked = []
+        for distance, kind, state, origin in found:
+            slower = distance < 0
+            far = counts[kind, slower] = counts.get((kind, slower), -1) + 1
+            rest = bool(far or slower or kind[1])  # all but one of each effort, the quickest effort first
+            ranked.append(((far, rest, -kind[0] if rest else kind[0], kind, slower), (far, kind, state, origin)))
+        return [each for _, each in sorted(ranked, key=lambda each: each[0])]
+
+    def _better_fits(self) -> str:
+        """What fits are to correct: the weights, where that was better, and there was time to find out."""
+        pairs = [(tried, self.record.get(self.space.corrected(tried.state, "scale"))) for tried in self.record]
+        losses = [(tried.loss, scaled.loss) for tried, scaled in pairs if scaled not in (None, tried)]
+        return "weights" if any(refitted < scaled for refitted, scaled in losses) else "scale"
+
+    def _cheapest(self) -> dict[str, str]:
+        costs = self.measured.table.costs
+        cheapest = {name: min(costs[name], key=costs[name].__getitem__) for name in self.space.searched}
+        return _without_dense({**self.measured.start, **cheapest})
+
+    def _improve(self) -> None:
+        """From the networks measured so far to better ones."""
+        start, best = self.record.get(self.measured.start), self.record.first
+        if self.target.bounds_loss:
+            self._descend(best)
+            if best is not start:
+                self._descend(start)
+            return
+        self._mix()
+        others = [tried for tried in self.record if tried is not start]
+        self._exchange(min(others or [start], key=self._promise))
+        self._descend(start)
+        self._exchange(self.record.first)
+        best = self.record.first
+        refitted = self.space.corrected(best.state, "weights")
+        if self._has_time(refitted):
+            self.measured.tried(refitted, f"{best.origin}, weights refitted", "refitted")
+
+    def _has_time(self, state: Mapping[str, str], wanted: Mapping | None = None, looks: int = 1) -> bool:
+        """Whether so many looks at a state fit into the part of the budget under way."""
+        return looks * self.measured.losses.seconds(state, wanted or {}) < self.budget.left
+
+    def _mix(self) -> None:
+        """Of the best uniform rule on either side of the target, one for the first layers and one for the others.
+
+        In residual networks layers that keep the same positions lose less than layers of the same keeps in any order.
+        """
+        uniform = [tried for tried in self.record if tried.kind == "uniform"]
+        slow = [tried for tried in uniform if not self.target.is_met(tried)]
+        fast = [tried for tried in uniform if self.target.is_met(tried)]
+        if not slow or not fast:
+            return
+        pair = min(slow, key=self._promise), min(fast, key=self._promise)
+        for first, last in (pair, pair[::-1]):
+            states = [self._mixture(first, last, count) for count in range(1, len(self.space.searched))]
+            states = [state for state in states if self.measured.table.price(state) <= self._allowed()]
+            if states and self._has_time(states[0]):
+                best = max(states, key=self.measured.table.price)
+                self.measured.tried(best, f"first {first.origin}, then {last.origin}", "mixture")
+
+    def _mixture(self, first: Tried, last: Tried, count: int) -> dict[str, str]:
+        early = {*self.space.searched[:count]}
+        labels = {name: (first if name in early else last).state.get(name, DENSE) for name in self.space.searched}
+        return _without_dense({**self.measured.start, **labels})
+
+    def _allowed(self) -> float:
+        """The price that a network may have, by the table."""
+        return self.measured.allowed() / (_MARGIN if self._is_timed else 1 - 1e-9)
+
+    def _promise(self, tried: Tried) -> float:
+        """The loss that a network may have when it has been brought to the speed-up asked for."""
+        lost = max(tried.loss - self.measured.losses.dense_loss, 1e-12)
+        return lost * (self.target.speedup / tried.speedup) ** _STEEPNESS
+
+    def _descend(self, start: Tried) -> None:
+        plain = self.space.corrected(start.state, "scale")
+        if not self._has_time(plain, self.measured.near(plain), 2):
+            return
+        descent = Descent(self.measured, plain, start.origin, self._refit)
+        try:
+            descent.run()
+        finally:
+            self.steps += descent.steps
+
+    def _exchange(self, base: Tried) -> None:
+        """Give to the layers that need it what others can do without, as long as the whole network gains by it."""
+        origin = f"exchanges from {base.origin}"
+        for _ in range(_ROUNDS):
+            plain, wanted = self._neighbourhood(base)
+            if not wanted:
+                return
+            extra = self.measured.look(plain, wanted).extra
+            better = self._exchanged(base, plain, extra, origin)
+            if better is None:
+                return
+            small = self.target.is_met(base) and better.loss > (1 - _GAIN) * base.loss
+            base = better
+            if small:
+                return
+
+    def _neighbourhood(self, base: Tried) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """The state to look at, and the candidates to try there: with the fits that will be used where time allows."""
+        reserve = self.measured.losses.seconds(self._refit(base.state), {})
+        for correct in dict.fromkeys([self.correct, "scale"]):
+            state = self.space.corrected(base.state, correct)
+            wanted = self.measured.around(state, reserve, correct)
+            if sum(map(len, wanted.values())) >= _ENOUGH * len(self.space.searched):
+                break
+        return state, wanted
+
+    def _exchanged(self, base: Tried, plain: Mapping[str, str], extra: Mapping, origin: str) -> Tried | None:
+        """The first network that beats the base, of those that one look suggests; each changes fewer layers."""
+        table, most = self.measured.table, len(extra)
+        now = {name: plain.get(name, DENSE) for name in extra}
+        prices = {
+            n: {label: table.costs[n][label] - table.costs[n][now[n]] for label in row} for n, row in extra.items()
+        }
+        for _ in range(_TRIES):
+            changes = divide(extra, prices, self._allowed() - table.price(plain), most)
+            state = self._refit(_without_dense({**plain, **changes}))
+            if not changes or self.record.get(state) is not None:
+                return None
+            tried = self.measured.tried(state, origin, "exchanges")
+            self.budget.check()
+            if self.target.rank(tried) < self.target.rank(base):
+                return tried
+            if self.target.is_met(tried) or not self.target.is_met(base):
+                most = max(1, len(changes) // 2)
+        return None
+
+    def _confirm(self, reserve: float) -> None:
+        """Time the best network again, and for longer: of many that were timed, the fastest was lucky too."""
+        if not self._is_timed:
+            return
+        confirmed: list[Tried] = []
+        while (best := self.record.best) is not None and best not in confirmed and len(confirmed) < _CONFIRMED:
+            again = dataclasses.replace(best, speedup=self.measured.timed_speedup(best.state, CONFIRMATIONS))
+            self.record.add(again)
+            confirmed.append(again)
+            if self.record.best is not again:
+                with self.budget.until(1.0, reserve):
+                    self._exchange(again)
 
     def finish(self) -> FoundRules:
-        """The rules, with all that was measured of the network they make."""
-        total = {"loss": self._loss(self.state), "drop": self._drop(self.state), "dense_loss": self.losses.dense_loss}
-        if self.table.unit == "ms" and self.given is None:
-            total["speedup"] = self._timed_speedup()
-        notes = {**self.space.left, **dict.fromkeys(self.space.fixed, "decided by a rule"), **self._reasons()}
-        return FoundRules.of(self.space, self.table, self.state, self.steps, notes, total)
+        """The rules, with all that was measured of the network they make.
 
-    def _reasons(self) -> dict[str, str]:
+        Raises:
+            ConversionError: no network meets the target.
+        """
+        best = self.record.best
+        if best is None:
+            raise ConversionError(self._unmet())
+        total = {"loss": best.loss, "drop": best.drop, "dense_loss": self.measured.losses.dense_loss}
+        if self.measured.is_timed:
+            total["speedup"] = best.speedup if self._is_timed else self.measured.timed_speedup(best.state)
+        total |= {"start": best.origin, "minutes": round(self.budget.spent / 60, 3)}
+        notes = {**self.space.left, **dict.fromkeys(self.space.fixed, "decided by a rule"), **self._reasons(best)}
+        return FoundRules.of(self.space, self.measured.table, best, self.steps, list(self.record), notes, total)
+
+    def _unmet(self) -> str:
+        """Why there is no result, and how far the search came."""
+        name = f"{self.target.kind}={self.target.wanted:g}"
+        if not list(self.record):
+            return f"{name}: there was no time to measure a single network in {self.budget}; give more minutes"
+        far = self.record.first
+        said = (
+            f"the network of the least cost that was measured ({far.origin}) costs 1/{far.speedup:.2f}, at a loss of "
+        )
+        more = "add candidates with a lower keep, or ask for less"
+        if far.kind != "cheapest":
+            more = f"give more minutes ({self.budget} are over), {more}"
+        return f"{name} cannot be met: {said}{far.loss:.3g}; {more}"
+
+    def _reasons(self, best: Tried) -> dict[str, str]:
         """Why layers that were searched stay whole."""
-        dearest = max((step.cost for step in self.steps), default=0.0)
-        options = {step.layer: step for step in sorted(self._options(), key=lambda step: -step.cost)}
         reasons = {}
         for name in self.space.searched:
-            label, costs = self.state.get(name, DENSE), self.table.costs[name]
+            label, costs = best.state.get(name, DENSE), self.measured.table.costs[name]
             if label != DENSE and self.space.kept[name, label] < 1:
                 continue
-            best = min((other for other in costs if other != label), key=costs.__getitem__)
-            if name in options:
-                step = options[name]
-                said = f"too sensitive: {step.label} costs {step.cost:.3g}, the dearest step taken {dearest:.3g}"
+            cheaper = [other for other in self.space.candidates[name] if costs[other] < costs[label]]
+            extra = {
+                other: self.measured.extra[name, other] for other in cheaper if (name, other) in self.measured.extra
+            }
+            if not cheaper:
+                least = min((other for other in costs if other != label), key=costs.__getitem__)
+                said = f"slower than dense: {least} takes {costs[least]:.3g} instead of {costs[label]:.3g}"
+            elif best.kind == "whole":
+                said = "not needed: the target is met with every position"
+            elif extra:
+                least = min(extra, key=extra.__getitem__)
+                said = f"too sensitive: {least} would add {extra[least]:.3g} to the loss"
             else:
-                said = f"slower than dense: {best} takes {costs[best]:.3g} instead of {costs[label]:.3g}"
+                said = f"too sensitive: nothing else was better than {best.origin}"
             reasons[name] = said if label == DENSE else f"whole, by the engine; {said}"
         return reasons
 
 
-def _is_beaten(label: str, row: Mapping[str, Conversion], costs: Mapping[str, float]) -> bool:
-    """Whether the fitted filling of the same mask takes no longer, so that a plainer one need not be tried."""
-    config = row[label].config
-    fitted = (
-        other
-        for other, made in row.items()
-        if made.config.interpolate == "fitted" and (made.config.mask, made.config.keep) == (config.mask, config.keep)
-    )
-    return config.interpolate != "fitted" and any(costs[o] <= (1 + _SAME_TIME) * costs[label] for o in fitted)
-
-
-def _key(state: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}: {label}" for name, label in sorted(state.items()))
+def _without_dense(state: Mapping[str, str]) -> dict[str, str]:
+    return {name: label for name, label in state.items() if label != DENSE}

@@ -68,41 +68,50 @@ class Table:
 
 def time_layers(
     networks: Mapping[str, nn.Module],
-    layers: Mapping[str, Iterable[str]],
+    layers: Mapping[str, Mapping[str, str]],
     example: Batch,
-    rounds: Iterable[int] = range(REPEATS),
+    rounds: Iterable[int] = range(REPEATS + 1),
+    repeats: Callable[[float], int] = lambda _: REPEATS,
 ) -> Table:
     """The measured table.
 
     Args:
         networks: label -> a network whose layers all take that candidate where they can; DENSE among them.
-        layers: name -> the labels that the layer may take.
+        layers: name -> label that the layer may take -> label of the network in which it takes as long.
         example: what the networks run on.
         rounds: one run of every network each; medians are kept. The first warms up and does not count.
+        repeats: (seconds that all networks took in turn) -> how often they are timed as a whole.
     """
     names = [name for name, module in networks[DENSE].named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     samples: dict[tuple[str, str], list[float]] = {}
     settle_allocator()
+    seconds = 0.0
     for turn in rounds:
+        begin = time.perf_counter()
         for label, network in networks.items():
             for name, spent in _segments(network, names, example).items():
                 samples.setdefault((name, label), []).extend([spent] if turn else [])
+        seconds = time.perf_counter() - begin
     medians = {key: statistics.median(values) for key, values in samples.items()}
-    for label, whole in _whole_ms(networks, example).items():
+    for label, whole in _whole_ms(networks, example, repeats(seconds)).items():
         parts = [key for key in medians if key[1] == label]
         factor = whole / sum(medians[key] for key in parts)
         medians.update({key: factor * medians[key] for key in parts})
-    costs = {name: {label: medians[name, label] for label in (DENSE, *labels)} for name, labels in layers.items()}
+    costs = {
+        name: {label: medians[name, timed] for label, timed in {DENSE: DENSE, **labels}.items()}
+        for name, labels in layers.items()
+    }
     rest = sum(ms for (name, label), ms in medians.items() if label == DENSE and name not in layers)
     return Table(costs, rest)
 
 
 @torch.inference_mode()
-def _whole_ms(networks: Mapping[str, nn.Module], example: Batch) -> dict[str, float]:
+def _whole_ms(networks: Mapping[str, nn.Module], example: Batch, repeats: int) -> dict[str, float]:
     with contextlib.ExitStack() as modes:
         for network in networks.values():
             modes.enter_context(evaluation(network))
-        timing = compare({label: functools.partial(example.run, net) for label, net in networks.items()}, REPEATS)
+        sides = {label: functools.partial(example.run, net) for label, net in networks.items()}
+        timing = compare(sides, repeats, warmup=1)
     return {label: found.median_ms for label, found in timing.items()}
 
 

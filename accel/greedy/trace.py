@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from accel.config import Perforate, Rules
 from accel.greedy.candidates import Space
 from accel.greedy.journal import write_whole
+from accel.greedy.record import Tried
 from accel.greedy.table import DENSE, Table
 from accel.report import Column, Report, percent
 
-RULES, STEPS, PLOT = "rules.json", "trace.csv", "trace.png"
+RULES, STEPS, NETWORKS, PLOT = "rules.json", "trace.csv", "networks.csv", "trace.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Step:
     """One step of the search: `layer` went from candidate `before` to `label`.
 
     Attributes: cost, (loss - loss0) / (time0 - time) of the network after it, relative to the original; loss, its
-    estimated loss; price, its milliseconds (or MACs) by the table; speedup, estimated, against the original.
+    estimated loss; price, its milliseconds (or MACs) by the table; speedup, estimated, against the original; start, the
+    origin of the network that these steps began from.
     """
 
     layer: str
@@ -33,6 +35,7 @@ class Step:
     loss: float
     price: float
     speedup: float
+    start: str
 
 
 class Found(Report):
@@ -53,31 +56,44 @@ class FoundRules(Rules):
     """Rules that a search found, one for every convolution by its name.
 
     Attributes:
-        report: per layer, what it got and why; `.total` has the network's loss, drop, and measured speed-up.
-        steps: the steps of the search, in order.
+        report: per layer, what it got and why; `.total` has the network's loss, drop, and measured speed-up, its origin
+            (`start`) and the `minutes` that the search took.
+        steps: the steps of the paper's greedy way, in order.
+        tried: the networks that were measured whole, in order.
+        chosen: that of them which these rules make.
         table: the costs it worked with; give it to another search to save measuring them again.
     """
 
-    def __init__(self, rules: Mapping[str, Perforate | None], report: Found, steps: Sequence[Step], table: Table):
+    def __init__(
+        self,
+        rules: Mapping[str, Perforate | None],
+        report: Found,
+        steps: Sequence[Step],
+        tried: Sequence[Tried],
+        chosen: Tried,
+        table: Table,
+    ) -> None:
         super().__init__(rules)
-        self.report, self.steps, self.table = report, list(steps), table
+        self.report, self.steps, self.tried, self.table = report, list(steps), list(tried), table
+        self.chosen = chosen
 
     @staticmethod
     def of(
         space: Space,
         table: Table,
-        state: Mapping[str, str],
+        best: Tried,
         steps: Sequence[Step],
+        tried: Sequence[Tried],
         reasons: Mapping[str, str],
-        total: Mapping[str, float],
+        total: Mapping[str, float | str],
     ) -> FoundRules:
-        """The rules of a state; `reasons`, layer -> note."""
-        rules, rows = {}, []
+        """The rules of the best network; `reasons`, layer -> note."""
+        rules, rows, state = {}, [], best.state
         for name in space.layers:
             label = state.get(name, DENSE)
             config = space.candidates[name][label].config if label != DENSE else None
             costs = table.costs.get(name, {})
-            rules[name] = config and _at_its_best(config)
+            rules[name] = config
             rows.append(
                 {
                     "layer": name,
@@ -89,34 +105,50 @@ class FoundRules(Rules):
                     "note": reasons.get(name),
                 }
             )
-        price = table.price(state)
-        whole = {"layer": "total", "dense_cost": table.price({}), "cost": price, **total}
+        whole = {"layer": "total", "dense_cost": table.price({}), "cost": best.price, **total}
         report = Found(f"{type(space.model).__name__}: search, costs in {table.unit}", rows, whole)
-        return FoundRules(rules, report, steps, table)
+        return FoundRules(rules, report, steps, tried, best, table)
 
 
 def save_found(found: FoundRules, folder: pathlib.Path) -> None:
-    """Write the rules, the steps and their plot into the folder; DataError: it cannot be written."""
+    """Write the rules, the steps, the networks measured and their plot into the folder; DataError: it cannot be
+    written."""
     write_whole(folder / RULES, json.dumps(found.to_dict(), indent=2) + "\n")
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(Step)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(step) for step in found.steps)
-    write_whole(folder / STEPS, out.getvalue())
+    write_whole(folder / STEPS, _table_of([dataclasses.asdict(step) for step in found.steps], Step))
+    networks = [{**dataclasses.asdict(tried), "state": json.dumps(dict(tried.state))} for tried in found.tried]
+    write_whole(folder / NETWORKS, _table_of(networks, Tried))
     write_whole(folder / "report.json", found.report.to_json() + "\n")
     plot_steps(found, folder / PLOT)
 
 
+def _table_of(rows: Sequence[Mapping], kind: type) -> str:
+    """CSV with the fields of a dataclass as columns."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
 def plot_steps(found: FoundRules, path: pathlib.Path) -> None:
-    """Loss against speed-up, step by step, and what every layer keeps in the end; a PNG."""
+    """Loss against speed-up of every step and every network measured, and what each layer keeps in the end; a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 8), layout="constrained")
     FigureCanvasAgg(figure)
     curve, bars = figure.subplots(2, 1, height_ratios=(2, 3))
-    curve.plot([step.speedup for step in found.steps], [step.loss for step in found.steps], marker=".", lw=1)
-    curve.set(xlabel="speed-up, estimated", ylabel="loss, estimated", title=found.report.title)
+    curve.plot(
+        [step.speedup for step in found.steps], [step.loss for step in found.steps], marker=".", lw=1, label="steps"
+    )
+    uniform = [tried for tried in found.tried if tried.kind == "uniform"]
+    others = [tried for tried in found.tried if tried not in uniform]
+    for tried, mark, label in ((uniform, "s", "uniform rules"), (others, "o", "other networks, whole")):
+        curve.plot([each.speedup for each in tried], [each.loss for each in tried], mark, ms=4, label=label)
+    best = found.chosen
+    curve.plot([best.speedup], [best.loss], "*", ms=14, label=f"chosen: {best.origin}")
+    curve.set(xlabel="speed-up", ylabel="loss", title=found.report.title)
+    curve.legend(fontsize=7)
     rows = found.report.rows[::-1]
     bars.barh([row["layer"] for row in rows], [row["keep"] for row in rows], color="tab:blue")
     bars.set(xlabel="positions computed", xlim=(0, 1))
@@ -124,8 +156,3 @@ def plot_steps(found: FoundRules, path: pathlib.Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_whole(path, picture.getvalue())
-
-
-def _at_its_best(config: Perforate) -> Perforate:
-    """A fit that corrects the weights too: as fast and closer, but too slow to find for every candidate of a search."""
-    return dataclasses.replace(config, correct="weights") if config.interpolate == "fitted" else config

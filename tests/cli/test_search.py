@@ -57,6 +57,7 @@ def test_search_convert_finetune(nets, photos, tmp_path, capsys):
     assert "decided by a rule" in printed and "the whole network: drop 0.0" in printed
     assert sorted(p.name for p in found.iterdir()) == [
         "journal.json",
+        "networks.csv",
         "report.json",
         "rules.json",
         "trace.csv",

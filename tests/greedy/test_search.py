@@ -11,6 +11,8 @@ import accel
 from accel import Perforate
 from accel.config import Rules
 from accel.errors import ConfigError, ConversionError, DataError
+from accel.greedy import descent as descent_module
+from accel.greedy import measure as measure_module
 from accel.greedy import search as search_module
 from accel.greedy.losses import Losses
 from accel.greedy.table import DENSE, Table, time_layers
@@ -63,7 +65,7 @@ def brute_force(losses: Losses, target: float) -> list[tuple[str, str]]:
 
 
 def test_steps_are_those_of_brute_force(net, pictures, monkeypatch):
-    monkeypatch.setattr(search_module, "STEPS_PER_LAYER", 0)  # so that every estimate is a measurement
+    monkeypatch.setattr(descent_module, "STEPS_PER_LAYER", 0)  # so that every estimate is a measurement
     found = find(net, pictures, speedup=1.7)
     space = search_module.open_space(net, pictures[:1], [pictures], CONFIGS, None, None)
     expected = brute_force(Losses(space.model, space.candidates, Batch((pictures,)), None, at_once=1), 1.7)
@@ -121,7 +123,8 @@ def test_rules_decide_first(net, pictures):
         find(net, pictures, macs=0.75, table=None, rules={"7": None})
 
 
-def test_candidates_may_correct_the_weights(net, pictures):
+def test_candidates_may_correct_the_weights(net):
+    pictures = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     both = [
         Perforate(keep=0.5, mask="lattice", interpolate="fitted", correct=correct) for correct in ("scale", "weights")
     ]
@@ -136,7 +139,7 @@ def test_candidates_may_correct_the_weights(net, pictures):
 
 
 def test_an_interrupted_search_goes_on(net, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(search_module, "STEPS_PER_LAYER", 0)
+    monkeypatch.setattr(descent_module, "STEPS_PER_LAYER", 0)
     whole = find(net, pictures, speedup=1.7)
     looks = 0
     look = Losses.look
@@ -192,13 +195,13 @@ def test_measured_networks_decide(net, pictures, monkeypatch):
     """A network that turns out slower than the table says makes the search go on."""
     asked = []
 
-    def timed(self, state):
+    def timed(self, state, repeats):
         asked.append(dict(state))
-        speedup = 0.8 * TABLE.price({}) / TABLE.price(state)
-        return {"dense_nchw": TABLE.price({}), "dense_channels_last": 99.0, "speedup": speedup}
+        return 0.8 * TABLE.price({}) / TABLE.price(state)
 
-    monkeypatch.setattr(search_module._Search, "_timed", timed)
-    monkeypatch.setattr(search_module, "time_layers", lambda *_: TABLE)
+    monkeypatch.setattr(measure_module.Measurements, "_timed", timed)
+    monkeypatch.setattr(measure_module.Measurements, "_time_dense", lambda _: {"dense_nchw": TABLE.price({})})
+    monkeypatch.setattr(measure_module, "time_layers", lambda *_: TABLE)
     found = find(net, pictures, speedup=1.25, table=None)
     assert found.report.total["speedup"] >= 1.25 and TABLE.price({}) / TABLE.price(asked[-1]) >= 1.25 / 0.8
     assert len([state for state in asked if state]) >= 2
@@ -223,8 +226,8 @@ def test_layer_times_add_up_to_the_time_of_the_whole(net, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(table_module, "_now_ms", lambda: float(next(ticks) ** 2))
     # second run: readings 6..11 are thrown away before, begin, layers 0, 2, 4, end
-    monkeypatch.setattr(table_module, "_whole_ms", lambda networks, _: {DENSE: 3 * (11.0**2 - 7.0**2)})
-    found = time_layers({DENSE: net}, {"0": [], "2": []}, Batch((torch.zeros(1, 3, 8, 8),)), range(2))
+    monkeypatch.setattr(table_module, "_whole_ms", lambda networks, *_: {DENSE: 3 * (11.0**2 - 7.0**2)})
+    found = time_layers({DENSE: net}, {"0": {}, "2": {}}, Batch((torch.zeros(1, 3, 8, 8),)), range(2))
     assert found.costs == {"0": {DENSE: 3 * (9.0**2 - 8.0**2)}, "2": {DENSE: 3 * (10.0**2 - 9.0**2)}}
     assert found.rest == 3 * ((8.0**2 - 7.0**2) + (11.0**2 - 10.0**2))
 
@@ -236,3 +239,106 @@ def test_a_table_survives_json_and_must_fit(net, pictures):
     short = Table({name: row for name, row in TABLE.costs.items() if name != "2"}, 0.0)
     with pytest.raises(ConfigError, match="no cost of layer '2' under 'dense'"):
         find(net, pictures, speedup=1.5, table=short)
+
+
+def test_no_drop_at_all_with_one_candidate(net, pictures):
+    """The dense network is the answer, and its time is known too."""
+    found = accel.search(
+        net, example_inputs=pictures[:1], calibration=[pictures], max_drop=0, candidates=[Perforate(keep=0.5)]
+    )
+    assert set(found.values()) == {None} and found.report.total["drop"] == 0 and found.report.total["speedup"] > 0
+    found = find(net, pictures, max_drop=0, candidates=CONFIGS[:1])
+    assert set(found.values()) == {None} and found.report.total["cost"] == found.report.total["dense_cost"]
+
+
+@pytest.mark.parametrize("target", [{"speedup": 1}, {"macs": 1}])
+def test_a_target_that_is_met_leaves_layers_dense_and_says_so(net, pictures, target):
+    found = find(net, pictures, **target, table=None if "macs" in target else TABLE)
+    assert set(found.values()) == {None} and not found.steps and found.chosen.kind == "whole"
+    notes = {row["layer"]: row["note"] for row in found.report.rows}
+    assert notes["2"] == "not needed: the target is met with every position"
+
+
+def test_a_target_met_by_fusion_alone(net, pictures, monkeypatch):
+    """The times of the layers are those of the converted network without a candidate: they add up."""
+    monkeypatch.setattr(measure_module.Measurements, "_timed", lambda *_: 1.5)
+    found = find(net, pictures, speedup=1.4, table=None)
+    assert found.report.total["speedup"] == 1.5 and found.chosen.kind == "whole"
+    assert all("too sensitive" not in row["note"] for row in found.report.rows)
+
+
+def uniform_losses(net, pictures, configs, target):
+    """label -> the loss of every uniform rule that meets the target by the table."""
+    space = search_module.open_space(net, pictures[:1], [pictures], configs, None, None)
+    losses = Losses(space.model, space.candidates, Batch((pictures,)), None, at_once=4)
+    table, found = space.mac_table(), {}
+    for label in dict.fromkeys(label for row in space.candidates.values() for label in row):
+        for without in ((), ("0",), ("0", "4")):
+            state = dict.fromkeys(without, DENSE)
+            state = {name: other for name, other in {**space.uniform(label), **state}.items() if other != DENSE}
+            if table.price(state) <= target * table.price({}):
+                found[label, without] = losses.look(state, {}).loss
+    return found
+
+
+@pytest.mark.parametrize("macs", [0.3, 0.55, 0.7])
+def test_never_worse_than_a_uniform_rule(net, pictures, macs):
+    found = find(net, pictures, macs=macs, table=None, candidates=None)
+    rivals = uniform_losses(net, pictures, search_module.default_candidates(), macs)
+    assert rivals and found.report.total["loss"] <= min(rivals.values()) * (1 + 1e-5)
+    assert found.chosen.loss == min(tried.loss for tried in found.tried if tried.speedup >= 1 / macs * (1 - 1e-9))
+    assert {tried.kind for tried in found.tried} >= {"whole", "uniform", "exchanges"}
+
+
+def test_refitted_weights_are_candidates(net):
+    pictures = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    found = find(net, pictures, macs=0.5, table=None, candidates=None)
+    assert any(config is not None and config.correct == "weights" for config in found.values())
+    assert dict(find(net, pictures, macs=0.5, table=None, candidates=None)) == dict(found)  # and it is deterministic
+
+
+def test_what_is_handed_out_is_what_was_measured(net, pictures):
+    found = find(net, pictures, macs=0.5, table=None, candidates=None)
+    fast = accel.convert_model(net, found, example_inputs=pictures[:1], calibration=[pictures[::2]])
+    with torch.no_grad():
+        loss = float((fast(pictures[1::2]) - net(pictures[1::2])).square().mean())
+    assert loss == pytest.approx(found.report.total["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("output", ["dict", "list", "column"])
+def test_outputs_of_every_form(net, pictures, output):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            out = self.net(x)
+            return {
+                "dict": {"a": out, "b": out.mean((2, 3))},
+                "list": [out, 3],
+                "column": out.mean((1, 2, 3))[:, None],
+            }[output]
+
+    found = find(Wrapped().eval(), pictures, macs=0.7, table=None)
+    assert found.report.total["loss"] > 0  # of one column a softmax would never tell a difference
+
+
+def test_losses_that_are_no_numbers(net, pictures):
+    with pytest.raises(DataError, match="loss of the dense network is inf"):
+        find(net, pictures, macs=0.7, table=None, loss=lambda outputs, _: outputs.sum() * float("nan"))
+    with torch.no_grad():
+        dense = net(pictures)
+
+    def only_dense(outputs, batch):
+        return outputs.sum() * (0.0 if torch.allclose(outputs, dense, atol=1e-6) else float("nan"))
+
+    with pytest.raises(ConversionError, match=r"macs=0\.7 cannot be met: .* at a loss of inf"):
+        find(net, pictures, macs=0.7, table=None, loss=only_dense)
+    found = find(net, pictures, max_drop=1.0, table=None, loss=only_dense)
+    assert set(found.values()) == {None}
+
+
+def test_a_constant_loss_still_meets_the_target(net, pictures):
+    found = find(net, pictures, macs=0.6, table=None, loss=lambda outputs, _: outputs.sum() * 0)
+    assert found.report.total["loss"] == 0 and found.report.total["cost"] <= 0.6 * found.report.total["dense_cost"]
