@@ -381,3 +381,23 @@ def test_a_head_gives_back_gradients_in_the_layout_of_its_input(spatial):
     x = torch.randn(4, 8, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
     (gradient,) = torch.autograd.grad(head(x).square().sum(), x)
     assert gradient.is_contiguous(memory_format=torch.channels_last) and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("order", [(1, 2, 1), (2, 1, 2)])
+@pytest.mark.parametrize("config", [ACT(), SACT()], ids=["ACT", "SACT"])
+def test_a_change_of_threads_changes_nothing(config, order):
+    """Scratch is kept from call to call, with borders of zeros: those of another number of threads lie elsewhere."""
+    net = cifar_net(config)
+    set_heads(net, -1.0)
+    inputs = [torch.randn(16, 3, 32, 32), torch.randn(5, 3, 32, 32), torch.randn(16, 3, 29, 35)]
+    before = torch.get_num_threads()
+    try:
+        with torch.no_grad(), dense_execution(net):
+            expected = [net(x).logits for x in inputs]
+        for threads in order:
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                got = [net(x).logits for x in inputs]
+            assert max(map(relative, got, expected)) < 1e-5
+    finally:
+        torch.set_num_threads(before)
