@@ -111,7 +111,7 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         stage.__class__ = AdaptiveStage
         stage._was, stage.config, stage.name = was, config, name
         stage.spatial = isinstance(config, SACT)
-        stage._dense = []  # a mark for every block of `dense_execution` that is open, in any thread
+        stage._dense = set()  # a mark for every block of `dense_execution` that is open, in any thread
         for unit in stage._halting_units():
             conv = describe_unit(unit).steps[-1].conv
             unit.halting = HaltingHead(conv.out_channels, stage.spatial).to(conv.weight).train(unit.training)
@@ -333,11 +333,11 @@ def adaptive_configs(model: nn.Module) -> dict[str, ACT]:
 @contextlib.contextmanager
 def dense_execution(model: nn.Module) -> Iterator[None]:
     """Run the stages densely under their masks: what sparse execution is compared with."""
-    stages = adaptive_stages(model)
+    stages, mark = adaptive_stages(model), object()
     for stage in stages:
-        stage._dense.append(True)
+        stage._dense.add(mark)
     try:
         yield
     finally:
         for stage in stages:
-            stage._dense.pop()
+            stage._dense.discard(mark)

@@ -1,0 +1,63 @@
+"""The study of foreign networks under ACT and SACT: what is equal, what is refused, and that what is wrong shows."""
+
+import pathlib
+
+import pytest
+import torch
+from torch import nn
+
+from accel.cli import bench, bench_foreign_sact
+from accel.cli.foreign_nets import Foreign
+from accel.nn.fused_stage import FusedStage
+from accel.zoo.registry import get_model
+
+CASES = pathlib.Path(__file__).parents[2] / "profiles" / "cases" / "foreign_sact.toml"
+
+
+def foreign(model: nn.Module) -> Foreign:
+    return Foreign(model.eval(), lambda pictures: (pictures,), lambda net, arguments: net(*arguments))
+
+
+def judged(model: nn.Module) -> dict:
+    torch.manual_seed(0)
+    network, pictures = foreign(model), torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        bench_foreign_sact.draw(network, pictures, torch.Generator().manual_seed(0))
+        return bench_foreign_sact.check(network, (pictures[:2],))
+
+
+def test_the_zoo_is_equal():
+    row = judged(get_model("zoo:resnet20_cifar"))
+    assert row["outcome"] == "equal" and (row["stages"], row["refused"], row["reason"]) == (3, 0, "")
+    assert 0 < row["error"] <= bench_foreign_sact.TOLERANCE
+
+
+def test_what_is_refused_says_why_and_the_rest_is_compared():
+    model = get_model("zoo:resnet20_cifar")
+    model.layer2[1].bn1 = nn.Sequential(model.layer2[1].bn1, nn.SiLU())
+    row = judged(model)
+    assert row["outcome"] == "equal" and (row["stages"], row["refused"]) == (2, 1)
+    assert row["reason"].startswith("unit layer2.1 (")
+    assert judged(nn.Sequential(nn.Conv2d(3, 4, 3)))["reason"] == "no sequence of residual units"
+
+
+@pytest.mark.parametrize("column", ["act", "sact"])
+def test_what_is_wrong_shows(column, monkeypatch):
+    right = FusedStage.run
+
+    def wrong(self, x, macs):
+        found = right(self, x, macs)
+        if found is not None and self._spatial == (column == "sact"):
+            found.output.mul_(1.01)
+        return found
+
+    monkeypatch.setattr(FusedStage, "run", wrong)
+    row = judged(get_model("zoo:resnet20_cifar"))
+    assert row["outcome"] == "wrong" and row[column] > bench_foreign_sact.TOLERANCE
+    assert row["act" if column == "sact" else "sact"] <= bench_foreign_sact.TOLERANCE
+
+
+def test_the_case_file_has_ninety_networks_and_more():
+    file = bench.read_cases(CASES)
+    names = [case["name"] for case in file["case"]]
+    assert len(set(names)) == len(names) >= 90 and all(len(case["size"]) == 2 for case in file["case"])
