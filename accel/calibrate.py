@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,10 @@ from accel.nn.fitted import Fit, classify, common_classes, distance_weights, fin
 from accel.nn.geometry import geometry_of
 from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
+from accel.nn.running import evaluation, floating_tensors, replaced_forwards
 from accel.nn.settling import settle
 
-_RIDGE = 1e-3  # of the neighbours' mean variance, or of the target's: then no fit magnifies by more than 16
+_RIDGE = 1e-3  # of the neighbours' mean variance
 _WEIGHT_RIDGE = 0.1  # of the patches' mean variance; CIFAR ResNet-32 at keep 1/2 gains as much at 0.01
 _CHANGE = 4.0  # lengths of the weights that a change of theirs may reach; HED's reach CHANGEME
 _ROUNDING = 16.0  # steps of the floating-point grid, about a mean, that are no signal
@@ -45,9 +46,13 @@ def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = LIMI
     """Fit, in place, every layer of a converted model that has interpolate='fitted', in the order they run.
 
     What a layer gives in the dense network is the target of three least-squares problems per output channel: scale and
-    shift of the computed positions, and the neighbours' weights and a constant for the skipped ones; see `fit_layer`.
-    The perforated network goes on with that fit, so that the layers behind are fitted to the inputs they will get.
-    A layer that the calibration data does not reach is filled in by nearest values.
+    shift of the computed positions, and the neighbours' weights and a constant for the skipped ones. The perforated
+    network goes on with that fit, so that the layers behind are fitted to the inputs they will get.
+
+    This is done twice. At first the last quarter of the pictures (of a single one, of its rows) is left out and judges:
+    a channel that nearest filling serves better is left to that, and so is the whole network where its outputs come out
+    worse. Then the other channels are fitted on all pictures. A layer that the pictures do not reach, or of which they
+    only reach computed positions, is filled in by nearest values.
 
     Args:
         model: converted; its weights, statistics and modes are left as they are.
@@ -60,19 +65,61 @@ def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = LIMI
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PerforatedConv2d)}
     waiting = {name: layer for name, layer in layers.items() if layer.config.interpolate == "fitted"}
     pictures = pictures_of_one_size(calibration, model, limit)
-    for layer in waiting.values():
-        layer.set_fit(nearest_fit(layer.out_channels))
-
-    def fit(name: str, x: Tensor, target: Tensor) -> None:
-        layers[name].set_fit(fit_layer(layers[name], x, target))
-
     dense = {layer: layer.forward_densely for layer in layers.values()}
     own = {layer: functools.partial(PerforatedConv2d.forward, layer) for layer in layers.values()}
+    left: dict[str, Tensor] = {}  # bool [C], the channels left to nearest filling
+
+    def judge(name: str, x: Tensor, target: Tensor) -> None:
+        found = _judged(layers[name], x, target)
+        layers[name].set_fit(found)
+        left[name] = found.nearest
+
+    def refit(name: str, x: Tensor, target: Tensor) -> None:
+        if not left[name].all():
+            fit = _least_squares(layers[name], x, target)
+            layers[name].set_fit(fit.with_nearest(left[name]))
+
     with one_by_one():
-        unreached = settle(model, pictures, waiting, fit, dense, own)
-    if waiting and len(unreached) == len(waiting):
-        name = unreached[0]
-        raise DataError(f"the calibration data never reaches layer {name!r}: leave it out by a rule {{{name!r}: None}}")
+        _leave_to_nearest(waiting)
+        unreached = settle(model, pictures, waiting, judge, dense, own)
+        if waiting and len(unreached) == len(waiting):
+            name = unreached[0]
+            raise DataError(
+                f"the calibration data never reaches layer {name!r}: leave it out by a rule {{{name!r}: None}}"
+            )
+        if _loses(model, pictures.part(_known(len(pictures)), len(pictures)), waiting, dense):
+            return
+        settle(model, pictures, {name: waiting[name] for name in left}, refit, dense, own)
+
+
+def _leave_to_nearest(layers: Mapping[str, PerforatedConv2d]) -> None:
+    for layer in layers.values():
+        layer.set_fit(nearest_fit(layer.out_channels))
+
+
+@torch.no_grad()
+def _loses(
+    model: nn.Module, pictures: Batch, fitted: Mapping[str, PerforatedConv2d], dense: Mapping[nn.Module, Callable]
+) -> bool:
+    """Whether the model's outputs are farther from the dense ones than under nearest filling; then it has that."""
+    fits = {name: layer.fit for name, layer in fitted.items()}
+    with evaluation(model):
+        with replaced_forwards(dense):
+            target = floating_tensors(pictures.run(model))
+        ours = _distances(floating_tensors(pictures.run(model)), target)
+        _leave_to_nearest(fitted)
+        nearest = _distances(floating_tensors(pictures.run(model)), target)
+    if len(ours) == len(nearest) and not sum(ours) <= sum(nearest):  # NaN is not
+        return True
+    for name, fit in fits.items():
+        fitted[name].set_fit(fit)
+    return False
+
+
+def _distances(outputs: list[Tensor], target: list[Tensor]) -> list[float]:
+    """The mean squared difference of those that can be compared, relative to the target's."""
+    pairs = [(a.float(), b.float()) for a, b in zip(outputs, target) if a.shape == b.shape and b.numel()]
+    return [float(F.mse_loss(a, b) / b.square().mean().clamp_min(torch.finfo(b.dtype).tiny)) for a, b in pairs]
 
 
 def pictures_of_one_size(calibration: Iterable, model: nn.Module, limit: int = LIMIT) -> Batch:
@@ -85,37 +132,38 @@ def pictures_of_one_size(calibration: Iterable, model: nn.Module, limit: int = L
 
 @torch.no_grad()
 def fit_layer(layer: PerforatedConv2d, x: Tensor, target: Tensor) -> Fit:
-    """The least-squares fit of one layer, those channels filled in by nearest values that it serves worse.
-
-    A first fit leaves out the last quarter of the pictures (of a single one, the last quarter of the rows), and is
-    judged on it. A channel whose mean squared error there exceeds that of nearest filling is left to nearest filling.
+    """The least-squares fit of one layer by itself, judged as in `fit_interpolation`.
 
     Args:
         x: [N, C, H, W], what the layer reads in the perforated network.
         target: [N, K, H', W'], its output in the dense network. Of another shape than the layer's own output (such as
             for the boxes that a detector finds in either), it says nothing: nearest filling.
     """
-    nearest = nearest_fit(layer.out_channels, layer.config.neighbors)
-    if x.dim() == 3:
-        x, target = x[None], target[None]
+    judged = _judged(layer, x, target)
+    return judged if judged.nearest.all() else _least_squares(layer, x, target).with_nearest(judged.nearest)
+
+
+def _known(pictures: int) -> int:
+    """How many of the pictures are fitted on before the others judge; of a single one, it is some of its rows."""
+    return pictures - -(-pictures // 4) if pictures > 1 else 0
+
+
+def _judged(layer: PerforatedConv2d, x: Tensor, target: Tensor) -> Fit:
+    """The fit without the last quarter of the pictures, with nearest filling in the channels that lose on them."""
+    x, target = (value[None] if x.dim() == 3 else value for value in (x, target))
     if not len(x) or target.shape != (len(x), layer.out_channels, *layer.output_size(*x.shape[2:])):
-        return nearest
-    positions = layer.position_set(*target.shape[2:])
-    if positions.is_full:
-        return nearest
-    everywhere = torch.ones(len(positions.nearest), dtype=torch.bool, device="cpu")
-    if len(x) > 1:
-        start = len(x) - -(-len(x) // 4)
-        trial = _least_squares(layer, x[:start], target[:start], positions, everywhere)
-        known = (x[start:], target[start:], slice(None))
+        return nearest_fit(layer.out_channels)
+    start = _known(len(x))
+    if start:
+        fit, known = _least_squares(layer, x[:start], target[:start]), (x[start:], target[start:], slice(None))
     else:
-        seen = torch.arange(len(everywhere), device="cpu") < 3 * len(everywhere) // 4
-        trial = _least_squares(layer, x, target, positions, seen)
-        known = (x, target, (~seen).to(x.device))
-    if trial is None:
-        return nearest
-    fit, bar = _least_squares(layer, x, target, positions, everywhere), _error(layer, nearest, *known)
-    wins = (_error(layer, trial, *known) <= bar) & (_error(layer, fit, *known) <= bar)  # NaN does not
+        seen = torch.arange(target[0, 0].numel(), device="cpu") < 3 * target[0, 0].numel() // 4
+        fit, known = _least_squares(layer, x, target, seen), (x, target, (~seen).to(x.device))
+    if fit is None:
+        return nearest_fit(layer.out_channels)
+    nearest = nearest_fit(layer.out_channels, layer.config.neighbors)
+    bar = _error(layer, nearest, *known) + _noise(target.float().square().mean((0, 2, 3)).sqrt())
+    wins = _error(layer, fit, *known) <= bar  # NaN does not
     return fit.with_nearest(~wins.cpu())
 
 
@@ -128,10 +176,14 @@ def _error(layer: PerforatedConv2d, fit: Fit, x: Tensor, target: Tensor, where: 
     return difference.flatten(2)[:, :, where].square().mean((0, 2))
 
 
-def _least_squares(
-    layer: PerforatedConv2d, x: Tensor, target: Tensor, positions: PositionSet, counted: Tensor
-) -> Fit | None:
-    """The fit on the positions that are `counted`, bool [H' * W']; None if there are none, computed and skipped."""
+def _least_squares(layer: PerforatedConv2d, x: Tensor, target: Tensor, counted: Tensor | None = None) -> Fit | None:
+    """The fit on the positions that are `counted`, bool [H' * W']; None if there are none, computed or skipped."""
+    x, target = (value[None] if x.dim() == 3 else value for value in (x, target))
+    positions = layer.position_set(*target.shape[2:])
+    if positions.is_full:
+        return None
+    if counted is None:
+        counted = torch.ones(len(positions.nearest), dtype=torch.bool, device="cpu")
     pixels = target.permute(0, 2, 3, 1).flatten(1, 2)
     pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
     known = counted[positions.positions.long()].nonzero()[:, 0]
@@ -204,7 +256,7 @@ def _fit_scale(values: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     mean, wanted = values.mean(0), target.mean(0)
     values, lacking = values - mean, (target - wanted) - (values - mean)
     variance, spread = values.square().mean(0), (target - wanted).square().mean(0)
-    ridge = (variance / len(values)).maximum(_RIDGE * spread).maximum(_noise(mean))
+    ridge = (variance / len(values)).maximum(_faint(variance, spread)).maximum(_noise(mean))
     scale = 1 + (values * lacking).mean(0) / (variance + ridge)
     return scale, wanted - scale * mean
 
@@ -232,7 +284,7 @@ def _fit_sums(rows: Tensor, pixels: Tensor, skipped: Tensor, chosen: Tensor, tow
     gram, moment, spread = gram[:, :-1, :-1], gram[:, :-1, -1], gram[:, -1, -1].clamp_min(0)
     mean, wanted = mean[:, :-1], mean[:, -1]
     power = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(0)
-    ridge = torch.maximum((_RIDGE + taps / count) * power, _RIDGE * spread).maximum(_noise(middle).double())
+    ridge = ((_RIDGE + taps / count) * power).maximum(_faint(power, spread)).maximum(_noise(middle).double())
     towards = towards.to(gram).expand(channels, taps)
     pull = moment - (gram @ towards[:, :, None])[:, :, 0]
     weights = towards + solve_ridge(gram, pull[:, :, None], ridge)[:, :, 0]
@@ -251,6 +303,11 @@ def solve_ridge(gram: Tensor, moment: Tensor, ridge: Tensor) -> Tensor:
     solved = torch.cholesky_solve(moment, factor)
     fine = solved.isfinite().flatten(-2).all(-1) & (failed == 0)
     return torch.where(fine[..., None, None], solved, 0.0)
+
+
+def _faint(power: Tensor, spread: Tensor) -> Tensor:
+    """The ridge of values that vary less than their target does, so that no fit magnifies by more than 3.2."""
+    return _RIDGE * spread.square() / power.clamp_min(torch.finfo(power.dtype).tiny)
 
 
 def _noise(mean: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Fitted interpolation against closed forms."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -134,3 +136,142 @@ def test_fitting_needs_pictures_of_one_size_that_reach_every_layer():
     model.forward = lambda x: x.mean((2, 3))  # calls no layer
     with pytest.raises(DataError, match="never reaches layer '0'"):
         fitted(model, image())
+
+
+FITTED = Perforate(keep=0.5, mask="lattice", interpolate="fitted")
+
+
+def relative(ours, dense):
+    return float((ours - dense).norm() / dense.norm())
+
+
+def rarely_firing():
+    """Depthwise convolutions behind channels that hardly ever, or never, fire."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1)]
+    for _ in range(3):
+        layers += [nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)]
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for layer in model:
+            if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+                layer.bias[:4] -= torch.tensor([0.8, 1.2, 1.6, 4.0])
+    return model
+
+
+def bright_spot(batch, seed):
+    """Pictures that are nearly constant but for one spot each: what fires does so at a few positions."""
+    x = 0.01 * torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    for picture, at in enumerate(torch.randint(3, 12, (batch, 2), generator=torch.Generator().manual_seed(seed))):
+        x[picture, :, at[0] : at[0] + 2, at[1] : at[1] + 2] += 3
+    return x
+
+
+@pytest.mark.parametrize("correct", ["scale", "weights"])
+@pytest.mark.parametrize("pictures", [1, 2, 4, 12])
+@pytest.mark.parametrize("make", [bright_spot, lambda batch, seed: torch.randn(batch, 3, 16, 16) + seed])
+def test_a_fit_is_bounded_and_loses_no_more_than_nearest_filling(correct, pictures, make):
+    model = rarely_firing()
+    x, other = make(pictures, 1), make(32, 1)
+    config = dataclasses.replace(FITTED, correct=correct)
+    fast = accel.convert_model(model, config, example_inputs=x, calibration=[x])
+    nearest = accel.convert_model(model, Perforate(keep=0.5, mask="lattice"), example_inputs=x)
+    fits = [layer.fit for layer in fast if isinstance(layer, nn.Conv2d)]
+    assert max(float(fit.scale.abs().max()) for fit in fits) < 4.3
+    assert all(tensor.isfinite().all() for fit in fits for tensor in fit.tensors().values())
+    with torch.no_grad():
+        assert relative(fast(other), model(other)) <= 1.05 * relative(nearest(other), model(other))
+
+
+def test_four_pictures_of_noise():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, padding=1)]
+    for _ in range(8):
+        layers += [nn.BatchNorm2d(32), nn.SiLU(), nn.Conv2d(32, 32, 3, padding=1)]
+    model, x, other = nn.Sequential(*layers).eval(), torch.randn(4, 3, 16, 16), torch.randn(16, 3, 16, 16)
+    with torch.no_grad():
+        for correct in ("scale", "weights"):
+            config = dataclasses.replace(FITTED, correct=correct)
+            fast = accel.convert_model(model, config, example_inputs=x, calibration=[x])
+            nearest = accel.convert_model(model, Perforate(keep=0.5, mask="lattice"), example_inputs=x)
+            assert relative(fast(other), model(other)) <= 1.02 * relative(nearest(other), model(other))
+
+
+def test_a_channel_that_loses_on_pictures_left_out_is_left_to_nearest_filling():
+    """The layer's own output is the target, but for one channel whose pictures left out say the opposite."""
+    layer = fitted(nn.Sequential(conv()).eval(), image(batch=8, size=12))[0]
+    x = image(batch=8, size=12)
+    target = nn.Conv2d.forward(layer, x).detach()
+    target[:6, 2] *= 3
+    assert fit_layer(layer, x, target).nearest.tolist() == [False, False, True, False]
+    target[:, 1] = float("nan")
+    assert fit_layer(layer, x, target).nearest.tolist() == [False, True, True, False]
+    assert fit_layer(layer, x, target[:4]).nearest.all() and fit_layer(layer, x[:0], target[:0]).nearest.all()
+
+
+class Flips(nn.Module):
+    """Its forward doubles the batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(2, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 4, 5, padding=2))
+
+    def batch(self, x):
+        return torch.cat([x, x.flip(-1)])
+
+    def forward(self, x):
+        out = self.net(self.batch(x))
+        return out.view(-1, len(x), *out.shape[1:]).mean(0)
+
+
+class Windows(Flips):
+    """Its forward cuts every picture into four."""
+
+    def batch(self, x):
+        return x.unflatten(-1, (2, -1)).unflatten(-3, (2, -1)).permute(2, 4, 0, 1, 3, 5).flatten(0, 2)
+
+
+@pytest.mark.parametrize("kind", [Flips, Windows])
+def test_what_a_forward_does_with_the_batch_does_not_matter(kind):
+    """The layers are fitted as on the batch that they see."""
+    model, x = kind().eval(), image(batch=8, size=24)
+    config = Perforate(keep=0.5, mask="lattice", interpolate="fitted", neighbors=4)
+    fast = accel.convert_model(model, config, example_inputs=x, calibration=[x])
+    alone = accel.convert_model(model.net, config, example_inputs=x, calibration=[model.batch(x)])
+    for ours, own in zip(fast.net[::2], alone[::2]):
+        for name, tensor in own.fit.tensors().items():
+            assert torch.equal(ours.fit.tensors()[name], tensor), name
+    low, own = (
+        accel.decompose_model(net, calibration=[data], ranks={"*0": 4, "*2": 3})
+        for net, data in ((model, x), (model.net, model.batch(x)))
+    )
+    for ours, theirs in zip(low.net.parameters(), own.parameters()):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_walk_in_many_rounds_settles_the_same(monkeypatch):
+    model, x = rarely_firing(), image(batch=4, size=16).repeat(1, 2, 1, 1)[:, :3]
+    whole = accel.convert_model(model, FITTED, example_inputs=x, calibration=[x])
+    monkeypatch.setattr("accel.nn.settling.settle.__defaults__", (1,))  # bytes: one layer a round
+    rounds = accel.convert_model(model, FITTED, example_inputs=x, calibration=[x])
+    for one, other in zip(whole, rounds):
+        if isinstance(one, nn.Conv2d):
+            assert all(torch.equal(t, other.fit.tensors()[n]) for n, t in one.fit.tensors().items())
+
+
+def test_layers_that_only_one_of_the_networks_calls_are_left_to_nearest_filling():
+    class Choosy(nn.Sequential):
+        def forward(self, x):
+            x = self[0](x)
+            way = 1 if x.unique().numel() < 0.75 * x.numel() else 2  # filled in, or dense
+            return self[3](self[way](x))
+
+    torch.manual_seed(0)
+    model = Choosy(*(nn.Conv2d(2, 2, 3, padding=1) for _ in range(4))).eval()
+    x = image(batch=4, size=12)
+    rules = {"0": Perforate(keep=0.5, mask="lattice"), "*": FITTED}
+    fast = accel.convert_model(model, rules, example_inputs=x, calibration=[x])
+    assert [layer.fit.nearest.all().item() for layer in list(fast)[1:]] == [True, True, False]
+    with torch.no_grad():
+        assert fast(x).isfinite().all()

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import accel
 from accel import Perforate
@@ -126,3 +127,61 @@ def test_a_layer_that_is_never_called_is_refused():
     model = Aside(nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3))
     with pytest.raises(DataError, match="the calibration data never reaches layer '1': leave it whole by rank None"):
         accel.decompose_model(model, calibration=[drawn(1, 2, 3, 8, 8)], ranks={"*": 2})
+
+
+class Thin(nn.Module):
+    """Layers with one output channel, one input channel, groups, dead and equal channels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.to_one = nn.Conv2d(16, 1, 3, padding=1)
+        self.from_one = nn.Conv2d(1, 16, 1)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.dead = nn.Conv2d(16, 12, 3, padding=1)
+        self.last = nn.Conv2d(12, 8, 3, padding=1)
+        with torch.no_grad():
+            self.dead.weight[:4] = 0
+            self.dead.weight[4:8] = self.dead.weight[8:]
+
+    def forward(self, x):
+        x = torch.relu(self.grouped(self.from_one(self.to_one(torch.relu(self.stem(x))))))
+        return self.last(torch.relu(self.dead(x)))
+
+
+@pytest.mark.parametrize("macs", [0.9, 0.5, 0.25])
+@torch.no_grad()
+def test_layers_of_one_channel_and_dead_ones(macs):
+    model, x = Thin().eval(), drawn(1, 4, 3, 16, 16)
+    low = accel.decompose_model(model, calibration=x, macs=macs)
+    assert accel.count_macs(low, x) <= macs * accel.count_macs(model, x)
+    assert low(x).isfinite().all()
+
+
+@torch.no_grad()
+def test_ranks_above_what_a_layer_has_lose_nothing():
+    model, x = Thin().eval(), drawn(1, 4, 3, 16, 16)
+    ranks = {"stem": 16, "to_one": 1, "from_one": 16, "dead": 12, "last": 8}
+    low = accel.decompose_model(model, calibration=x, ranks=ranks)
+    torch.testing.assert_close(low(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_one_picture_of_one_position():
+    model = nn.Sequential(nn.Conv2d(3, 8, 4), nn.Conv2d(8, 6, 1)).eval()
+    x = drawn(1, 1, 3, 4, 4)
+    low = accel.decompose_model(model, calibration=x, ranks={"*": 2})
+    torch.testing.assert_close(low(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_hed_is_decomposed():
+    """Its side outputs have one channel."""
+    from accel.zoo.hed import HED
+
+    torch.manual_seed(0)
+    model, x = HED().eval(), drawn(1, 1, 3, 32, 32)
+    low = accel.decompose_model(model, calibration=x, macs=0.25)
+    assert accel.count_macs(low, x) <= 0.25 * accel.count_macs(model, x)
+    assert all(out.isfinite().all() for out in tree_leaves(low(x)))
