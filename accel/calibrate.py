@@ -25,7 +25,7 @@ from accel.nn.settling import settle
 
 _RIDGE = 1e-3  # of the neighbours' mean variance
 _WEIGHT_RIDGE = 0.1  # of the patches' mean variance; CIFAR ResNet-32 at keep 1/2 gains as much at 0.01
-_CHANGE = 4.0  # lengths of the weights that a change of theirs may reach; HED's reach CHANGEME
+_CHANGE = 4.0  # times the length of the weights that a change of theirs may reach
 _ROUNDING = 16.0  # steps of the floating-point grid, about a mean, that are no signal
 _SAMPLES = 1 << 12  # per class
 LIMIT = 1 << 20  # input pixels that a fit uses

@@ -139,6 +139,7 @@ class Profile(Report):
         Column("baseline_ms", "dense ms", "{:.3f}".format),
         Column("ms", "ms", "{:.3f}".format),
         Column("speedup", "speed-up", "{:.2f}x".format),
+        Column("note", "note"),
     )
 
 
@@ -159,10 +160,10 @@ def plan_of(model: nn.Module, x: Inputs, calls: Mapping[str, list[tuple[int, ...
             {
                 **row,
                 "output": "x".join(map(str, seen[0][1:])) if seen else None,
-                "note": "; ".join(filter(None, (notes.get(name), often))) or None,
+                "note": "; ".join(filter(None, (notes.get(name), row["note"], often))) or None,
             }
         )
-    rows += [{**row, "output": None, "note": None} for row in found.values()]
+    rows += [{**row, "output": None} for row in found.values()]
     title = f"{type(model).__name__} on an input of {_shapes(as_batch(x))}"
     return Plan(title + _uncounted(rows), rows, _total(rows))
 
@@ -308,7 +309,16 @@ def _description(module: nn.Module) -> dict:
         "shape": shape,
         "mask": module.config.mask if perforated else None,
         "interpolate": module.config.interpolate if perforated else None,
+        "note": _left_to_nearest(module) if perforated else None,
     }
+
+
+def _left_to_nearest(layer: PerforatedConv2d) -> str | None:
+    """Where the fit of a layer was replaced by nearest filling; see `accel.calibrate.fit_interpolation`."""
+    if layer.config.interpolate != "fitted" or layer.fit is None:
+        return None
+    lost = int(layer.fit.nearest.sum())
+    return f"nearest in {lost} of {layer.out_channels} channels, no fit served better" if lost else None
 
 
 def _shapes(batch: Batch) -> str:

@@ -11,8 +11,10 @@ from torch import nn
 
 import accel
 from accel import Perforate, Rules
+from accel.nn.fitted import nearest_fit
+from accel.nn.running import record_calls
 from accel.profiling.sides import fastest_form
-from accel.report import Report, show_macs
+from accel.report import Report, plan_of, show_macs
 from accel.zoo.registry import get_model
 
 
@@ -144,3 +146,21 @@ def test_cells_may_hold_anything():
 )
 def test_macs_are_printed_with_three_digits(value, text):
     assert show_macs(value) == text
+
+
+def test_a_report_says_where_nearest_filling_stood_in_for_a_fit():
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)).eval(),
+        torch.randn(4, 3, 8, 8),
+    )
+    config = Perforate(keep=0.5, mask="lattice", interpolate="fitted")
+    fast = accel.convert_model(model, config, example_inputs=x, calibration=[x])
+    fast[0].set_fit(fast[0].fit.with_nearest(torch.tensor([True, False, False, True])))
+    fast[1].set_fit(nearest_fit(4))
+    for report in (plan_of(fast, x, record_calls(fast, dict(fast.named_children()), x), {}), accel.profile(fast, x)):
+        notes = [row["note"] for row in report.rows[:2]]
+        assert "nearest in 2 of 4 channels" in notes[0] and "nearest in 4 of 4 channels" in notes[1]
+        assert "nearest in 2 of 4 channels" in str(report)
+    plan = accel.plan_conversion(model, Perforate(keep=0.5), example_inputs=x)
+    assert not any("channels" in (row["note"] or "") for row in plan.rows)
