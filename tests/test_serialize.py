@@ -193,3 +193,35 @@ def test_a_failed_write_leaves_the_old_folder_whole(fast, tmp_path, monkeypatch)
         accel.save_converted(fast, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
     assert torch.equal(accel.load_converted(tmp_path, Net().eval())(image()), expected)
+
+
+class Sides(nn.Module):
+    """Two inputs, groups, a 1x1 map, and a layer that the calibration data never reaches."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(2, 8, 3, padding=1)
+        self.grouped, self.last = nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.Conv2d(8, 4, 3)
+        self.point, self.aside = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3)
+
+    def forward(self, left, right):
+        x = self.last(torch.relu(self.grouped(torch.relu(self.left(left) + self.right(right)))))
+        return x + self.point(x.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("correct", ["scale", "weights"])
+@torch.no_grad()
+def test_every_kind_of_fit_comes_back_the_same(correct, tmp_path):
+    model, generator = Sides().eval(), torch.Generator().manual_seed(0)
+    x = tuple(torch.randn(4, channels, 12, 12, generator=generator) for channels in (3, 2))
+    config = Perforate(keep=0.5, mask="lattice", interpolate="fitted", correct=correct)
+    fast = accel.convert_model(model, config, example_inputs=x, calibration=[x])
+    assert fast.point.fit.nearest.all() and fast.aside.fit.nearest.all() and not fast.grouped.fit.nearest.all()
+    fast.grouped.set_fit(fast.grouped.fit.with_nearest(torch.arange(8) == 3))
+    accel.save_converted(fast, tmp_path)
+    loaded = accel.load_converted(tmp_path, model)
+    for size in (12, 7):
+        part = tuple(each[..., :size, :size] for each in x)
+        assert torch.equal(loaded(*part), fast(*part))
+    assert torch.equal(loaded.grouped.fit.nearest, torch.arange(8) == 3)
