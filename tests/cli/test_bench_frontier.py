@@ -98,7 +98,7 @@ def test_a_network_that_errs_is_not_judged(tmp_path, networks, monkeypatch):
     right = AdaptiveStage.forward
     monkeypatch.setattr(AdaptiveStage, "forward", lambda self, x: right(self, x) * (1 if self._dense else 1.001))
     file = bench.read_cases(tmp_path / "case.toml")
-    rows = bench.measure(file, argparse.Namespace(output=None, seed=0, quick=True, quiet=True))
+    rows = bench.measure(file, argparse.Namespace(output=None, seed=0, quick=True, quiet=True, resume=False))
     assert [row["correct"] for row in rows] == [True, False, False, True]
     assert [("accuracy" in row, "time_share" in row) for row in rows[:2]] == [(True, False), (False, False)]
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from accel.kernels.interpolate import interpolate
+from accel.kernels.positions import PositionSet
 from accel.masks import build_mask
 from accel.nn import compact
 from accel.nn.compact import Compact
@@ -66,6 +67,13 @@ def test_sums_commute_with_interpolation():
 def test_global_mean(size):
     given = value(*size)
     torch.testing.assert_close(compact.global_mean(given), F.adaptive_avg_pool2d(dense(given), 1))
+
+
+def test_the_mean_of_a_large_map_keeps_its_digits():
+    positions = PositionSet.full(512, 512)
+    rows = torch.full((len(positions), 3), 0.3)
+    found = compact.global_mean(Compact(rows, positions, 1))
+    torch.testing.assert_close(found, torch.full((1, 3, 1, 1), 0.3), rtol=2e-5, atol=0)
 
 
 POOLS = [
