@@ -1,11 +1,13 @@
 """Which convolutions of a model may compute in channels_last: all, but those whose maps or weights a stranger views.
 
 `Tensor.view` and its like want memory as torch's default layout leaves it: a forward with `x.view(len(x), -1)` raises
-on a channels_last map. What a forward can read is found by running it on the example.
+on a channels_last map, and what is written to `x.flatten(1)` is lost, where that is a copy. What a forward can read is
+found by running it on the example.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from accel.errors import ConversionError
 from accel.nn.folding import is_computed
 from accel.nn.inference import one_by_one
+from accel.nn.proof import difference
 from accel.nn.running import replaced_forwards, undisturbed
 
 
@@ -32,9 +35,10 @@ def lay_out(layers: Iterable[nn.Conv2d], memory_format: torch.memory_format) -> 
 def settle_layout(
     model: nn.Module, layers: Mapping[str, nn.Conv2d], run: Callable[[nn.Module], object], weights: bool
 ) -> frozenset[str]:
-    """The names of the `layers` whose weights and outputs must be contiguous for the model's own forward to run.
+    """The names of the `layers` whose weights and outputs must be contiguous for the model's own forward to be right.
 
-    Few are sought: where the forward raises, those that were called last before, one, two more, four more and so on.
+    Few are sought: where the forward raises, or returns other values than in the layout that the model came with, those
+    that were called last, one, two more, four more and so on.
 
     Args:
         layers: convolutions of the model, by name; they are called as modules and have the forward of nn.Conv2d.
@@ -44,6 +48,9 @@ def settle_layout(
     Raises:
         ConversionError: the forward raises in torch's default layout too.
     """
+    as_it_came = {layer: functools.partial(nn.Conv2d.forward, layer) for layer in layers.values()}
+    with undisturbed(model), one_by_one(), replaced_forwards(as_it_came):
+        expected = run(model)
     kept: dict[str, None] = {}
     share = 1
     while True:
@@ -54,12 +61,12 @@ def settle_layout(
         forwards = {layer: _laid_out(layer, name, name in kept, called) for name, layer in layers.items()}
         try:
             with undisturbed(model), one_by_one(), replaced_forwards(forwards):
-                run(model)
-            return frozenset(kept)
+                if difference(expected, run(model)) is None or len(kept) == len(layers):  # else it draws its own luck
+                    return frozenset(kept)
         except RuntimeError as error:
-            rest = [name for name in (*reversed(called), *layers) if name not in kept]
-            if not rest:
+            if len(kept) == len(layers):
                 raise ConversionError(f"the model cannot run on example_inputs any more: {error}") from error
+        rest = [name for name in dict.fromkeys((*reversed(called), *layers)) if name not in kept]
         kept |= dict.fromkeys(rest[:share])
         share *= 2
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import warnings
+from types import FunctionType
 
 import pytest
 import torch
@@ -207,8 +208,18 @@ class Channels(nn.Module):
         return self.last(y).view(n, 4, -1).softmax(2)
 
 
+class WritesWhatMayBeACopy(Channels):
+    """`flatten` and `reshape` give a view of a contiguous map, and a copy of a channels_last one."""
+
+    def forward(self, x):
+        y = self.next(F.relu(self.conv(x)))
+        y.flatten(1)[:, ::3].zero_()
+        y.reshape(-1).mul_(2)
+        return self.last(F.relu(y))
+
+
 @pytest.mark.parametrize("config", [WHOLE, HALF, Perforate(keep=0.5, interpolate="zero"), "fitted", "last only"])
-@pytest.mark.parametrize("kind", [LeNet, Untraceable, ViewsWeights, Channels])
+@pytest.mark.parametrize("kind", [LeNet, Untraceable, ViewsWeights, Channels, WritesWhatMayBeACopy])
 def test_a_forward_that_views_its_maps_and_weights(kind, config, tmp_path):
     net, given, whole = kind().eval(), {}, config is WHOLE
     if config == "fitted":
@@ -241,6 +252,12 @@ def test_only_the_last_layer_before_a_view_gives_up_its_layout():
         assert isinstance(fast.conv2, PerforatedConv2d)
 
 
+def test_other_layouts_stay_where_a_model_is_converted_again():
+    fast = accel.convert_model(Unit().eval(), HALF, example_inputs=image())
+    again = accel.convert_model(fast, Perforate(keep=0.25), example_inputs=image())
+    assert not any(layer.contiguous for net in (fast, again) for layer in perforated_layers(net).values())
+
+
 def test_a_forward_that_raises_only_when_converted_is_an_error():
     class Picky(nn.Module):
         def __init__(self):
@@ -248,7 +265,7 @@ def test_a_forward_that_raises_only_when_converted_is_an_error():
             self.conv = nn.Conv2d(3, 4, 3)
 
         def forward(self, x):
-            if "forward" in self.conv.__dict__:
+            if not self.conv(x).is_contiguous() or isinstance(self.conv.__dict__.get("forward"), FunctionType):
                 raise RuntimeError("not mine")
             return self.conv(x)
 
