@@ -69,14 +69,13 @@ def any_watched(modules: Iterable[nn.Module]) -> bool:
         return True
     for module in modules:
         attributes = module.__dict__
-        for hooks in (attributes["_forward_hooks"], attributes["_forward_pre_hooks"]):
-            if hooks and not all(getattr(hook, "observes_only", False) for hook in hooks.values()):
+        if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"] or "forward" in attributes:
+            hooks = (*attributes["_forward_hooks"].values(), *attributes["_forward_pre_hooks"].values())
+            forward = attributes.get("forward")
+            if not all(getattr(hook, "observes_only", False) for hook in hooks):
                 return True
-        forward = attributes.get("forward")
-        if forward is not None and not any(
-            getattr(forward, mark, False) for mark in ("observes_only", "follows_class")
-        ):
-            return True
+            if forward is not None and not (hasattr(forward, "observes_only") or hasattr(forward, "follows_class")):
+                return True
     return False
 
 
