@@ -276,13 +276,13 @@ def check_stages(
                 raise ConversionError(f"unit {name}.{key} belongs to stage {owners[unit]} too: give each its own")
             if hasattr(unit, "halting"):
                 raise ConversionError(f"unit {name}.{key} has an attribute 'halting' of its own: rename it")
-        for key, unit in list(units._modules.items())[1:]:
-            if not describe_unit(unit).maskable:
-                raise ConversionError(f"unit {name}.{key} changes size or width: only the first of a stage may")
         for key, unit in units.named_children():
             shapes = (inputs or {}).get(f"{name}.{key}", ())
             for size in {tuple(shape[-2:]) for shape in shapes} or {DEFAULT_SIZE}:
                 prove_unit(f"{name}.{key}", unit, size)
+        for key, unit in list(units._modules.items())[1:]:
+            if not describe_unit(unit).maskable:
+                raise ConversionError(f"unit {name}.{key} changes size or width: only the first of a stage may")
 
 
 def make_plain(model: nn.Module) -> nn.Module:

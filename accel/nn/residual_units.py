@@ -30,6 +30,12 @@ class BranchStep:
     bn: nn.BatchNorm2d | None
     activation: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.conv, nn.Conv2d):
+            raise ConversionError(
+                f"is described by a step whose conv is a {type(self.conv).__name__}, not an nn.Conv2d"
+            )
+
     @property
     def padding(self) -> tuple[int, int, int, int]:
         """(top, bottom, left, right)."""
@@ -135,7 +141,8 @@ def _is_numbered(module: nn.Module) -> bool:
     """The layout of torchvision's and the CIFAR ResNets' units: conv1, bn1, conv2, bn2, ... and a shortcut."""
     names = dict(module.named_children())
     shortcut = "downsample" in names or "shortcut" in names or hasattr(module, "downsample")
-    return {"conv1", "bn1", "conv2", "bn2"} <= names.keys() and shortcut
+    convs = all(isinstance(names[name], nn.Conv2d) for name in ("conv1", "conv2", "conv3") if name in names)
+    return {"conv1", "bn1", "conv2", "bn2"} <= names.keys() and shortcut and convs
 
 
 def _describe_numbered(unit: nn.Module) -> UnitDescription:

@@ -9,7 +9,7 @@ from torch import nn
 
 import accel
 from accel.config import ACT, SACT
-from accel.errors import ConversionError
+from accel.errors import ConfigError, ConversionError
 from accel.nn.adaptive import dense_execution, make_adaptive
 from accel.nn.residual_units import BranchStep, UnitDescription, register_unit
 from accel.nn.stage_outputs import recorded_stages
@@ -226,6 +226,35 @@ def test_a_unit_is_refused_where_its_description_does_not_run():
     register_unit(Odd, lambda u: UnitDescription((BranchStep(u.conv1, None, "swish"),), "relu", None))
     model = nn.Sequential(nn.Sequential(Odd(), Odd()))
     with pytest.raises(ConversionError, match=r"unit 0\.0 \(Odd\) cannot be compared with its description .*swish"):
+        make_adaptive(model, {"0": SACT()})
+
+
+class Split(nn.Module):
+    """Two convolutions in one, as the split attention of ResNeSt."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        return self.parts[0](x) * torch.sigmoid(self.parts[1](x))
+
+
+def test_a_convolution_that_is_none_makes_no_unit():
+    model = Net()
+    for unit in model.layer:
+        unit.conv2 = Split()
+    with pytest.raises(ConfigError, match="no sequence of residual units"):
+        accel.convert_model(model, {"layer": SACT()}, example_inputs=torch.randn(1, 3, 9, 8))
+    with pytest.raises(ConversionError, match="no residual unit that could be left out"):
+        accel.shorten_model(model, calibration=[torch.randn(1, 3, 9, 8)], units=["layer.1"])
+
+    class Other(Unit):
+        pass
+
+    register_unit(Other, lambda u: UnitDescription((BranchStep(u.blur, None, "none"),), "relu", None))
+    model = nn.Sequential(nn.Sequential(Other(blur=Split()), Other(blur=Split())))
+    with pytest.raises(ConversionError, match=r"unit 0\.0 \(Other\) is described by a step whose conv is a Split"):
         make_adaptive(model, {"0": SACT()})
 
 
