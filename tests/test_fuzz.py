@@ -4,7 +4,8 @@ copies, files and reverts are faithful.
 A net is a random program of steps over two inputs and earlier values, drawn while it runs, so that every step fits:
 shared modules, branches, odd sizes, groups, dilation, every padding mode, geometry set after construction, sums of up
 to four terms, writes in place to values that have other readers and to views of them, functional calls, and, in every
-fourth net, control flow that no tracer can follow. Thread counts, torch's default dtype and a second size take turns.
+fourth net, control flow that no tracer can follow. One and two threads, torch's default dtypes and a second size take
+turns.
 """
 
 import contextlib
@@ -261,16 +262,16 @@ def random_config(seed):
 
 
 @contextlib.contextmanager
-def surroundings(seed):
-    """Thread counts and torch's default dtype in turn."""
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(1 + seed % 2)
-    torch.set_default_dtype(DTYPES[seed // 2 % len(DTYPES)])
+def surroundings(dtype, threads):
+    """Another default dtype and count of threads."""
+    before = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(dtype)
+        torch.set_default_dtype(before[0])
+        torch.set_num_threads(before[1])
 
 
 def runs_at(net, inputs):
@@ -306,7 +307,8 @@ def check(seed, took, tmp_path):
     net = RandomNet(seed).eval()
     examples = [net.example(which) for which in (0, 1) if not which or runs_at(net, net.example(which))]
     before, dense = copy.deepcopy(net.state_dict()), [outputs(net, x) for x in examples]
-    with surroundings(seed):
+    dtype = DTYPES[seed // 2 % len(DTYPES)]
+    with surroundings(dtype, 1):
         whole = accel.convert_model(net, Perforate(keep=1.0), example_inputs=examples[0])
         assert all(close(outputs(whole, x), expected) for x, expected in zip(examples, dense)), seed
 
@@ -316,6 +318,9 @@ def check(seed, took, tmp_path):
         found = [outputs(fast, x) for x in examples]
         ran = bool(took) and all(took)
         assert ran == bool(installed(fast)), seed
+    for threads in (2, 1) if seed % 2 else (1,):  # after the first run, which was on one
+        with surroundings(dtype, threads):
+            assert all(close(outputs(fast, x), out) for x, out in zip(examples, found)), seed
     assert all(close(out, reference(fast, x)) for x, out in zip(examples, found)), seed
     if seed % 4 == 1:
         check_copies(seed, net, fast, examples[0], found[0], dense[0], tmp_path)
