@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import math
 import multiprocessing
+import os
 import pathlib
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing.connection import Connection
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 from accel.cli.bench import Row, Settings
@@ -86,8 +88,15 @@ def isolated(work: Callable[[], Row], seconds: float) -> Row | str:
         receiver.close()
 
 
-def _send(sender: Connection, work: Callable[[], Row]) -> None:
+def _send(sender: connection.Connection, work: Callable[[], Row]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         sender.send(work())
     except Exception as error:  # of a stranger's network, before any check of it
         sender.send(f"{type(error).__name__}: {error}"[:300])
+
+
+def _end_with_parent() -> None:
+    """An interrupted bench leaves no network running."""
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

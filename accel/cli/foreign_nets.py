@@ -59,6 +59,8 @@ def _torchvision(name: str) -> nn.Module:
         options["weights_backbone"] = None
         if name != "ssd300_vgg16":  # it takes 300x300 only; the others scale every picture up to 800
             options |= {"min_size": 96, "max_size": 256}
+        if "rcnn" in name:  # a keypoint head takes 3.6 G multiply-accumulates for every box
+            options |= {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 2}
     elif name in ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"):
         options["weights_backbone"] = None
     elif name in ("googlenet", "inception_v3"):

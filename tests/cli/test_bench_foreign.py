@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import time
 
@@ -72,6 +73,39 @@ def test_a_network_that_crashes_or_hangs_is_a_row(pictures, monkeypatch):
     (row,) = bench_foreign.rows({**SQUEEZENET, "images": str(pictures)}, bench.Settings())
     assert (row["correct"], row["error"]) == (False, float("inf"))
     assert row["reason"] == "the process died with exit code -11"
+
+
+ENDLESS = """
+import functools, os, pathlib, sys, time
+from accel.cli import bench_foreign
+
+def work(path):
+    pathlib.Path(path).write_text(f"{os.getpid()}\\n")
+    time.sleep(600)
+
+if __name__ == "__main__":
+    bench_foreign.PRELOADED = []
+    bench_foreign.isolated(functools.partial(work, sys.argv[1]), 600)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="looks processes up in /proc")
+def test_a_killed_bench_leaves_no_network_running(tmp_path):
+    script, told = tmp_path / "endless.py", tmp_path / "pid"
+    script.write_text(ENDLESS)
+    root = pathlib.Path(accel.__file__).parents[1]
+    bench_process = subprocess.Popen([sys.executable, script, told], env={**os.environ, "PYTHONPATH": str(root)})
+    until(lambda: told.exists() and told.read_text().endswith("\n"))
+    bench_process.kill()
+    bench_process.wait()
+    until(lambda: not pathlib.Path("/proc", told.read_text().strip()).exists())
+
+
+def until(condition, seconds=120):
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds
+        time.sleep(0.05)
 
 
 def test_pictures_are_asked_for_before_anything_is_built(tmp_path):
