@@ -101,25 +101,40 @@ def _leave_to_nearest(layers: Mapping[str, PerforatedConv2d]) -> None:
 def _loses(
     model: nn.Module, pictures: Batch, fitted: Mapping[str, PerforatedConv2d], dense: Mapping[nn.Module, Callable]
 ) -> bool:
-    """Whether the model's outputs are farther from the dense ones than under nearest filling; then it has that."""
+    """Whether the outputs are not surely nearer to the dense ones than under nearest filling; then that is left."""
     fits = {name: layer.fit for name, layer in fitted.items()}
     with evaluation(model):
         with replaced_forwards(dense):
             target = floating_tensors(pictures.run(model))
-        ours = _distances(floating_tensors(pictures.run(model)), target)
+        ours = _distances(floating_tensors(pictures.run(model)), target, len(pictures))
         _leave_to_nearest(fitted)
-        nearest = _distances(floating_tensors(pictures.run(model)), target)
-    if len(ours) == len(nearest) and not sum(ours) <= sum(nearest):  # NaN is not
+        nearest = _distances(floating_tensors(pictures.run(model)), target, len(pictures))
+    if is_lost(ours, nearest):
         return True
     for name, fit in fits.items():
         fitted[name].set_fit(fit)
     return False
 
 
-def _distances(outputs: list[Tensor], target: list[Tensor]) -> list[float]:
-    """The mean squared difference of those that can be compared, relative to the target's."""
-    pairs = [(a.float(), b.float()) for a, b in zip(outputs, target) if a.shape == b.shape and b.numel()]
-    return [float(F.mse_loss(a, b) / b.square().mean().clamp_min(torch.finfo(b.dtype).tiny)) for a, b in pairs]
+def is_lost(ours: Tensor, nearest: Tensor) -> bool:
+    """Whether, of two losses for each picture, [N], the first is not smaller by its standard error, at least."""
+    gain = nearest - ours
+    doubt = gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    return not bool(gain.mean() >= doubt)  # NaN is not
+
+
+def _distances(outputs: list[Tensor], target: list[Tensor], count: int) -> Tensor:
+    """[N], for every picture the mean squared difference, relative to the target's, summed over the outputs that can be
+    compared; of one that does not count the pictures, it is the same for all."""
+    total = torch.zeros(count, dtype=torch.float32, device="cpu")
+    for a, b in zip(outputs, target):
+        if a.shape != b.shape or not b.numel():
+            continue
+        squares = (a.float() - b.float()).square() / b.float().square().mean().clamp_min(
+            torch.finfo(torch.float32).tiny
+        )
+        total += (squares.flatten(1).mean(1) if len(b.shape) > 1 and len(b) == count else squares.mean()).cpu()
+    return total
 
 
 def pictures_of_one_size(calibration: Iterable, model: nn.Module, limit: int = LIMIT) -> Batch:

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -95,7 +96,7 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
         found = {"impact": impacts.get(name), "fit": fits.get(name), "contiguous": name in config["contiguous"]}
         layers[name] = dataclasses.replace(conversion, **found)
     convert_layers(fast, layers)
-    fast.load_state_dict(state)
+    fast.load_state_dict(_with_versions(state, fast))
     layers = [layer for name, layer in plain_convolutions(fast).items() if name not in config["contiguous"]]
     lay_out(layers, torch.channels_last)
     install(fast, config["refused"])
@@ -107,6 +108,13 @@ def _is_contiguous(layer: nn.Conv2d) -> bool:
     if isinstance(layer, PerforatedConv2d):
         return layer.contiguous
     return not layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def _with_versions(state: Mapping[str, Tensor], model: nn.Module) -> OrderedDict[str, Tensor]:
+    """The state with what a state_dict says of its modules' versions, which some modules insist on when they load."""
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata
+    return versioned
 
 
 def _calibrated(name: str, layer: PerforatedConv2d) -> Iterator[tuple[str, Tensor]]:

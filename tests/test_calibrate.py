@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import accel
-from accel import Perforate
+from accel import Perforate, calibrate
 from accel.calibrate import fit_interpolation, fit_layer
 from accel.errors import ConfigError, DataError
+from accel.nn.fitted import nearest_fit
+from accel.nn.inference import one_by_one
 
 
 def image(batch=3, size=6, seed=1):
@@ -275,3 +277,27 @@ def test_layers_that_only_one_of_the_networks_calls_are_left_to_nearest_filling(
     assert [layer.fit.nearest.all().item() for layer in list(fast)[1:]] == [True, True, False]
     with torch.no_grad():
         assert fast(x).isfinite().all()
+
+
+def test_a_network_left_to_nearest_filling_is_filled_as_by_nearest_filling():
+    """To the bit, whatever the mask's ties; and so is it where fits are right alone but the outputs come out worse."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1)).eval()
+    x = torch.randn(2, 3, 12, 13)
+    for mask in ("lattice", "uniform", "grid"):
+        fast = accel.convert_model(model, dataclasses.replace(FITTED, mask=mask), example_inputs=x, calibration=[x])
+        nearest = accel.convert_model(model, Perforate(keep=0.5, mask=mask), example_inputs=x)
+        for layer in (fast[0], fast[2]):
+            layer.set_fit(nearest_fit(layer.out_channels))
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), nearest(x), rtol=1e-6, atol=1e-6)
+            with one_by_one():
+                assert torch.equal(fast(x), nearest(x))
+
+
+@pytest.mark.parametrize(
+    ("gains", "lost"),
+    [([0.3, 0.4, 0.2], False), ([0.4, -0.3, 0.2], True), ([0.3, float("nan"), 0.2], True), ([0.1], False)],
+)
+def test_a_gain_counts_where_it_is_larger_than_its_standard_error(gains, lost):
+    assert calibrate.is_lost(1 - torch.tensor(gains), torch.ones(len(gains))) == lost

@@ -225,3 +225,28 @@ def test_every_kind_of_fit_comes_back_the_same(correct, tmp_path):
         part = tuple(each[..., :size, :size] for each in x)
         assert torch.equal(loaded(*part), fast(*part))
     assert torch.equal(loaded.grouped.fit.nearest, torch.arange(8) == 3)
+
+
+class Versioned(nn.Sequential):
+    """As torchvision's MNASNet: refuses a state that does not say which version of the module it is from."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"version should be 2 instead of {local_metadata.get('version')}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_modules_learn_their_version_when_they_load(inner, tmp_path):
+    x = torch.randn(1, 3, 8, 8)
+
+    def make():
+        model = Versioned(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        return nn.Sequential(model, nn.ReLU()).eval() if inner else model.eval()
+
+    fast = accel.convert_model(make(), Perforate(keep=0.5), example_inputs=x)
+    accel.save_converted(fast, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(accel.load_converted(tmp_path, make())(x), fast(x))

@@ -31,7 +31,7 @@ from accel.nn.geometry import geometry_of
 # what a conversion adds to a convolution's attributes
 STATE = (
     *("config", "layer_name", "pooling", "impact", "fit", "contiguous"),
-    *("_sets", "_neighbors", "_distances", "_folded", "_aside"),
+    *("_sets", "_neighbors", "_distances", "_folded", "_aside", "_nearest"),
 )
 _Kept = TypeVar("_Kept", PositionSet, Neighbors, Fit)
 _SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
@@ -85,6 +85,7 @@ class PerforatedConv2d(nn.Conv2d):
     def set_fit(self, fit: Fit | None) -> None:
         """Fill in skipped positions as `fit` says from now on."""
         self.fit = fit
+        self._nearest = fit is not None and bool(fit.nearest.all())  # its first neighbours would break ties otherwise
         self._neighbors = {}  # (height, width, device) -> Neighbors
         self._distances = {}  # (height, width) -> Fit
         self._folded = FoldedWeights()
@@ -243,7 +244,7 @@ class PerforatedConv2d(nn.Conv2d):
 
     def _sums(self, positions: PositionSet) -> bool:
         """Whether skipped positions are weighted sums of computed ones."""
-        return self.config.interpolate in ("fitted", "weighted") and not positions.is_full
+        return self.config.interpolate in ("fitted", "weighted") and not (self._nearest or positions.is_full)
 
     def rows_at(self, x: Tensor, positions: PositionSet, weight: Tensor) -> Tensor:
         """[N * P, K], the convolution of x [N, C, H, W] with `weight` and this layer's bias at the positions."""
