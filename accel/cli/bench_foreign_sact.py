@@ -50,11 +50,11 @@ def examine(name: str, size: list[int], seed: int) -> Row:
     torch.manual_seed(seed)
     pictures, network = torch.randn(_DRAWN, 3, *size) + torch.randn(_DRAWN, 3, 1, 1), build(name, seed)
     with torch.no_grad():
-        draw(network, pictures, torch.Generator().manual_seed(seed))
+        draw_norms(network, pictures, torch.Generator().manual_seed(seed))
         return check(network, network.inputs(pictures[:_BATCH]))
 
 
-def draw(network: Foreign, pictures: Tensor, generator: torch.Generator) -> None:
+def draw_norms(network: Foreign, pictures: Tensor, generator: torch.Generator) -> None:
     """Draw the norms, and whatever else is constant, such as the zeros that end a unit.
 
     Statistics follow the pictures, so that their signal reaches the end, but a norm takes no more than half of the mean

@@ -1,12 +1,13 @@
 """The study of foreign networks under ACT and SACT: what is equal, what is refused, and that what is wrong shows."""
 
+import json
 import pathlib
 
 import pytest
 import torch
 from torch import nn
 
-from accel.cli import bench, bench_foreign_sact
+from accel.cli import bench, bench_foreign_sact, main
 from accel.cli.foreign_nets import Foreign
 from accel.nn.fused_stage import FusedStage
 from accel.zoo.registry import get_model
@@ -22,7 +23,7 @@ def judged(model: nn.Module) -> dict:
     torch.manual_seed(0)
     network, pictures = foreign(model), torch.randn(4, 3, 16, 16)
     with torch.no_grad():
-        bench_foreign_sact.draw(network, pictures, torch.Generator().manual_seed(0))
+        bench_foreign_sact.draw_norms(network, pictures, torch.Generator().manual_seed(0))
         return bench_foreign_sact.check(network, (pictures[:2],))
 
 
@@ -61,3 +62,12 @@ def test_the_case_file_has_ninety_networks_and_more():
     file = bench.read_cases(CASES)
     names = [case["name"] for case in file["case"]]
     assert len(set(names)) == len(names) >= 90 and all(len(case["size"]) == 2 for case in file["case"])
+
+
+def test_the_command_writes_a_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_foreign_sact, "isolated", lambda work, seconds: work())
+    cases, output = tmp_path / "cases.toml", tmp_path / "rows.jsonl"
+    cases.write_text('kind = "foreign_sact"\n[[case]]\nname = "torchvision:resnet18"\nsize = [32, 32]\n')
+    assert main.main(["bench", str(cases), "--output", str(output)]) == 0
+    (row,) = map(json.loads, output.read_text().splitlines())
+    assert row["outcome"] == "equal" and row["stages"] == 4 and "torchvision:resnet18" in capsys.readouterr().out
