@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import torch
@@ -46,6 +47,12 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_arg(self, a: object) -> object:
+        if type(a) is not OrderedDict:
+            return super().create_arg(a)
+        items = [(name, self.create_arg(value)) for name, value in a.items()]  # fx would write a plain dict
+        return self.create_node("call_function", OrderedDict, (items,), {})
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         whole = isinstance(m, nn.Conv2d) or is_whole(m) or has_own_forward(m)

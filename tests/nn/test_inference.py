@@ -4,6 +4,7 @@ import copy
 import operator
 import pickle
 import threading
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -415,3 +416,27 @@ def test_real_architectures(name, fused):
     quick, stepwise = both(fast, x)
     assert (quick - stepwise).norm() <= 1e-5 * stepwise.norm()
     assert all(isinstance(dict(fast.named_modules())[conv], PerforatedConv2d) for conv in chains(fast).fused)
+
+
+class OrderedOutput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        result = OrderedDict()
+        result["out"] = torch.relu(self.conv(x))
+        result["rest"] = [self.other(result["out"]), OrderedDict(inner=result["out"].mean())]
+        return result
+
+
+def test_an_ordered_dict_comes_out_as_one():
+    """As of torchvision's segmentation networks; a graph of torch.fx alone gives a plain dict."""
+    model, x = OrderedOutput().eval(), torch.randn(2, 3, 8, 8)
+    fast = accel.convert_model(model, Perforate(keep=1.0), example_inputs=x)
+    assert [path.code is not None for _, path in installed(fast)] == [True]
+    with torch.no_grad():
+        found, expected = fast(x), model(x)
+    assert type(found) is OrderedDict and list(found) == ["out", "rest"] and type(found["rest"]) is list
+    assert type(found["rest"][1]) is OrderedDict
+    torch.testing.assert_close(found, expected)
