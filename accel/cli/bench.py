@@ -25,7 +25,7 @@ from accel.cli import common
 from accel.errors import ConfigError
 
 KINDS = (
-    *("exactness", "layers", "networks", "foreign", "foreign_sact", "rivals", "masked"),
+    *("exactness", "layers", "networks", "foreign", "foreign_sact", "rivals", "search", "masked"),
     *("backward", "nearest", "adaptive", "frontier", "gpu"),
 )
 STUDIES = ("mc", "distributions", "speed")  # these write figures and tables of their own
