@@ -28,6 +28,7 @@ _WEIGHT_RIDGE = 0.1  # of the patches' mean variance; CIFAR ResNet-32 at keep 1/
 _CHANGE = 4.0  # times the length of the weights that a change of theirs may reach
 _ROUNDING = 16.0  # steps of the floating-point grid, about a mean, that are no signal
 _SAMPLES = 1 << 12  # per class
+_DOUBT = 2.0  # standard errors of what a fit gains: with 1, one in six that gain nothing on other pictures would pass
 LIMIT = 1 << 20  # input pixels that a fit uses
 _CHUNK = 1 << 21  # values gathered at a time, 8 MB
 
@@ -117,9 +118,9 @@ def _loses(
 
 
 def is_lost(ours: Tensor, nearest: Tensor) -> bool:
-    """Whether, of two losses for each picture, [N], the first is not smaller by its standard error, at least."""
+    """Whether, of two losses for each picture, [N], the first is not smaller by _DOUBT standard errors at least."""
     gain = nearest - ours
-    doubt = gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    doubt = _DOUBT * gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0
     return not bool(gain.mean() >= doubt)  # NaN is not
 
 

@@ -27,7 +27,7 @@ EQUAL = 1e-6  # the same numbers by the same code
 LIMITS = {
     "keep_1": TOLERANCE,
     "half": TOLERANCE,
-    "fitted": 1.0,
+    "fitted": 1.0 + TOLERANCE,
     "saved": EQUAL,
     "copied": EQUAL,
     "reverted": TOLERANCE,

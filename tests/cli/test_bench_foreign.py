@@ -26,7 +26,7 @@ def pictures(tmp_path_factory) -> pathlib.Path:
     """Smooth ones, so that fitting has something to gain."""
     folder = tmp_path_factory.mktemp("pictures")
     generator = torch.Generator().manual_seed(0)
-    for index in range(12):
+    for index in range(24):
         coarse = torch.rand(1, 3, 6, 6, generator=generator)
         smooth = nn.functional.interpolate(coarse, size=(72, 96), mode="bicubic").clamp(0, 1)
         pixels = smooth[0].permute(1, 2, 0).mul(255).byte().numpy()
