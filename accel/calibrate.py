@@ -43,7 +43,9 @@ def check_calibration(assigned: Mapping[str, Perforate], calibration: object) ->
                 )
 
 
-def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = LIMIT) -> None:
+def fit_interpolation(
+    model: nn.Module, calibration: Iterable, limit: int = LIMIT, before: Callable[[], object] = lambda: None
+) -> None:
     """Fit, in place, every layer of a converted model that has interpolate='fitted', in the order they run.
 
     What a layer gives in the dense network is the target of three least-squares problems per output channel: scale and
@@ -59,6 +61,7 @@ def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = LIMI
         model: converted; its weights, statistics and modes are left as they are.
         calibration: batches of inputs of one size, see `accel.inputs`.
         limit: input pixels used: the first 13 pictures of 240x320, or 1024 of 32x32; they make one batch.
+        before: called before every fit; what it raises ends the work.
 
     Raises:
         DataError: unusable calibration data, pictures of differing sizes, or no layer is reached.
@@ -71,12 +74,14 @@ def fit_interpolation(model: nn.Module, calibration: Iterable, limit: int = LIMI
     left: dict[str, Tensor] = {}  # bool [C], the channels left to nearest filling
 
     def judge(name: str, x: Tensor, target: Tensor) -> None:
+        before()
         found = _judged(layers[name], x, target)
         layers[name].set_fit(found)
         left[name] = found.nearest
 
     def refit(name: str, x: Tensor, target: Tensor) -> None:
         if not left[name].all():
+            before()
             fit = _least_squares(layers[name], x, target)
             layers[name].set_fit(fit.with_nearest(left[name]))
 

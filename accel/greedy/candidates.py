@@ -83,7 +83,7 @@ class Space:
     def network(self, state: Mapping[str, str]) -> nn.Module:
         """The converted network for timing: it shares the model's parameters, and weighted sums stand in for fits."""
         chosen = {name: self.candidates[name][label] for name, label in state.items() if label != DENSE}
-        network = _shared_copy(self.model)
+        network = shared_copy(self.model)
         convert_layers(network, {name: _timed_like(conversion) for name, conversion in chosen.items()})
         install(network)
         build_sets(network, self.calls)
@@ -251,6 +251,6 @@ def _timed_like(conversion: Conversion) -> Conversion:
     return dataclasses.replace(conversion, config=dataclasses.replace(config, interpolate="weighted", correct="scale"))
 
 
-def _shared_copy(model: nn.Module) -> nn.Module:
+def shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the modules with the very same parameters and buffers: many networks would not fit into memory."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})

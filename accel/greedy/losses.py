@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from accel.calibrate import LIMIT, fit_layer
-from accel.convert import Conversion, convolutions
+from accel.calibrate import LIMIT, fit_interpolation, fit_layer
+from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
 from accel.greedy.budget import Budget
+from accel.greedy.candidates import shared_copy
 from accel.greedy.table import DENSE
 from accel.inputs import Batch
 from accel.nn.fitted import nearest_fit
@@ -187,7 +188,7 @@ class Losses:
             recorded, base = self._record(own)
             loss = self.judge.loss(base)
             self._run_seconds = time.monotonic() - begin
-            drop = self.judge.drop(base) if self.judge.own is None else loss - self.dense_loss
+            drop = self._drop(loss, base)
             extra, order = {}, list(recorded)
             for name in track(list(wanted), "trying"):
                 known = {other: recorded[other] for other in order[: order.index(name) if name in recorded else 0]}
@@ -199,6 +200,32 @@ class Losses:
                     if self.budget.left <= 0:
                         return Look(loss, drop, extra, whole=False)
         return Look(loss, drop, extra)
+
+    @torch.no_grad()
+    def measure(self, state: Mapping[str, str]) -> Look:
+        """Measure a whole network, fitted as a conversion fits it.
+
+        Raises:
+            OutOfTime: the budget ends while layers are fitted.
+        """
+        chosen = {name: self.candidates[name][label] for name, label in state.items() if label != DENSE}
+        network = shared_copy(self.network)
+        convert_layers(network, chosen)
+        begin = time.monotonic()
+        fitted = [made.config.correct for made in chosen.values() if _is_fitted(made)]
+        if fitted:
+            fit_interpolation(network, [self.known.given], before=self.budget.check)
+            each = (time.monotonic() - begin) / len(fitted)
+            for correct in {*fitted} if len({*fitted}) == 1 else ():
+                self._fit_seconds.setdefault(correct, []).append(each)
+        layers = convolutions(network)
+        with evaluation(network), one_by_one():
+            outputs = self._run({name: layers[name].forward for name in chosen}, {})
+        loss = self.judge.loss(outputs)
+        return Look(loss, self._drop(loss, outputs), {})
+
+    def _drop(self, loss: float, outputs: object) -> float:
+        return self.judge.drop(outputs) if self.judge.own is None else loss - self.dense_loss
 
     def seconds(self, state: Mapping[str, str], wanted: Mapping[str, Sequence[str]]) -> float:
         """About how long a look takes, from what was measured."""

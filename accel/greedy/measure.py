@@ -149,11 +149,14 @@ class Measurements:
             found[name] = sorted(labels, key=lambda label: -costs[label])[:_AHEAD]
         return {name: labels for name, labels in found.items() if labels}
 
-    def around(self, state: Mapping[str, str], reserve: float, correct: str) -> dict[str, list[str]]:
+    def around(
+        self, state: Mapping[str, str], reserve: float, correct: str, cheaper_first: bool
+    ) -> dict[str, list[str]]:
         """What every layer may take instead, for an exchange: nearest in cost first, the dearest layers first.
 
         So many of them as there is time to look at within the part of the budget under way, `reserve` seconds kept; of
-        two that differ in what the fit corrects, that which corrects `correct`.
+        two that differ in what the fit corrects, that which corrects `correct`. On either side of the cost now the
+        nearest comes first, and `cheaper_first` says which side does.
         """
         rows = {}
         for name in sorted(self.space.searched, key=lambda name: -self.table.costs[name][DENSE]):
@@ -163,7 +166,8 @@ class Measurements:
             labels += [DENSE] if now != DENSE and name not in self.start else []
             cheaper = sorted((o for o in labels if costs[o] < costs[now]), key=lambda o: -costs[o])
             dearer = sorted((o for o in labels if costs[o] >= costs[now]), key=costs.__getitem__)
-            rows[name] = [o for pair in itertools.zip_longest(cheaper, dearer) for o in pair if o is not None]
+            sides = (cheaper, dearer) if cheaper_first else (dearer, cheaper)
+            rows[name] = [o for pair in itertools.zip_longest(*sides) for o in pair if o is not None]
         turns = [
             (name, label) for turn in itertools.zip_longest(*rows.values()) for name, label in zip(rows, turn) if label
         ]
@@ -217,7 +221,7 @@ class Measurements:
 
     def _look_at(self, state: Mapping[str, str]) -> dict:
         self.budget.check(self.losses.seconds(state, {}))
-        return dataclasses.asdict(self.losses.look(state, {}))
+        return dataclasses.asdict(self.losses.measure(state))
 
     @property
     def _times_decide(self) -> bool:

@@ -67,14 +67,21 @@ def test_a_look_tells_what_whole_converted_networks_lose(net, pictures, state):
     space, losses = losses_of(net, pictures)
     look = losses.look(state, dict.fromkeys(space.candidates, labels))
     expected = converted_loss(net, pictures, state) if state else 0.0
-    assert look.loss == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    assert losses.measure(state).loss == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    plain = not any("fitted" in label for label in state.values())
+    assert look.loss == pytest.approx(expected, rel=1e-4 if plain else 0.05, abs=1e-9)
     for name in ("first", "shared"):  # behind a change, the layers of the state would be fitted anew
         later = [other for other in state if other != name and list(space.candidates).index(other) > 0]
         for label in labels:
             if any("fitted" in state[other] for other in later):
                 continue
             whole = converted_loss(net, pictures, {**state, name: label})
-            assert look.loss + look.extra[name][label] == pytest.approx(whole, rel=1e-4), (name, label)
+            # a look judges the fit of every layer by itself, a conversion those of the whole network in turn
+            exact = plain and "fitted" not in label
+            assert look.loss + look.extra[name][label] == pytest.approx(whole, rel=1e-4 if exact else 0.05), (
+                name,
+                label,
+            )
 
 
 def test_a_look_leaves_the_network_as_it_was(net, pictures):
