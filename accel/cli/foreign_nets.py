@@ -58,7 +58,7 @@ def _torchvision(name: str) -> nn.Module:
     if name in _DETECTORS:
         options["weights_backbone"] = None
         if name != "ssd300_vgg16":  # it takes 300x300 only; the others scale every picture up to 800
-            options |= {"min_size": 96, "max_size": 256}
+            options |= {"min_size": 64, "max_size": 256}
         if "rcnn" in name:  # a keypoint head takes 3.6 G multiply-accumulates for every box
             options |= {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 2}
     elif name in ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"):
@@ -149,17 +149,19 @@ def _whole(model: nn.Module, arguments: tuple) -> object:
 
 def _rcnn_heads(model: nn.Module, arguments: tuple) -> object:
     """What comes before proposals and boxes are sorted and suppressed, where little differences become great ones: the
-    maps, the heads on them, and the heads of the regions on drawn ones, which stand in for those that were cut out."""
+    maps, the heads on them (all levels in one, as the network itself goes on), and the heads of the regions on drawn
+    ones, which stand in for those that were cut out."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     maps = model.backbone(model.transform(list(arguments[0]))[0].tensors)
+    proposed = [torch.cat([level.flatten(1) for level in levels], 1) for levels in model.rpn.head(list(maps.values()))]
     heads = model.roi_heads
     boxes = heads.box_predictor(heads.box_head(torch.randn(5, 256, 7, 7, generator=generator)))
     if not heads.has_keypoint():
-        return maps, model.rpn.head(list(maps.values())), boxes
+        return maps, proposed, boxes
     points = heads.keypoint_predictor(heads.keypoint_head(torch.randn(5, 256, 14, 14, generator=generator)))
-    return maps, model.rpn.head(list(maps.values())), boxes, points
+    return maps, proposed, boxes, points
 
 
 def _single_shot_heads(model: nn.Module, arguments: tuple) -> object:
