@@ -58,7 +58,7 @@ def check(name: str, pictures: Pictures, seed: int) -> dict[str, object]:
     """
     torch.manual_seed(seed)
     network = build(name, seed)
-    draw(network, pictures.seen, torch.Generator().manual_seed(seed))
+    draw(network, torch.cat([pictures.seen, pictures.unseen]), torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return _Checks(name, network, pictures, seed).row()
 
@@ -223,7 +223,8 @@ def _is_constant(parameter: Tensor) -> bool:
 def _drawn(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
     if "bias" in name:
         return 0.2 * torch.randn(parameter.shape, generator=generator)
-    return 0.5 + torch.rand(parameter.shape, generator=generator)
+    ending = 0.2 if not parameter.any() else 1.0  # zeros end a residual unit: deep networks rely on it adding little
+    return ending * (0.5 + torch.rand(parameter.shape, generator=generator))
 
 
 @contextlib.contextmanager
