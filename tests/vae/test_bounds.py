@@ -8,8 +8,8 @@ from torch import nn
 
 from accel import mc
 from accel.errors import ConfigError, DataError
+from accel.tests.vae.models import all_bits, enumerated, linear_gaussian, one_layer, seeded, standard_error
 from accel.vae import VAE, elbo, iwae, latents, likelihoods, log_likelihood, robust_elbo
-from tests.vae.models import all_bits, enumerated, linear_gaussian, one_layer, seeded, standard_error
 
 MANY = 4000
 

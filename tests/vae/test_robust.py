@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from accel.errors import ConfigError
+from accel.tests.vae.models import all_bits, enumerated, linear_gaussian, one_layer, seeded
 from accel.vae import (
     VAE,
     annealed_log_alpha,
@@ -19,7 +20,6 @@ from accel.vae import (
     robust_elbo,
     trimmed_mean,
 )
-from tests.vae.models import all_bits, enumerated, linear_gaussian, one_layer, seeded
 
 
 @pytest.mark.parametrize("log_alpha", [-6.0, -2.5, 0.0])
