@@ -13,6 +13,7 @@ from accel.errors import ConfigError, ConversionError, WeightsError
 from accel.nn.adaptive import HaltingHead, adaptive_stages, dense_execution, make_adaptive, ponder_loss
 from accel.nn.residual_units import BranchStep, UnitDescription, register_unit
 from accel.nn.sparse_unit import SparseUnit
+from accel.tests.nn.halting_nets import relative, spread_scores
 from accel.zoo.registry import get_model
 
 STAGES = {"resnet20": ("layer1", "layer2", "layer3"), "torchvision": ("layer1", "layer2", "layer3", "layer4")}
@@ -46,27 +47,6 @@ def set_heads(model: nn.Module, bias: float, scale: float = 1.0) -> None:
             module.weight.data.mul_(scale)
         if name.endswith("halting.pooled"):
             module.weight.data.mul_(scale)
-
-
-def spread_scores(model: nn.Module, x: torch.Tensor) -> None:
-    """Shift and scale the heads so that their scores on x lie on both sides of one half, far and near."""
-
-    def standardise(conv: nn.Module, _inputs: tuple, out: torch.Tensor) -> torch.Tensor:
-        gain = 2.0 / float(out.std())
-        shift = float(out.median())
-        conv.weight.mul_(gain)
-        conv.bias.sub_(shift).mul_(gain)
-        return (out - shift) * gain
-
-    handles = [m.register_forward_hook(standardise) for n, m in model.named_modules() if n.endswith("halting.conv")]
-    with torch.no_grad():
-        model(x)
-    for handle in handles:
-        handle.remove()
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 @pytest.mark.parametrize("config", [ACT(), SACT()])

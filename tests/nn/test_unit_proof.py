@@ -13,6 +13,7 @@ from accel.errors import ConfigError, ConversionError
 from accel.nn.adaptive import dense_execution, make_adaptive
 from accel.nn.residual_units import BranchStep, UnitDescription, register_unit
 from accel.nn.stage_outputs import recorded_stages
+from accel.tests.nn.halting_nets import relative, spread_scores
 
 CHANNELS = 8
 
@@ -141,27 +142,6 @@ def never_halting(net: nn.Module) -> nn.Module:
     return net
 
 
-def spread_scores(net: nn.Module, x: torch.Tensor) -> nn.Module:
-    """Shift and scale the heads so that half of the positions, or images, halt at once."""
-
-    def standardise(conv, _inputs, out):
-        gain, shift = 3.0 / float(out.std()), float(out.median())
-        conv.weight.mul_(gain)
-        conv.bias.sub_(shift).mul_(gain)
-        return (out - shift) * gain
-
-    handles = [m.register_forward_hook(standardise) for n, m in net.named_modules() if n.endswith("halting.conv")]
-    with torch.no_grad():
-        net(x)
-    for handle in handles:
-        handle.remove()
-    return net
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
-
-
 @pytest.mark.parametrize("config", [ACT(), SACT()], ids=["ACT", "SACT"])
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_unit_that_is_not_what_it_looks_like_is_refused(kind, config):
@@ -193,7 +173,7 @@ def test_windows_of_any_shape_find_what_they_read(kind, dtype, monkeypatch):
     """By the engine where it can, and unit by unit: few positions run, and what they read must have been computed."""
     monkeypatch.setattr("accel.nn.adaptive.DENSE_ABOVE", 1.0)
     model, x = drawn(Net(**RIGHT[kind])).to(dtype), torch.randn(2, 3, 16, 18, dtype=dtype)
-    net = spread_scores(accel.convert_model(model, SACT(eps=0.3), example_inputs=x), x)
+    net = spread_scores(accel.convert_model(model, SACT(eps=0.3), example_inputs=x), x, width=3.0)
     with torch.no_grad():
         sparse = net(x)
         with accel.ops.use_backend("reference"):
@@ -284,7 +264,7 @@ CHANGES = {
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_unit_that_changes_after_conversion_runs_as_it_is_then(kind, dtype):
     model, x = drawn(Net()).to(dtype), torch.randn(2, 3, 16, 18, dtype=dtype)
-    net = spread_scores(accel.convert_model(model, SACT(eps=0.3), example_inputs=x), x)
+    net = spread_scores(accel.convert_model(model, SACT(eps=0.3), example_inputs=x), x, width=3.0)
     with torch.no_grad():
         before = net(x)
         CHANGES[kind](net.layer[1])
@@ -301,7 +281,7 @@ def test_a_unit_used_twice_in_a_stage_has_one_head(spatial):
     model.layer = nn.Sequential(model.layer[0], model.layer[1], model.layer[1], model.layer[0])
     x, config = torch.randn(2, 3, 9, 8), SACT(eps=0.3) if spatial else ACT(eps=0.3)
     net = accel.convert_model(model, config, example_inputs=x)
-    spread_scores(net, x)
+    spread_scores(net, x, width=3.0)
     with torch.no_grad():
         sparse = net(x)
         with dense_execution(net):
@@ -348,7 +328,7 @@ def test_every_reference_to_a_stage_stays_valid():
 def test_maps_of_one_pixel_and_stages_of_two_units():
     model, x = drawn(Net(2)), torch.randn(3, 3, 1, 1)
     for config in (ACT(eps=0.3), SACT(eps=0.3)):
-        net = spread_scores(accel.convert_model(model, config, example_inputs=x), x)
+        net = spread_scores(accel.convert_model(model, config, example_inputs=x), x, width=3.0)
         with torch.no_grad():
             sparse = net(x)
             with dense_execution(net):
