@@ -30,7 +30,7 @@ from accel.impact import all_impacts
 from accel.inputs import Inputs
 from accel.nn.adaptive import adopt_stages, check_stages
 from accel.nn.inference import describe_paths, install
-from accel.nn.layout import settle_layout
+from accel.nn.layout import settle_layout, warn_of_faulty_gradients
 from accel.nn.proof import prove
 from accel.nn.running import cloned, record_calls, run_on
 from accel.report import Plan, plan_of
@@ -117,6 +117,7 @@ def _convert(
     conversions = {name: Conversion(config, contiguous=name in contiguous) for name, config in assigned.items()}
     conversions = all_impacts(model, with_pooling(model, conversions), calibration, loss)
     convert_layers(fast, conversions)
+    warn_of_faulty_gradients({name: layer for name, layer in layers.items() if name not in conversions})
     if any(config.interpolate == "fitted" for config in assigned.values()):
         fit_interpolation(fast, calibration)
     if stages:

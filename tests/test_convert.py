@@ -1,6 +1,7 @@
 """plan_conversion, convert_model and revert_model: what they change, what they must not, and what they refuse."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -293,3 +294,14 @@ def test_a_layer_whose_parameter_has_a_name_that_conversion_needs_stays_dense(ne
     net[3].register_buffer("impact", torch.ones(1))
     with pytest.raises(ConversionError, match="'fit'"):
         accel.convert_model(net, HALF, example_inputs=image())
+
+
+@pytest.mark.parametrize("channels, stride, warned", [(8, 2, True), (16, 2, False), (8, 1, False)])
+def test_layers_that_torch_cannot_train_are_named(channels, stride, warned):
+    model = nn.Sequential(nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 16, 1, stride)).eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        accel.convert_model(model, Rules({"0": Perforate(keep=0.5)}), example_inputs=torch.randn(1, 3, 8, 8))
+        accel.convert_model(model, Perforate(keep=1.0), example_inputs=torch.randn(1, 3, 8, 8))  # our own gradients
+    said = [str(w.message) for w in caught if "do not train" in str(w.message)]
+    assert len(said) == warned and all("gradient of 1," in message for message in said)

@@ -68,8 +68,8 @@ class Unit(nn.Module):
 
 def make_residual_network() -> nn.Module:
     torch.manual_seed(0)
-    stages = nn.Sequential(*[Unit(8, 8) for _ in range(3)]), nn.Sequential(Unit(8, 12, 2), Unit(12, 12))
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    stages = nn.Sequential(*[Unit(16, 16) for _ in range(3)]), nn.Sequential(Unit(16, 12, 2), Unit(12, 12))
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
 
 
 NETWORK, RESIDUAL_NETWORK = make_network(), make_residual_network()

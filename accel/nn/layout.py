@@ -8,6 +8,7 @@ found by running it on the example.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -69,6 +70,27 @@ def settle_layout(
         rest = [name for name in dict.fromkeys((*reversed(called), *layers)) if name not in kept]
         kept |= dict.fromkeys(rest[:share])
         share *= 2
+
+
+def warn_of_faulty_gradients(layers: Mapping[str, nn.Conv2d]) -> None:
+    """Warn of `layers`, dense ones, whose training torch gets wrong in channels_last on the CPU.
+
+    The weight's gradient of a strided pointwise convolution with fewer input channels than a vector has lanes is
+    written beyond its workspace (oneDNN, issue 6035; seen in torch 2.14 with AVX-512: 16 lanes): wrong values or a
+    corrupted heap.
+    """
+    faulty = [
+        name
+        for name, layer in layers.items()
+        if layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.groups == 1 and layer.in_channels < 16
+    ]
+    if faulty and layers[faulty[0]].weight.device.type == "cpu":
+        warnings.warn(
+            f"do not train this network on the CPU: torch corrupts memory in the gradient of {', '.join(faulty)}, "
+            "strided 1x1 convolutions of fewer than 16 channels, in channels_last (oneDNN issue 6035); inference is "
+            "not affected",
+            stacklevel=4,
+        )
 
 
 def _laid_out(layer: nn.Conv2d, name: str, contiguous: bool, called: dict[str, None]) -> Callable:

@@ -278,17 +278,17 @@ def test_large_maps_are_not_recorded(monkeypatch):
 def test_a_single_group_starts_no_threads_anew():
     """Threads of a nested parallel region took 0.5 ms a call: twenty times as long as these convolutions do."""
     net, x = converted(), images(1, size=64)
+    proved = programs(net)  # the proof of the conversion ran its example
     assert_repeats(net, x)
-    assert [program._groups for program in programs(net)] == [1, 1]
-    shortest = {}
-    for name, run in {"calls": unrecorded, "replay": net_outputs}.items():
-        times = []
-        for _ in range(30):
+    assert [program._groups for program in programs(net) if program not in proved] == [1, 1]
+    times = {unrecorded: [], net_outputs: []}
+    for _ in range(100):  # in turn, over 100 ms: another process that takes a core for a while slows both
+        for run, taken in times.items():
             start = time.perf_counter()
             run(net, x)
-            times.append(time.perf_counter() - start)
-        shortest[name] = min(times)
-    assert shortest["replay"] < 2 * shortest["calls"]
+            taken.append(time.perf_counter() - start)
+        time.sleep(0.001)
+    assert min(times[net_outputs]) < 2 * min(times[unrecorded])
 
 
 class WithTensors(nn.Module):
