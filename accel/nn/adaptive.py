@@ -137,9 +137,7 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         densely = self._dense or self.training or torch.is_grad_enabled()
-        first = self._sparse[0].description
-        size = first.output_size(tuple(x.shape[2:]))
-        fused = None if densely else self._fused.run(x, first.shortcut_macs(size))
+        fused = None if densely else self._fused.run(x)
         if fused is not None:
             did = StageOutput(fused.ponder, fused.units, fused.distribution, fused.macs, self._dense_macs(x), self.name)
             output = fused.output

@@ -48,7 +48,10 @@ class Freshness:
             self._tensors, self._state = tensors, None
         present = [t for t in tensors if t is not None]
         addresses = tuple([t.data_ptr() for t in present])
-        versions = tuple([0 if t.is_inference() else t._version for t in present])
+        try:
+            versions = tuple([t._version for t in present])
+        except RuntimeError:  # tensors made in inference mode have none; to ask each first takes half as long again
+            versions = tuple([0 if t.is_inference() else t._version for t in present])
         before, self._state = self._state, (addresses, versions, self._fingerprint(present, addresses))
         return before == self._state
 

@@ -46,20 +46,18 @@ class FusedStage:
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["units"], spatial=state["spatial"], eps=state["eps"])
 
-    def run(self, x: Tensor, shortcut_macs: int) -> StageResult | None:
-        """The stage on x [N, C, H, W]; None where only the units one by one can do it.
-
-        Args:
-            shortcut_macs: MACs per image of the first unit's shortcut.
-        """
+    def run(self, x: Tensor) -> StageResult | None:
+        """The stage on x [N, C, H, W]; None where only the units one by one can do it."""
         if not (x.dtype is torch.float32 and runs_on_engine(x) and is_direct(x)) or not self._freshness.unwatched():
             return None
-        plan = self._plan((x.shape[2], x.shape[3]))
-        if plan is None:
-            return None
-        if self._shortcut_step is not None:
-            return plan.run(x, None)
-        return plan.run(x, x if self._shortcut is None else self._shortcut(x), shortcut_macs)
+        size = (x.shape[2], x.shape[3])
+        plan = self._plan(size)
+        if plan is None or self._shortcut_step is not None:
+            return None if plan is None else plan.run(x, None)
+        if self._shortcut is None:
+            return plan.run(x, x)
+        first = self._descriptions[0]
+        return plan.run(x, self._shortcut(x), first.shortcut_macs(first.output_size(size)))
 
     def _plan(self, size: tuple[int, int]) -> StagePlan | None:
         """The plan for an input of `size`; of one thread at a time, as another one may be making it anew."""
