@@ -7,14 +7,17 @@
 Bounds are plain functions of a VAE and a batch; they return nats per example.
 """
 
-from accel.vae.bounds import elbo, iwae, log_likelihood, robust_elbo
+from accel.vae.bounds import divergence, elbo, iwae, robust_elbo
+from accel.vae.importance import log_likelihood
 from accel.vae.model import VAE
-from accel.vae.robust import annealed_log_alpha, choose_log_alpha, trimmed_mean
+from accel.vae.robust import annealed_log_alpha, auroc, choose_log_alpha, trimmed_mean
 
 __all__ = [
     "VAE",
     "annealed_log_alpha",
+    "auroc",
     "choose_log_alpha",
+    "divergence",
     "elbo",
     "iwae",
     "log_likelihood",

@@ -1,4 +1,4 @@
-"""Lower bounds of log p(x), and its estimate by importance sampling: functions of a VAE and a batch, nats per example.
+"""Lower bounds of log p(x): functions of a VAE and a batch, nats per example.
 
 With T = log p(x, z) - log q(z | x), z drawn from q:
 
@@ -20,14 +20,12 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from accel.errors import ConfigError
-from accel.mc import Enumerate, Pathwise, expectation
+from accel.mc import Enumerate, LeaveOneOut, Pathwise, expectation
 from accel.mc.sampling import draw
-from accel.profiling.memory import peak_activation_bytes
 from accel.vae.model import VAE, Samples
 
 GRADIENTS = ("plain", "stl", "dreg")
 ROBUST = ("elbo", "expected", "iwae")
-MEMORY = 256 << 20  # bytes of decoder activations at a time, in `log_likelihood`
 
 
 def elbo(
@@ -51,7 +49,8 @@ def elbo(
         ConfigError: no samples, an unknown gradient, or one that latents without pathwise gradients cannot have.
         ValueError: an estimator that does not fit its latent.
     """
-    _check(num_samples, gradient, ("plain", "stl"))
+    check_samples(num_samples)
+    _check_gradient(gradient, ("plain", "stl"))
     parameters = vae.encode(x)
     posteriors = vae.distributions(parameters)
     if gradient == "stl":
@@ -88,7 +87,8 @@ def iwae(
     Raises:
         As `elbo`.
     """
-    _check(num_samples, gradient, GRADIENTS)
+    check_samples(num_samples)
+    _check_gradient(gradient, GRADIENTS)
     if gradient == "plain":
         return _weighted(vae, x, num_samples, -math.inf, generator)
     parameters = vae.encode(x)
@@ -134,7 +134,7 @@ def robust_elbo(
         raise ConfigError(f"variant of robust_elbo must be one of {', '.join(ROBUST)}, got {variant!r}")
     if math.isnan(float(log_alpha)) or float(log_alpha) == math.inf:
         raise ConfigError(f"log_alpha must be a number of nats or minus infinity, got {float(log_alpha)}")
-    _check(num_samples, "plain", GRADIENTS)
+    check_samples(num_samples)
     if variant == "elbo":
         return _add_alpha(elbo(vae, x, num_samples, generator=generator), log_alpha)
     if variant == "iwae":
@@ -148,46 +148,22 @@ def robust_elbo(
     return _expect(vae, posteriors, cost, num_samples, generator)
 
 
-@torch.no_grad()
-def log_likelihood(
-    vae: VAE,
-    x: Tensor,
-    num_samples: int,
-    *,
-    memory: int = MEMORY,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """[N], log p(x) estimated by importance sampling from q: log 1/K sum_k exp T_k, in expectation a lower bound.
-
-    Args:
-        num_samples: K; 5000 are customary for tables.
-        memory: bytes that the decoder's activations may take at a time.
+def divergence(vae: VAE, x: Tensor) -> Tensor:
+    """[N], KL(q(z | x) || p(z)) over all latents, in closed form.
 
     Raises:
         DataError: data outside the likelihood's support.
-        ConfigError: no samples.
+        ConfigError: a latent whose divergence is known by samples only.
     """
-    _check(num_samples, "plain", GRADIENTS)
-    parameters = vae.encode(x)
-    samples = [draw(q, generator)[None] for q in vae.distributions(parameters[:1])]
-    rows = max(1, memory // max(1, peak_activation_bytes(lambda: vae.log_conditional(x[None, :1], samples, 2))))
-    found = []
-    for data, given in zip(x.split(max(1, rows)), parameters.split(max(1, rows))):
-        found.append(_importance(vae, data, given, num_samples, max(1, rows // len(data)), generator))
-    return torch.cat(found)
-
-
-def _importance(
-    vae: VAE, x: Tensor, parameters: Tensor, num_samples: int, at_once: int, generator: torch.Generator | None
-) -> Tensor:
-    posteriors = vae.distributions(parameters)
-    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    for start in range(0, num_samples, at_once):
-        count = min(at_once, num_samples - start)
-        samples = [draw(q.expand((count, len(x))), generator) for q in posteriors]
-        weights = vae.log_weights(x.expand(count, *x.shape), samples, posteriors, 2)
-        total = torch.logaddexp(total, weights.double().logsumexp(0))
-    return (total - math.log(num_samples)).to(parameters.dtype)
+    posteriors = vae.posterior(x)
+    known = [_known_divergence(q, latent.prior()) for latent, q in zip(vae.latents, posteriors)]
+    for latent, found in zip(vae.latents, known):
+        if found is None:
+            raise ConfigError(
+                f"the divergence of the latent {latent.kind} from its prior has no closed form: "
+                "take elbo, which samples it"
+            )
+    return sum(known)
 
 
 def _weighted(
@@ -201,7 +177,8 @@ def _weighted(
         weights = vae.log_weights(repeated, samples, posteriors, 3)
         return _add_alpha(weights.logsumexp(2) - math.log(num_samples), log_alpha)
 
-    return _expect(vae, posteriors, cost, 1, generator)
+    alone = any(isinstance(getattr(found, "baseline", None), LeaveOneOut) for found in vae.estimators(posteriors))
+    return _expect(vae, posteriors, cost, 2 if alone else 1, generator)  # of two bounds, each is the other's baseline
 
 
 def _held_weights(
@@ -224,7 +201,7 @@ def _expect(
 
     Args:
         cost: samples of every latent [R, N, ..., *event] -> [R, N].
-        num_samples: of the first latent; the inner ones take one where that is pathwise.
+        num_samples: of the first latent that is sampled; those within its samples take one each where that is pathwise.
     """
     estimators = vae.estimators(posteriors)
 
@@ -240,7 +217,8 @@ def _expect(
             flat = [sample.flatten(0, len(rows) - 1) for sample in seen]
             return cost(flat).unflatten(0, rows)
 
-        count = num_samples if not outer or not isinstance(estimator, (Pathwise, Enumerate)) else 1
+        sampled = not all(isinstance(known, Enumerate) for known in estimators[:index])
+        count = 1 if sampled and isinstance(estimator, Pathwise) else num_samples
         return expectation(inner, q.expand((*lead, *q.batch_shape)), count, estimator, generator=generator)
 
     q_dims = [len(q.batch_shape) + len(q.event_shape) for q in posteriors]
@@ -260,9 +238,13 @@ def _known_divergence(q: Distribution, prior: Distribution) -> Tensor | None:
         return None
 
 
-def _check(num_samples: int, gradient: str, known: Sequence[str]) -> None:
+def check_samples(num_samples: int) -> None:
+    """ConfigError unless there is a sample."""
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ConfigError(f"a bound needs at least one sample, got num_samples={num_samples!r}")
+
+
+def _check_gradient(gradient: str, known: Sequence[str]) -> None:
     if gradient not in known:
         raise ConfigError(f"gradient must be one of {', '.join(known)}, got {gradient!r}")
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch import distributions as td
 
 from accel import distributions as ad
+from accel.errors import ConfigError, WeightsError
 
+_KIND_BYTES = 32
 LEAST = 1e-3  # of scales and concentrations: far below it a posterior is a point, and its gradients are noise
 
 
@@ -28,9 +30,13 @@ class Latent(nn.Module):
         features: samples [..., *event] -> what the decoder reads, [..., num_features]; None: the sample, flattened.
         num_features: its width.
         prior_family: another family for the prior, with parameters `prior`.
+        kind: what errors call it, the family's name by default; saved with the weights, which other kinds then refuse.
 
     Attributes:
         num_parameters: encoder outputs per example, sites * raw.
+
+    Raises:
+        ConfigError: no sites, or a prior outside the family's parameters.
     """
 
     def __init__(
@@ -44,8 +50,12 @@ class Latent(nn.Module):
         num_features: int | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         prior_family: Callable[..., td.Distribution] | None = None,
+        kind: str | None = None,
     ) -> None:
         super().__init__()
+        self.kind = kind or family.__name__
+        if sites < 1 or raw < 1:
+            raise ConfigError(f"a latent {self.kind} needs at least one coordinate, got {sites} of {raw} parameters")
         self.family, self.links, self.prior_family = family, links, prior_family or family
         self.sites, self.raw = sites, raw
         self.num_parameters = sites * raw
@@ -54,6 +64,19 @@ class Latent(nn.Module):
         self._prior_names = list(prior)
         for name, value in prior.items():
             self.register_buffer(f"prior_{name}", torch.as_tensor(value, dtype=torch.float32, device="cpu"))
+        try:
+            self.prior_family(**{name: getattr(self, f"prior_{name}") for name in prior}, validate_args=True)
+        except ValueError as error:
+            raise ConfigError(f"the prior of a latent {self.kind} cannot be: {' '.join(str(error).split())}") from error
+
+    def get_extra_state(self) -> Tensor:
+        """The kind, uint8 [32]: several kinds have parameters of the same names and shapes."""
+        return torch.tensor([*self.kind.encode()[:_KIND_BYTES].ljust(_KIND_BYTES)], dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        found = bytes(state.tolist()).decode(errors="replace").rstrip()
+        if not torch.equal(state.cpu(), self.get_extra_state()):
+            raise WeightsError(f"these are the weights of a VAE whose latent is {found}, this one's is {self.kind}")
 
     def posterior(self, parameters: Tensor) -> td.Distribution:
         """q(z | x) with batch shape [...], for encoder outputs [..., num_parameters]."""
@@ -90,7 +113,7 @@ def _loc_scale(raw: Tensor) -> dict[str, Tensor]:
 
 def normal(dim: int) -> Latent:
     """Posterior Normal(loc, scale) per coordinate, prior N(0, 1)."""
-    return Latent(td.Normal, _loc_scale, {"loc": 0.0, "scale": 1.0}, sites=dim, raw=2)
+    return Latent(td.Normal, _loc_scale, {"loc": 0.0, "scale": 1.0}, sites=dim, raw=2, kind="normal")
 
 
 def gamma(dim: int, concentration: float = 0.3, rate: float = 0.3) -> Latent:
@@ -99,7 +122,7 @@ def gamma(dim: int, concentration: float = 0.3, rate: float = 0.3) -> Latent:
     def links(raw: Tensor) -> dict[str, Tensor]:
         return {"concentration": _positive(raw[..., 0]), "rate": _positive(raw[..., 1])}
 
-    return Latent(ad.Gamma, links, {"concentration": concentration, "rate": rate}, sites=dim, raw=2)
+    return Latent(ad.Gamma, links, {"concentration": concentration, "rate": rate}, sites=dim, raw=2, kind="gamma")
 
 
 def beta(dim: int, concentration: float = 1.0) -> Latent:
@@ -109,7 +132,7 @@ def beta(dim: int, concentration: float = 1.0) -> Latent:
         return {"concentration1": _positive(raw[..., 0]), "concentration0": _positive(raw[..., 1])}
 
     prior = {"concentration1": concentration, "concentration0": concentration}
-    return Latent(ad.Beta, links, prior, sites=dim, raw=2)
+    return Latent(ad.Beta, links, prior, sites=dim, raw=2, kind="beta")
 
 
 def dirichlet(dim: int, concentration: float = 1.0) -> Latent:
@@ -119,7 +142,7 @@ def dirichlet(dim: int, concentration: float = 1.0) -> Latent:
         return {"concentration": _positive(raw[..., 0, :])}
 
     prior = {"concentration": torch.full((dim,), concentration, dtype=torch.float32, device="cpu")}
-    return Latent(ad.Dirichlet, links, prior, sites=1, raw=dim, num_features=dim)
+    return Latent(ad.Dirichlet, links, prior, sites=1, raw=dim, num_features=dim, kind="dirichlet")
 
 
 def von_mises(dim: int) -> Latent:
@@ -135,13 +158,17 @@ def von_mises(dim: int) -> Latent:
         return torch.cat([z.cos(), z.sin()], -1)
 
     prior = {"loc": 0.0, "concentration": 1e-12}  # uniform to the last bit of float32
-    return Latent(ad.VonMises, links, prior, sites=dim, raw=3, num_features=2 * dim, features=features)
+    return Latent(
+        ad.VonMises, links, prior, sites=dim, raw=3, num_features=2 * dim, features=features, kind="von_mises"
+    )
 
 
 def bernoulli(dim: int, probability: float = 0.5) -> Latent:
     """Independent bits; prior Bernoulli(probability). Relaxed samples have the bits' own log p, interpolated."""
+    if not 0 < probability < 1:
+        raise ConfigError(f"the prior of a latent bernoulli needs a probability between 0 and 1, got {probability:g}")
     prior = {"logits": math.log(probability / (1 - probability))}
-    return Latent(td.Bernoulli, lambda raw: {"logits": raw[..., 0]}, prior, sites=dim, raw=1)
+    return Latent(td.Bernoulli, lambda raw: {"logits": raw[..., 0]}, prior, sites=dim, raw=1, kind="bernoulli")
 
 
 def categorical(sites: int, classes: int) -> Latent:
@@ -154,6 +181,7 @@ def categorical(sites: int, classes: int) -> Latent:
         sites=sites,
         raw=classes,
         num_features=sites * classes,
+        kind="categorical",
     )
 
 
@@ -169,12 +197,15 @@ def normal_mixture(dim: int, components: int) -> Latent:
         return {"logits": logits, "loc": loc, "scale": _positive(scale)}
 
     prior = {"loc": 0.0, "scale": 1.0}
-    return Latent(family, links, prior, sites=dim, raw=3 * components, prior_family=td.Normal)
+    return Latent(family, links, prior, sites=dim, raw=3 * components, prior_family=td.Normal, kind="normal_mixture")
 
 
 def logistic_normal(dim: int) -> Latent:
     """A point of the simplex of `dim` classes: the softmax of normals with prior N(0, 1), the rival of `dirichlet`."""
-    return Latent(td.Normal, _loc_scale, {"loc": 0.0, "scale": 1.0}, sites=dim, raw=2, features=lambda z: z.softmax(-1))
+    prior = {"loc": 0.0, "scale": 1.0}
+    return Latent(
+        td.Normal, _loc_scale, prior, sites=dim, raw=2, features=lambda z: z.softmax(-1), kind="logistic_normal"
+    )
 
 
 LATENTS = {

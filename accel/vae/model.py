@@ -136,7 +136,7 @@ class VAE(nn.Module):
         Raises:
             ConfigError: `log_alpha` was never set.
         """
-        from accel.vae.bounds import log_likelihood
+        from accel.vae.importance import log_likelihood
 
         if self.log_alpha == -math.inf:
             raise ConfigError("outlier_score needs vae.log_alpha: train with robust_elbo and set it to that log alpha")

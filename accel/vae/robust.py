@@ -12,6 +12,8 @@ from accel.errors import ConfigError
 from accel.vae.bounds import elbo
 from accel.vae.model import VAE
 
+_ROWS = 500  # examples at a time: 10 samples of 784 pixels each take 16 MB
+
 
 def annealed_log_alpha(step: int, steps: int, log_alpha: float, start: float) -> float:
     """log alpha of a training step: it rises in a straight line from `start` to `log_alpha` in `steps` steps.
@@ -40,6 +42,23 @@ def trimmed_mean(values: Tensor, keep: float) -> Tensor:
     return values.topk(max(1, round(keep * len(values)))).values.mean()
 
 
+def auroc(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve: how likely a positive example has a higher score than another one, ties counting half.
+
+    Args:
+        scores: [N]. positive: bool [N].
+
+    Raises:
+        ConfigError: not both kinds of examples, or NaN among the scores.
+    """
+    count = int(positive.sum())
+    if not 0 < count < len(scores) or scores.isnan().any():
+        raise ConfigError(f"an AUROC needs examples of both kinds and no NaN, got {count} positive of {len(scores)}")
+    _, index, ties = scores.unique(return_inverse=True, return_counts=True)
+    ranks = (ties.cumsum(0).double() - (ties - 1) / 2)[index]  # of equal scores, their mean
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(scores) - count)))
+
+
 @torch.no_grad()
 def choose_log_alpha(
     fits: Mapping[float, VAE],
@@ -64,8 +83,8 @@ def choose_log_alpha(
     """
     if not fits:
         raise ConfigError("choose_log_alpha needs at least one trained VAE: fits={log_alpha: vae}")
-    scores = {
-        log_alpha: float(trimmed_mean(elbo(vae, x, num_samples, generator=generator), keep))
-        for log_alpha, vae in fits.items()
-    }
+    scores = {}
+    for log_alpha, vae in fits.items():
+        bounds = [elbo(vae, rows, num_samples, generator=generator) for rows in x.split(_ROWS)]
+        scores[log_alpha] = float(trimmed_mean(torch.cat(bounds), keep))
     return max(scores, key=scores.__getitem__), scores

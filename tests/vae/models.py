@@ -41,8 +41,9 @@ def one_layer(bits=3, latent=None, **options):
     """x of three bits from some bits by one layer, and back: everything can be enumerated."""
     torch.manual_seed(3)
     latent = latent or latents.bernoulli(bits)
-    encoder = nn.Linear(3, latent.num_parameters)
-    decoder = nn.Linear(latent.num_features, 3)
+    parts = latent if isinstance(latent, list) else [latent]
+    encoder = nn.Linear(3, sum(part.num_parameters for part in parts))
+    decoder = nn.Linear(sum(part.num_features for part in parts), 3)
     nn.init.normal_(decoder.weight)
     return VAE(encoder, decoder, latent, likelihoods.Bernoulli(), **options)
 

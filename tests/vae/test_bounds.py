@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from accel import mc
-from accel.errors import ConfigError, DataError
+from accel.errors import ConfigError, DataError, WeightsError
 from accel.tests.vae.models import all_bits, enumerated, linear_gaussian, one_layer, seeded, standard_error
-from accel.vae import VAE, elbo, iwae, latents, likelihoods, log_likelihood, robust_elbo
+from accel.vae import VAE, divergence, elbo, iwae, latents, likelihoods, log_likelihood, robust_elbo
 
 MANY = 4000
 
@@ -50,15 +50,38 @@ def test_log_likelihood_in_chunks_is_the_same_number():
     chunks = log_likelihood(vae, x, 3000, memory=4000, generator=seeded(8))
     assert (whole - chunks).abs().max() < 0.1 and not torch.equal(whole, chunks)
     assert log_likelihood(vae, x, 10, memory=1, generator=seeded(8)).shape == (7,)
+    assert log_likelihood(vae, x[:0], 10).shape == (0,)
 
 
-def test_the_analytic_divergence_is_the_sampled_one():
+def test_a_small_budget_is_kept_by_encoder_and_decoder():
     vae, _ = linear_gaussian()
-    x = torch.randn(4, 3, generator=seeded(9))
-    analytic = repeated(lambda rows: elbo(vae, rows, generator=seeded(10)), x)
-    sampled = repeated(lambda rows: elbo(vae, rows, gradient="stl", generator=seeded(11)), x)
-    spread = torch.hypot(standard_error(analytic), standard_error(sampled))
-    assert ((analytic.mean(0) - sampled.mean(0)).abs() < 4 * spread).all()
+    rows = {"encoder": [], "decoder": []}
+    for part, seen in rows.items():
+        getattr(vae, part).register_forward_hook(lambda _, args, __, seen=seen: seen.append(len(args[0])))
+    log_likelihood(vae, torch.randn(50, 3, generator=seeded()), 40, memory=2000)
+    assert 1 < max(rows["encoder"]) < 50 and 1 < max(rows["decoder"]) < 40
+    assert sum(rows["encoder"]) >= 50 and sum(rows["decoder"]) >= 50 * 40
+
+
+@pytest.mark.parametrize("name", sorted(set(latents.LATENTS) - {"normal_mixture"}))
+def test_the_analytic_divergence_is_the_sampled_one(name):
+    torch.manual_seed(0)
+    vae = one_layer(latent=latents.LATENTS[name](*((2, 3) if name == "categorical" else (3,))))
+    x = all_bits(3)[[1, 6]]
+    with torch.no_grad():
+        q, prior = vae.posterior(x)[0], vae.latents[0].prior()
+        z = q.sample((20_000,))
+        sampled = q.log_prob(z) - prior.log_prob(z)
+        exact = divergence(vae, x)
+    assert (exact > 0).all() and ((sampled.mean(0) - exact).abs() < 4.5 * standard_error(sampled)).all()
+
+
+def test_a_divergence_that_only_samples_tell_is_refused():
+    latent = latents.normal_mixture(2, 3)
+    vae = one_layer(latent=[latents.normal(1), latent])
+    with pytest.raises(ConfigError, match=r"divergence of the latent normal_mixture .* no closed form: take elbo"):
+        divergence(vae, bad(0.0))
+    assert elbo(vae, bad(0.0)).isfinite().all()
 
 
 def encoder_gradients(vae, bound, count):
@@ -170,6 +193,52 @@ def test_iwae_with_bits_goes_through_the_estimator_too():
     assert z.abs().max() < 4.5
 
 
+def test_iwae_of_latents_that_are_each_others_baseline():
+    vae = one_layer(latent=latents.categorical(2, 3))
+    x = all_bits(3)[[5]]
+    bound, exact = (found(vae, x.repeat(4000, 1), 30, generator=seeded()) for found in (iwae, log_likelihood))
+    assert abs(bound.mean() - exact.mean()) < 4.5 * standard_error(bound) + 4.5 * standard_error(exact)
+    bound.mean().backward()
+    assert vae.encoder.weight.grad.abs().sum() > 0
+
+
+PRODUCTS = {
+    "bits outside, DisARM": (["bernoulli", "normal"], [mc.DisARM(), None], 1),
+    "bits inside, DisARM": (["normal", "bernoulli"], [None, mc.DisARM()], 1),
+    "bits outside, leave-one-out": (["bernoulli", "normal"], [mc.ScoreFunction(mc.LeaveOneOut()), None], 3),
+    "bits inside, measure-valued": (["normal", "bernoulli"], [None, mc.MeasureValued()], 1),
+    "two kinds of bits": (["bernoulli", "bernoulli"], [mc.DisARM(), mc.REBAR()], 1),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_gradients_of_products_are_those_with_the_bits_enumerated(name):
+    kinds, estimators, samples = PRODUCTS[name]
+
+    def model(estimator):
+        torch.manual_seed(5)
+        parts = [latents.LATENTS[kind](2) for kind in kinds]
+        width = sum(part.num_parameters for part in parts)
+        return VAE(nn.Linear(3, width), nn.Linear(4, 3), parts, likelihoods.Bernoulli(), estimator)
+
+    summed = model([mc.Enumerate() if kind == "bernoulli" else None for kind in kinds])
+    x = all_bits(3)[[2, 7]]
+    found, exact = (
+        encoder_gradients(vae, lambda g, vae=vae, n=n: elbo(vae, x.repeat(100, 1), n, generator=g) / 100, 200)
+        for vae, n in ((model(estimators), samples), (summed, 1))
+    )
+    assert z_scores(found, exact).abs().max() < 4.5
+
+
+def test_samples_go_to_the_first_latent_that_is_sampled():
+    parts = [latents.bernoulli(1), latents.normal(1)]
+    vae = one_layer(latent=parts, estimator=[mc.Enumerate(), None])
+    assert vae.decoder.in_features == 2
+    x = all_bits(3)[[2]].repeat(2000, 1)
+    few, many = (elbo(vae, x, count, generator=seeded()).var() for count in (1, 16))
+    assert many < few / 8
+
+
 def test_several_latents_each_with_its_own_estimator():
     torch.manual_seed(0)
     both = [latents.normal(2), latents.bernoulli(2)]
@@ -235,6 +304,29 @@ def bad(value):
 def test_bad_input_is_one_line(call, error, message):
     with pytest.raises(error, match=message) as raised:
         call(one_layer())
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_of_another_latent_are_refused():
+    plain, other = (one_layer(latent=latents.LATENTS[kind](3)) for kind in ("normal", "logistic_normal"))
+    with pytest.raises(WeightsError, match="weights of a VAE whose latent is normal, this one's is logistic_normal"):
+        other.load_state_dict(plain.state_dict())
+    plain.load_state_dict(one_layer(latent=latents.normal(3)).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: latents.normal(0), "normal needs at least one coordinate, got 0"),
+        (lambda: latents.gamma(2, concentration=-1.0), "prior of a latent gamma cannot be: .*concentration"),
+        (lambda: latents.beta(2, concentration=0.0), "prior of a latent beta cannot be: .*concentration"),
+        (lambda: latents.dirichlet(3, concentration=math.nan), "prior of a latent dirichlet cannot be"),
+        (lambda: latents.bernoulli(2, probability=1.0), "probability between 0 and 1, got 1"),
+    ],
+)
+def test_latents_that_cannot_be_are_one_line(make, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        make()
     assert "\n" not in str(raised.value)
 
 

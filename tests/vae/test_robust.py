@@ -12,6 +12,7 @@ from accel.tests.vae.models import all_bits, enumerated, linear_gaussian, one_la
 from accel.vae import (
     VAE,
     annealed_log_alpha,
+    auroc,
     choose_log_alpha,
     elbo,
     iwae,
@@ -113,6 +114,18 @@ def test_more_noise_than_data_is_survived():
     assert score.dtype is torch.float64 and ((score >= 0) & (score <= 1)).all()
     far = (x - 2).norm(dim=1) > 3
     assert score[far].min() > score[:400].median() and score[far].median() > 0.9 > 0.3 > score[:400].median()
+
+
+def test_the_auroc_is_that_of_all_pairs():
+    scores = torch.tensor([0.1, 0.4, 0.4, 0.9, 1.0, 0.4])
+    positive = torch.tensor([False, False, True, True, False, True])
+    pairs = scores[positive][:, None] - scores[~positive]
+    by_hand = ((pairs > 0).double() + (pairs == 0).double() / 2).mean()
+    assert math.isclose(auroc(scores, positive), float(by_hand))
+    assert auroc(positive.float(), positive) == 1 and auroc(torch.zeros(6), positive) == 0.5
+    for some in (torch.zeros(6, dtype=torch.bool), torch.ones(6, dtype=torch.bool)):
+        with pytest.raises(ConfigError, match="both kinds"):
+            auroc(scores, some)
 
 
 def test_log_alpha_rises_to_its_value():
