@@ -23,7 +23,7 @@ from accel.convert import (
     plain_convolutions,
     with_pooling,
 )
-from accel.errors import ConfigError
+from accel.errors import ConfigError, ConversionError
 from accel.greedy.candidates import default_candidates
 from accel.greedy.search import search
 from accel.impact import all_impacts
@@ -154,7 +154,7 @@ def _searched(
     rules.check_used(convolutions(model))
     matched = {name: rules.match(name) for name in convolutions(model)}
     decided = {name: None if match is MISSING else match for name, match in matched.items() if match != config}
-    return search(
+    found = search(
         model,
         example_inputs=example_inputs,
         calibration=calibration,
@@ -163,3 +163,8 @@ def _searched(
         candidates=default_candidates(config.seed),
         loss=loss,
     )
+    if not any(isinstance(chosen, Perforate) for chosen in found.values()):
+        raise ConversionError(
+            f"{aim}={value:g} is best met by the model as it is, every convolution dense: use it so, or ask for more"
+        )
+    return found

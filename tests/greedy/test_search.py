@@ -214,6 +214,8 @@ def test_convert_model_searches(net, pictures):
     assert accel.count_macs(fast, pictures) <= 0.6 * accel.count_macs(net, pictures)
     with pytest.raises(ConfigError, match="macs is searched for on real inputs"):
         accel.convert_model(net, Perforate(macs=0.6), example_inputs=pictures[:1])
+    with pytest.raises(ConversionError, match=r"macs=1 is best met by the model as it is"):
+        accel.convert_model(net, Perforate(macs=1.0), example_inputs=pictures[:1], calibration=[pictures])
     with pytest.raises(ConfigError, match="give one"):
         both = {"0": Perforate(macs=0.6), "2": Perforate(speedup=2)}
         accel.convert_model(net, both, example_inputs=pictures[:1], calibration=[pictures])
