@@ -8,18 +8,18 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from accel.config import ACT, config_from_dict
 from accel.convert import Conversion, convert_layers, convolutions, left_dense, perforated_layers, plain_convolutions
 from accel.errors import ConversionError, WeightsError
+from accel.files import replacing, write_tensors
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_configs, make_adaptive
 from accel.nn.fitted import Fit
@@ -48,8 +48,7 @@ def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
     tensors = state | {key: tensor for name, layer in layers.items() for key, tensor in _calibrated(name, layer)}
     folder = pathlib.Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / WEIGHTS, lambda path: save_file(tensors, path))
+        write_tensors(folder / WEIGHTS, tensors)
         config = {
             "format": FORMAT,
             "version": VERSION,
@@ -60,7 +59,8 @@ def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
             "aliases": aliases,
             "sha256": _sha256(folder / WEIGHTS),
         }
-        _write(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+        with replacing(folder / CONFIG) as partial:
+            partial.write_text(json.dumps(config, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot write to {folder} ({error}): choose a folder you may write to") from error
 
@@ -180,19 +180,6 @@ def _own_storage(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             first[key] = name
             state[name] = tensor.detach().cpu().contiguous().clone()
     return state, aliases
-
-
-def _write(target: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """Write through a temporary file beside the target, so that the target is complete or untouched."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-    os.close(handle)
-    temporary = pathlib.Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # mkstemp's 0600 would lock out everybody else
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sha256(path: pathlib.Path) -> str:

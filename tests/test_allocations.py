@@ -31,9 +31,9 @@ def unsaid(source: str) -> list[str]:
 
 
 def sources() -> list[pathlib.Path]:
-    """All but the command line, whose process is its own."""
+    """All but the command line and its benchmarks, whose process is their own."""
     files = [path for folder in ("accel", "kernels") for path in (ROOT / folder).rglob("*.py")]
-    return [path for path in files if "cli" not in path.relative_to(ROOT).parts]
+    return [path for path in files if not {"cli", "bench"} & set(path.relative_to(ROOT).parts)]
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

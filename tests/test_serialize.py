@@ -188,7 +188,7 @@ def test_a_failed_write_leaves_the_old_folder_whole(fast, tmp_path, monkeypatch)
         save_file({"x": torch.zeros(1)}, path)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("accel.serialize.save_file", full_disk)
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
     with pytest.raises(WeightsError, match="No space left on device"):
         accel.save_converted(fast, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]

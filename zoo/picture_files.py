@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, TypeVar
@@ -10,6 +11,8 @@ import numpy as np
 import PIL
 import PIL.Image
 import PIL.ImageOps
+import torch
+from torch import Tensor
 
 from accel.errors import DataError
 
@@ -51,6 +54,33 @@ def _to_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
     if count > 1:
         warnings.warn(f"{name} holds {count} pictures: only the first is read", stacklevel=2)
     return upright.convert("RGB")
+
+
+def find_images(given: pathlib.Path, limit: int | None = None) -> list[pathlib.Path]:
+    """The image files in the folder `given` and below, sorted by path, at most `limit`; or `given`, if it is a file.
+
+    Raises:
+        DataError: no such folder or file, or no image in it.
+    """
+    if given.is_file():
+        return [given]
+    if not given.is_dir():
+        raise DataError(f"no folder or picture {given}: give one with --images")
+    found = sorted(path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise DataError(f"{given} holds no pictures ({' '.join(SUFFIXES)}): give another folder with --images")
+    return found[:limit]
+
+
+def read_picture(path: pathlib.Path, size: tuple[int, int] | None = None) -> Tensor:
+    """One picture as RGB uint8 [3, height, width]: scaled to cover `size`, then cropped around its centre.
+
+    Raises:
+        DataError: the file is no readable picture.
+    """
+    upright = read_rgb(str(path), str(path))
+    fitted = upright if size is None else PIL.ImageOps.fit(upright, size[::-1], PIL.Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 
 def read_each(entries: Iterable[_Entry], read: Callable[[_Entry], _Read], where: str) -> Iterator[tuple[_Entry, _Read]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import WeightsError
+from accel.files import write_tensors
 
 _TORCH_SUFFIXES = (".pt", ".pth")
 _SHOWN = 3  # names listed in a message
@@ -102,14 +103,9 @@ def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def save_half(model: nn.Module, path: str | os.PathLike) -> None:
-    """Write the model's state as safetensors, floating-point tensors in float16, under a temporary name first."""
-    from safetensors.torch import save_file
-
-    path = pathlib.Path(path)
-    halves = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-    temporary = path.with_name(path.name + ".part")
-    save_file(halves, temporary)
-    os.replace(temporary, path)
+    """Write the model's state as safetensors, floating-point tensors in float16."""
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    write_tensors(pathlib.Path(path), halves)
 
 
 def _some(names: list[str], what: str) -> str:

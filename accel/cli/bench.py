@@ -1,49 +1,16 @@
-"""`accel bench`: runs the cases of a TOML file; correctness first, then the clock, then the bars the file sets.
-
-A case file names its kind: one module accel/cli/bench_<kind>.py, whose `rows(case, settings)` yields one dict a
-measurement. The module may name the columns of the printed table in SHOWN, and have a `draw(rows)` that gives a figure
-of all rows in the output, saved beside them. The file lists `[[case]]` tables, whose missing keys are those of a table
-`[every]`, and may set `[[bar]]` tables: column, at_least or at_most, and either `count` (rows that must reach it; all
-by default) or `mean = "geometric"`; `where` picks the rows it speaks of.
-"""
+"""`accel bench`: runs the cases of a TOML file, or a study; what they are is in `accel.bench`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import datetime
-import importlib
+import functools
 import json
-import math
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any
 
+from accel.bench.runner import STUDIES, Settings, judge, load_kind, measure, read_cases
 from accel.cli import common
-from accel.errors import ConfigError
-
-KINDS = (
-    *("exactness", "layers", "networks", "foreign", "foreign_sact", "rivals", "search", "masked"),
-    *("backward", "nearest", "adaptive", "frontier", "gpu"),
-)
-STUDIES = ("mc", "distributions", "speed")  # these write figures and tables of their own
-ROW_SCHEMA = 1
-
-Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a kind of case is told: the seed, and whether to take fewer repeats."""
-
-    seed: int = 0
-    quick: bool = False
-
-    @property
-    def repeats(self) -> int:
-        return 3 if self.quick else 15
+from accel.files import write_figure
 
 
 def add_parser(sub: argparse._SubParsersAction) -> None:
@@ -88,10 +55,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(rows)} rows with their tables and figures are in {out_dir}/")
         return 0
     file = read_cases(pathlib.Path(args.cases), args.only)
-    rows, kind = measure(file, args), load_kind(file["kind"])
+    watch = functools.partial(common.progress, args, what="measuring")
+    settings, kind = Settings(args.seed, args.quick), load_kind(file["kind"])
+    rows = measure(file, settings, output=args.output, resume=args.resume, watch=watch)
     if args.output and hasattr(kind, "draw"):
         saved = [json.loads(line) for line in args.output.read_text(encoding="utf-8").splitlines()]
-        common.write_figure(args.output.with_suffix(".png"), kind.draw(saved))
+        write_figure(args.output.with_suffix(".png"), kind.draw(saved))
     shown = getattr(kind, "SHOWN", None) if args.format == "table" else None
     common.print_rows([{key: row[key] for key in shown or row if key in row} for row in rows], args)
     for bar in file.get("bar", []):
@@ -101,79 +70,3 @@ def run(args: argparse.Namespace) -> int:
         why = row.get("reason") or f"error {row['error']:.3g}, nothing was timed"
         print(f"accel: wrong result in {row['case']}: {why}", file=sys.stderr)
     return 1 if wrong else 0
-
-
-def read_cases(path: pathlib.Path, only: str | None = None) -> dict[str, Any]:
-    """The case file as a dict with `kind`, `case` and maybe `bar`.
-
-    Raises:
-        ConfigError: no such file, no TOML, an unknown kind, no case, or no case called `only`.
-    """
-    file = common.read_toml(path)
-    if file.get("kind") not in KINDS:
-        raise ConfigError(f"{path} has kind = {file.get('kind')!r}, expected one of {', '.join(KINDS)}")
-    names = [case.get("name") for case in file.get("case", [])]
-    if not names or None in names:
-        raise ConfigError(f"{path} needs [[case]] tables, each with a name")
-    if only is not None and only not in names:
-        raise ConfigError(f"{path} has no case {only!r}, only {', '.join(names)}")
-    file["case"] = [{**file.get("every", {}), **case} for case in file["case"] if only in (None, case["name"])]
-    return file
-
-
-def measure(file: Mapping[str, Any], args: argparse.Namespace) -> list[Row]:
-    """Run every case; each row is saved as it comes, so an interrupted run keeps what it has, and can be resumed."""
-    from accel.profiling.machine import machine_record
-
-    kind = load_kind(file["kind"])
-    settings, machine = Settings(args.seed, args.quick), machine_record()
-    lines = args.output.read_text(encoding="utf-8").splitlines(True) if args.output and args.output.exists() else []
-    rows: list[Row] = []
-    if args.resume:
-        lines, rows = _right(lines, {case["name"] for case in file["case"]})
-    known = {row["case"] for row in rows}
-    cases = [case for case in file["case"] if case["name"] not in known]
-    measured = ((case["name"], row) for case in cases for row in kind.rows(case, settings))
-    for name, row in common.progress(args, measured, "measuring"):
-        rows.append({"case": name, **row})
-        if args.output:
-            stamp = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            extra = {"schema": ROW_SCHEMA, "kind": file["kind"], "seed": args.seed, "time": stamp, "machine": machine}
-            lines.append(json.dumps({**rows[-1], **extra}) + "\n")
-            common.write_text(args.output, "".join(lines))
-    return rows
-
-
-def _right(lines: Sequence[str], cases: set[str]) -> tuple[list[str], list[Row]]:
-    """The lines without those of `cases` that have a wrong row, and the rows of the `cases` that are left."""
-    saved = [json.loads(line) for line in lines]
-    wrong = cases & {row["case"] for row in saved if not row["correct"]}
-    kept = [line for line, row in zip(lines, saved) if row["case"] not in wrong]
-    return kept, [row for row in saved if row["case"] in cases - wrong]
-
-
-def load_kind(name: str) -> ModuleType:
-    return importlib.import_module(f"accel.cli.bench_{name}")
-
-
-def judge(bar: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """One line that says whether the rows reach a bar of the case file."""
-    column, where = bar["column"], bar.get("where", {})
-    asked = (row for row in rows if row.get(column) is not None)
-    values = [row[column] for row in asked if all(row.get(key) == value for key, value in where.items())]
-    sign, limit = ("at least", bar["at_least"]) if "at_least" in bar else ("at most", bar["at_most"])
-    label = f"bar {column}" + "".join(f", {key} {value}" for key, value in where.items())
-    if not values:
-        return f"{label}: not measured"
-
-    def reaches(value: float) -> bool:
-        return value >= limit if sign == "at least" else value <= limit
-
-    if bar.get("mean") == "geometric":
-        mean = math.exp(sum(map(math.log, values)) / len(values))
-        verdict = "reached" if reaches(mean) else "MISSED"
-        return f"{label}: {verdict}, geometric mean of {len(values)} rows {mean:.3f}, wanted {sign} {limit}"
-    good, wanted = sum(map(reaches, values)), bar.get("count", len(values))
-    verdict = "reached" if good >= wanted else "MISSED"
-    worst = min(values) if sign == "at least" else max(values)
-    return f"{label}: {verdict}, {good} of {len(values)} rows {sign} {limit} (wanted {wanted}), worst {worst:.3g}"

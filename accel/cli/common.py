@@ -1,23 +1,15 @@
-"""What the verbs share: options, progress bars, tables, and output that is there whole or not at all."""
+"""What the verbs share: options, progress bars and tables."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
-import os
-import pathlib
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from accel.errors import ConfigError, DataError
-
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from accel.report import Report
 
 FORMATS = ("table", "json", "csv", "md")
@@ -92,96 +84,6 @@ def progress(args: argparse.Namespace, items: Iterable[_Item], what: str, total:
     console = rich.console.Console(stderr=True)
     silent = args.quiet or not console.is_terminal
     return rich.progress.track(items, what, total=total, console=console, transient=True, disable=silent)
-
-
-@contextlib.contextmanager
-def output_folder(target: pathlib.Path, marker: str) -> Iterator[pathlib.Path]:
-    """A folder to write into that becomes `target` by one rename when the block ends well, and vanishes when it fails.
-
-    An older `target` is replaced only if it is empty or holds the file `marker`, that is, if this command wrote it.
-
-    Raises:
-        DataError: `target` cannot be written, or holds somebody else's files.
-    """
-    target = pathlib.Path(os.path.abspath(target))
-    if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
-        raise DataError(f"{target} holds files that this command did not write: choose another folder, or empty it")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not target.is_dir():
-            raise NotADirectoryError(20, "a file of that name exists")
-        partial.mkdir()
-    except OSError as error:
-        raise DataError(f"cannot write the folder {target} ({error.strerror}): choose another with -o") from error
-    try:
-        yield partial
-        old = partial.with_suffix(".old")
-        if target.is_dir():
-            target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file under a temporary name, then move it into place.
-
-    Raises:
-        DataError: the place cannot be written.
-    """
-    _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def write_figure(path: pathlib.Path, figure: Figure, dpi: int = 80) -> None:
-    """The same for a picture: PNG.
-
-    Raises:
-        DataError: the place cannot be written.
-    """
-    _write(path, lambda partial: figure.savefig(partial, format="png", dpi=dpi))
-
-
-def _write(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise DataError(f"cannot write {path} ({error.strerror}): choose another place") from error
-
-
-def read_toml(path: pathlib.Path) -> dict:
-    """A TOML file as a dict.
-
-    Raises:
-        ConfigError: the file cannot be read, or is no TOML.
-    """
-    try:
-        return parse_toml(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
-
-
-def parse_toml(text: str, source: str) -> dict:
-    """TOML as a dict; `source` is what an error calls it.
-
-    Raises:
-        ConfigError: it is no TOML.
-    """
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is no TOML: {error}") from error
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from accel.cli import common
 from accel.errors import ConfigError
+from accel.files import read_toml
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +104,8 @@ def example(
     """
     import torch
 
-    from accel.cli.pictures import find_images, read_pictures
+    from accel.cli.pictures import read_pictures
+    from accel.zoo.picture_files import find_images
 
     size, batches = args.size or resolved.size, None
     if args.images is not None:
@@ -152,7 +154,7 @@ def _rules_of(path: pathlib.Path) -> Rules:
 
 def _read_mapping(path: pathlib.Path) -> dict:
     if path.suffix != ".json":
-        return common.read_toml(path)
+        return read_toml(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from accel.cli import common, conversion, models
-from accel.cli.fidelity import Fidelity, first_tensor
-from accel.cli.pictures import find_images, read_pictures, write_strip
+from accel.cli.pictures import read_pictures, write_strip
 from accel.errors import ConfigError, ConversionError, WeightsError
+from accel.files import output_folder
+from accel.profiling.distances import Fidelity, first_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,7 @@ class Job:
 
 
 def run(args: argparse.Namespace) -> int:
-    with common.output_folder(args.output, REPORT_FILE) as folder:
+    with output_folder(args.output, REPORT_FILE) as folder:
         job = prepare(args)
         profile, speed = measure(args, job)
         fidelity = compare_pictures(args, job, folder / "pictures")
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
 def prepare(args: argparse.Namespace) -> Job:
     """Load the model and the pictures, and convert."""
     import accel
+    from accel.zoo.picture_files import find_images
 
     paths = find_images(args.images, args.limit)
     resolved = models.resolve_args(args, args.weights or trained_weights(args.model))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from accel.cli import common
+from accel.files import output_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from accel.cli.demo_report import write_report
 
     started = time.monotonic()
-    with common.output_folder(args.output, REPORT_FILE) as folder, torch.inference_mode():
+    with output_folder(args.output, REPORT_FILE) as folder, torch.inference_mode():
         trial = prepare(args)
         found = examine(args, trial)
         write_report(folder / REPORT_FILE, found)

@@ -57,8 +57,9 @@ def learn_from(args: argparse.Namespace, dense: models.Resolved, held_out: float
 def _plain(args: argparse.Namespace, dense: models.Resolved, held_out: float) -> Learning:
     import torch
 
-    from accel.cli.fidelity import Fidelity, first_tensor
-    from accel.cli.pictures import find_images, read_pictures
+    from accel.cli.pictures import read_pictures
+    from accel.profiling.distances import Fidelity, first_tensor
+    from accel.zoo.picture_files import find_images
 
     pictures, _ = read_pictures(args, find_images(args.images, args.limit), args.size or dense.size)
     count = len(pictures)
@@ -80,9 +81,9 @@ def _plain(args: argparse.Namespace, dense: models.Resolved, held_out: float) ->
 
 
 def _labelled(args: argparse.Namespace, dense: models.Resolved) -> Learning:
-    from accel.cli.training import accuracy
     from accel.train.batches import PictureBatches
     from accel.zoo.datasets import load_pictures
+    from accel.zoo.evaluation import accuracy
 
     train, test = (load_pictures(args.data, split, args.size) for split in ("train", "test"))
     train = train.drawn(args.limit, args.seed)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from accel.cli import common, user_models
 from accel.errors import AccelError, ConfigError, ConversionError, WeightsError
+from accel.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -200,7 +201,7 @@ def write_source(folder: pathlib.Path, resolved: Resolved) -> None:
     record = {"schema": _SOURCE_SCHEMA, "model": resolved.name}
     if resolved.name is None:
         record |= {"source": resolved.source, "standardise": dataclasses.asdict(resolved.standardise)}
-    common.write_text(folder / SOURCE_FILE, json.dumps(record, indent=2) + "\n")
+    write_text(folder / SOURCE_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def saved_standardise(folder: pathlib.Path) -> Standardise:

@@ -8,46 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from accel.cli import common
-from accel.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def find_images(given: pathlib.Path, limit: int | None = None) -> list[pathlib.Path]:
-    """The image files in the folder `given` and below, sorted by path, at most `limit`; or `given`, if it is a file.
-
-    Raises:
-        DataError: no such folder or file, or no image in it.
-    """
-    from accel.zoo.picture_files import SUFFIXES
-
-    if given.is_file():
-        return [given]
-    if not given.is_dir():
-        raise DataError(f"no folder or picture {given}: give one with --images")
-    found = sorted(path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
-        raise DataError(f"{given} holds no pictures ({' '.join(SUFFIXES)}): give another folder with --images")
-    return found[:limit]
-
-
-def read_picture(path: pathlib.Path, size: tuple[int, int] | None = None) -> Tensor:
-    """One picture as RGB uint8 [3, height, width]: scaled to cover `size`, then cropped around its centre.
-
-    Raises:
-        DataError: the file is no readable picture.
-    """
-    import numpy
-    import PIL.Image
-    import PIL.ImageOps
-    import torch
-
-    from accel.zoo.picture_files import read_rgb
-
-    upright = read_rgb(str(path), str(path))
-    fitted = upright if size is None else PIL.ImageOps.fit(upright, size[::-1], PIL.Image.Resampling.BICUBIC)
-    return torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1)
 
 
 def read_pictures(
@@ -60,7 +23,7 @@ def read_pictures(
     """
     import torch
 
-    from accel.zoo.picture_files import read_each
+    from accel.zoo.picture_files import read_each, read_picture
 
     watched = common.progress(args, paths, "reading pictures")
     files, read = zip(*read_each(watched, lambda path: read_picture(path, size), str(args.images)))

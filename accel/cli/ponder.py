@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 from typing import TYPE_CHECKING
 
 from accel.cli import common, models
 from accel.errors import ConversionError
+from accel.files import output_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,13 +41,12 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from accel.cli.pictures import find_images, read_picture
-    from accel.zoo.picture_files import read_each
+    from accel.zoo.picture_files import find_images, read_each, read_picture
 
     paths = find_images(args.images, args.limit)
     resolved = models.resolve_args(args)
     rows = []
-    with common.output_folder(args.output, MARKER) as folder:
+    with output_folder(args.output, MARKER) as folder:
         watched = common.progress(args, paths, "pondering")
         for path, picture in read_each(watched, lambda path: read_picture(path, args.size), str(args.images)):
             maps = ponder_maps(resolved, picture)
@@ -103,9 +102,7 @@ def summary(maps: Maps) -> dict[str, float]:
 def save_arrays(path: pathlib.Path, maps: Maps) -> None:
     import numpy as np
 
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **maps)
-    os.replace(partial, path)
+    np.savez_compressed(path, **maps)
 
 
 def draw(path: pathlib.Path, picture: Tensor, maps: Maps, quantity: str) -> None:

@@ -58,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _finish(task: Task, weights: pathlib.Path) -> int:
     """Save the trained weights and say what they reach on the test pictures."""
-    from accel.cli.training import accuracy, dense_macs, macs_per_image, save_state
+    from accel.cli.training import save_state
     from accel.nn.adaptive import adaptive_stages
+    from accel.zoo.evaluation import accuracy, dense_macs, macs_per_image
 
     model, test, prepare = task.model, task.test, task.batches.preprocess
     save_state(model, weights)

@@ -1,35 +1,31 @@
-"""What `accel train` and `accel eval` share: recipes, the task they describe, accuracy and executed MACs."""
+"""Recipes, and the training that they describe: what `accel train` reads and runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.api import convert_model
-from accel.cli.common import parse_toml, read_toml
-from accel.cli.fidelity import first_tensor
 from accel.config import ACT, SACT
-from accel.convert import revert_model
-from accel.errors import ConfigError, DataError
+from accel.errors import ConfigError
+from accel.files import parse_toml, read_toml, write_tensors
 from accel.nn.adaptive import AdaptiveOutput, ponder_loss
-from accel.profiling.flops import count_macs
 from accel.train.batches import PictureBatches
 from accel.train.classification import FitSettings
 from accel.train.parallel import Place
 from accel.zoo.datasets import LabelledPictures, load_pictures
+from accel.zoo.evaluation import logits_of
 from accel.zoo.registry import get_model, input_size, preprocess
 from accel.zoo.weights_io import load_part, load_weights, read_tensors
 
 _SECTIONS, _OPTIONAL = {"model", "data", "fit"}, {"adaptive", "teacher"}
 _KINDS = {"act": ACT, "sact": SACT}
-_BATCH = 250  # pictures at a time in evaluation: fits the caches no worse than 64 and divides 5000 and 10000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,55 +208,6 @@ def _adaptive_config(table: Mapping) -> ACT:
         raise ConfigError(f"the recipe's [adaptive] table does not fit: {error}") from error
 
 
-@torch.inference_mode()
-def accuracy(model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Tensor], Tensor]) -> float:
-    """Share of `pictures` that the model, in eval mode, puts into their class."""
-    right = 0
-    for x, labels in _in_batches(model, pictures, prepare):
-        right += int((logits_of(model(x)).argmax(1).cpu() == labels).sum())
-    return right / len(pictures)
-
-
-def logits_of(out: object) -> Tensor:
-    """What a plain or an adaptive classifier says, float32 [N, classes]: it is narrower under autocast.
-
-    Of several outputs it is the first.
-
-    Raises:
-        DataError: the model is no classifier.
-    """
-    found = out.logits if isinstance(out, AdaptiveOutput) else first_tensor(out)
-    if found.dim() != 2:
-        raise DataError(
-            f"the model gives {list(found.shape)}, expected the scores [N, classes] of a classifier: labels need one"
-        )
-    return found.float()
-
-
-def macs_per_image(model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-    """Executed MACs of the model, in eval mode, on each of `pictures`: int64 [N]."""
-    return torch.cat([count_macs(model, x, per_image=True) for x, _ in _in_batches(model, pictures, prepare)])
-
-
-def dense_macs(model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Tensor], Tensor]) -> int:
-    """MACs per picture of the plain network that an adaptive model was made from."""
-    plain = revert_model(model)
-    return count_macs(plain, prepare(pictures.pictures[:1]).to(next(plain.parameters()).device))
-
-
-def _in_batches(
-    model: nn.Module, pictures: LabelledPictures, prepare: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    device = next(model.parameters()).device
-    for x, labels in zip(pictures.pictures.split(_BATCH), pictures.labels.split(_BATCH)):
-        yield prepare(x).contiguous(memory_format=torch.channels_last).to(device), labels
-
-
 def save_state(model: nn.Module, path: pathlib.Path) -> None:
-    """Write the parameters and buffers as safetensors, under a temporary name first."""
-    from safetensors.torch import save_file
-
-    temporary = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary)
-    temporary.chmod(0o644)  # save_file's 0600 would lock out everybody else
-    os.replace(temporary, path)
+    """Write the parameters and buffers as safetensors."""
+    write_tensors(path, model.state_dict())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
 from accel.cli.common import note
 from accel.errors import ConfigError
+from accel.files import write_text
 
 _SHOW_EVERY = 20  # steps between lines where there is no terminal
 
@@ -51,9 +51,7 @@ def _csv_writer(path: pathlib.Path, first: int, stack: contextlib.ExitStack) -> 
     kept = [
         line for k, line in enumerate(lines) if k == 0 or (line.endswith("\n") and int(line.split(",")[0]) <= first)
     ]
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))
     file = stack.enter_context(path.open("a", encoding="utf-8"))
     started = bool(kept)
 

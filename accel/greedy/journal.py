@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accel.errors import ConfigError, DataError
+from accel.errors import ConfigError
+from accel.files import write_text
 
 SCHEMA = 1
 
@@ -42,7 +42,7 @@ class Journal:
         if name not in self.found:
             self.found[name] = json.loads(json.dumps(measure()))  # what a resumed search will read
             if self.path is not None:
-                write_whole(self.path, json.dumps({"identity": self.identity, "found": self.found}, indent=1))
+                write_text(self.path, json.dumps({"identity": self.identity, "found": self.found}, indent=1))
         return self.found[name]
 
     def _read(self, path: pathlib.Path) -> dict[str, Any]:
@@ -57,17 +57,6 @@ class Journal:
                 f"{path} belongs to another search ({', '.join(changed)} differ): delete it, or give another folder"
             )
         return found
-
-
-def write_whole(path: pathlib.Path, data: str | bytes) -> None:
-    """Write a file under a temporary name, then move it into place. DataError: the place cannot be written."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path} ({error.strerror}): choose another folder") from error
 
 
 def fingerprint(model: nn.Module, *tensors: Tensor) -> str:

@@ -10,8 +10,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from accel.config import Perforate, Rules
+from accel.files import write_figure, write_text
 from accel.greedy.candidates import Space
-from accel.greedy.journal import write_whole
 from accel.greedy.record import Tried
 from accel.greedy.table import DENSE, Table
 from accel.report import Column, Report, percent
@@ -113,11 +113,11 @@ class FoundRules(Rules):
 def save_found(found: FoundRules, folder: pathlib.Path) -> None:
     """Write the rules, the steps, the networks measured and their plot into the folder; DataError: it cannot be
     written."""
-    write_whole(folder / RULES, json.dumps(found.to_dict(), indent=2) + "\n")
-    write_whole(folder / STEPS, _table_of([dataclasses.asdict(step) for step in found.steps], Step))
+    write_text(folder / RULES, json.dumps(found.to_dict(), indent=2) + "\n")
+    write_text(folder / STEPS, _table_of([dataclasses.asdict(step) for step in found.steps], Step))
     networks = [{**dataclasses.asdict(tried), "state": json.dumps(dict(tried.state))} for tried in found.tried]
-    write_whole(folder / NETWORKS, _table_of(networks, Tried))
-    write_whole(folder / "report.json", found.report.to_json() + "\n")
+    write_text(folder / NETWORKS, _table_of(networks, Tried))
+    write_text(folder / "report.json", found.report.to_json() + "\n")
     plot_steps(found, folder / PLOT)
 
 
@@ -153,6 +153,4 @@ def plot_steps(found: FoundRules, path: pathlib.Path) -> None:
     bars.barh([row["layer"] for row in rows], [row["keep"] for row in rows], color="tab:blue")
     bars.set(xlabel="positions computed", xlim=(0, 1))
     bars.tick_params(axis="y", labelsize=7)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    write_whole(path, picture.getvalue())
+    write_figure(path, figure, dpi=120)

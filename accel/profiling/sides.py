@@ -1,4 +1,5 @@
-"""Whole networks as sides of a comparison: the dense forms that a converted one is measured against."""
+"""Whole networks as sides of a comparison: the dense forms that a converted one is measured against, and the record of
+what was timed."""
 
 from __future__ import annotations
 
@@ -71,3 +72,21 @@ def fastest_form(dense: nn.Module, x: Inputs, repeats: int = 3) -> tuple[str, fu
     with torch.inference_mode():
         best = fastest(compare(sides, repeats), sides)
     return best.removeprefix("dense_"), sides[best]
+
+
+def medians(timings: Mapping[str, Timing]) -> dict[str, float]:
+    """`ms_<side>` -> median, for a row."""
+    return {f"ms_{name}": round(timing.median_ms, 4) for name, timing in timings.items()}
+
+
+def quantiles(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
+    """What a row keeps of every side beyond the median: quantiles in milliseconds, and samples taken."""
+    return {
+        name: {
+            "q10_ms": round(timing.quantile_ms(0.1), 4),
+            "q90_ms": round(timing.quantile_ms(0.9), 4),
+            "samples": len(timing.samples_ms),
+            "calls": timing.calls,
+        }
+        for name, timing in timings.items()
+    }

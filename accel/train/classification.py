@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConfigError, WeightsError
+from accel.files import replacing
 from accel.train.parallel import is_first, mean_over_processes, synchronised
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -142,9 +143,8 @@ def _parameter_groups(model: nn.Module, settings: FitSettings) -> list[dict]:
 
 def _save(path: pathlib.Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": _random_state()}
-    temporary = path.with_name(path.name + ".part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def _resume(path: pathlib.Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

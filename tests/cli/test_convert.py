@@ -11,7 +11,7 @@ import torch
 
 import accel
 from accel.cli import main
-from accel.cli.fidelity import Fidelity
+from accel.profiling.distances import Fidelity
 
 NETS = """
 import torch

@@ -86,7 +86,7 @@ def test_two_runs_of_one_seed_give_the_same_weights(tmp_path, data, capsys):
     assert train(tmp_path, data, "b") == 0
     first, second = (read_tensors(tmp_path / run / "model.safetensors") for run in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not any(path.name.endswith(".part") for path in (tmp_path / "a").iterdir())
+    assert not any(path.name.endswith(".partial") for path in (tmp_path / "a").iterdir())
 
 
 def test_unreadable_data_and_recipes_are_one_line(tmp_path, data, capsys):

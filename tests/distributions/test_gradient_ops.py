@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-from accel.cli import distribution_oracles as oracle
+from accel.bench import distribution_oracles as oracle
 from accel.kernels import elementwise
 from accel.kernels.beta_gradient import beta_gradient
 from accel.kernels.dispatch import use_backend

@@ -182,7 +182,7 @@ def test_what_the_folder_holds(net, pictures, tmp_path):
     assert [(row["layer"], row["label"]) for row in rows] == [(step.layer, step.label) for step in found.steps]
     assert (tmp_path / "new" / "trace.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "new" / "report.json").read_text())["total"]["drop"] > 0
-    assert not list(tmp_path.glob("new/*.part"))
+    assert not list(tmp_path.glob("new/.*.partial"))
 
 
 def test_a_folder_that_cannot_be_written(net, pictures, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from accel import mc
-from accel.cli import mc_cases
+from accel.bench import mc_cases
 
 SAMPLES = 20_000
 

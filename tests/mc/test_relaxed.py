@@ -4,7 +4,7 @@ from scipy import stats
 from torch import distributions as td
 
 from accel import mc
-from accel.cli import mc_cases
+from accel.bench import mc_cases
 from accel.mc.relaxed import BinaryRelaxation, OneHotRelaxation
 
 LOGIT = 0.7

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 import torch
 
-from accel.cli import bench, bench_gpu, bench_gpu_ops, bench_static
+from accel.bench import gpu, gpu_ops, runner, static
 from accel.cli.main import main
 from accel.kernels.dispatch import use_backend
 from accel.kernels.triton.launch import Tile
@@ -26,7 +26,7 @@ SMALL = {
 }
 
 
-def measured(case) -> list[bench.Row]:
+def measured(case) -> list[runner.Row]:
     """The rows of a case in the interpreter; every sample of the clock is half a millisecond, a side runs once."""
     ran = []
 
@@ -37,7 +37,7 @@ def measured(case) -> list[bench.Row]:
         return 0.5
 
     with use_backend("triton"):
-        return list(bench_gpu.measured(case, bench.Settings(quick=True), "cpu", sample))
+        return list(gpu.measured(case, runner.Settings(quick=True), "cpu", sample))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU refuses nothing")
@@ -48,7 +48,7 @@ def test_without_a_gpu_one_line_says_so(capsys):
 
 
 def test_the_case_file_asks_for_what_the_runner_reads():
-    file = bench.read_cases(CASES)
+    file = runner.read_cases(CASES)
     assert all(case.keys() == SMALL.keys() | {"name"} for case in file["case"])
     assert {keep for case in file["case"] for keep in case["keep"]} == {1.0, 0.5, 0.25}
     assert {min(case["active"]) for case in file["case"]} == {0.1} and {max(c["active"]) for c in file["case"]} == {0.9}
@@ -61,46 +61,46 @@ def test_right_kernels_are_timed(interpreter):
     assert sorted(row["op"] for row in rows) == sorted(rounded | exact)
     for row in rows:
         assert row["correct"] and row["speedup"] == 1.0
-        assert (0 < row["error"] < bench_gpu_ops.TOLERANCE["float16"]) == (row["op"] in rounded)
+        assert (0 < row["error"] < gpu_ops.TOLERANCE["float16"]) == (row["op"] in rounded)
         assert any(name.startswith("ms_") for name in row)
 
 
 def test_the_rivals_compute_the_same(generator):
     """What torch is timed at is the same result, in float32 to rounding."""
-    maps = bench_gpu_ops.Maps(SMALL, "float32", "cpu", generator)
-    for make in (bench_gpu_ops.nearest, bench_gpu_ops.fitted, bench_gpu_ops.selection):
+    maps = gpu_ops.Maps(SMALL, "float32", "cpu", generator)
+    for make in (gpu_ops.nearest, gpu_ops.fitted, gpu_ops.selection):
         found = make(maps, 0.5)
         rival, ours = found.sides[found.rival](), found.sides[found.ours]()
-        if make is bench_gpu_ops.selection:  # positions count from the first image on
+        if make is gpu_ops.selection:  # positions count from the first image on
             images = ours.positions.view(2, -1) - torch.tensor([[0], [42]])
             assert torch.equal(rival.sort(1).values, images)
         else:
             assert torch.allclose(rival, ours.permute(0, 2, 3, 1).flatten(1, 2), atol=1e-5)
-    active = bench_gpu_ops.activity(maps, 0.3)
+    active = gpu_ops.activity(maps, 0.3)
     image, y, x = active.sides["nonzero"]().unbind(1)
     total = active.sides["ours"]().total
     assert torch.equal(active.sides["ours"]().positions[:total], (image * 42 + y * 6 + x).to(torch.int32))
-    sums, ours = (call() for call in bench_gpu_ops.ponder(maps).sides.values())
+    sums, ours = (call() for call in gpu_ops.ponder(maps).sides.values())
     assert torch.allclose(sums[0], ours[0]) and torch.equal(sums[1], ours[1])
 
 
 def test_a_wrong_kernel_is_not_timed(interpreter, monkeypatch):
-    right = bench_gpu.against_reference
+    right = gpu.against_reference
 
     def wrong(call, tensors):
         return right(lambda *given: call(*given) * (1.01 if given[0] is tensors[0] else 1.0), tensors)
 
-    layer = bench_gpu.Layer(SMALL, "float16", "cpu", 0)
-    monkeypatch.setattr(bench_gpu, "against_reference", wrong)
+    layer = gpu.Layer(SMALL, "float16", "cpu", 0)
+    monkeypatch.setattr(gpu, "against_reference", wrong)
     with use_backend("triton"):
-        measurement = bench_gpu.static(layer, 0.5)
-    row = bench_gpu.timed(measurement, {"dtype": "float16"}, bench.Settings(quick=True), pytest.fail)
+        measurement = gpu.static(layer, 0.5)
+    row = gpu.timed(measurement, {"dtype": "float16"}, runner.Settings(quick=True), pytest.fail)
     assert not row["correct"] and row["error"] == pytest.approx(0.01, rel=0.1) and "speedup" not in row
 
 
 def test_one_wrong_position_is_not_timed(monkeypatch, generator):
-    maps = bench_gpu_ops.Maps(SMALL, "float16", "cpu", generator)
-    right = bench_gpu_ops.different
+    maps = gpu_ops.Maps(SMALL, "float16", "cpu", generator)
+    right = gpu_ops.different
 
     def wrong(call):
         shifts = iter([1, 0])  # ours, then the reference's
@@ -112,14 +112,14 @@ def test_one_wrong_position_is_not_timed(monkeypatch, generator):
 
         return right(shifted)
 
-    monkeypatch.setattr(bench_gpu_ops, "different", wrong)
-    row = bench_gpu.timed(bench_gpu_ops.activity(maps, 0.5), {}, bench.Settings(quick=True), pytest.fail)
+    monkeypatch.setattr(gpu_ops, "different", wrong)
+    row = gpu.timed(gpu_ops.activity(maps, 0.5), {}, runner.Settings(quick=True), pytest.fail)
     assert not row["correct"] and 0 < row["error"] < 0.1 and "speedup" not in row
 
 
 def test_the_static_study_is_a_flag(monkeypatch, tmp_path, capsys):
     asked = []
-    monkeypatch.setattr(bench_static, "run", lambda *given: asked.append(given) or [{}])
+    monkeypatch.setattr(static, "run", lambda *given: asked.append(given) or [{}])
     assert main(["bench", "--static", "--quick", "--output", str(tmp_path)]) == 0
     assert asked == [(tmp_path, 0, True)] and str(tmp_path) in capsys.readouterr().out
     assert main(["bench", "--static", "mc"]) == 2 and main(["bench"]) == 2
@@ -157,11 +157,11 @@ def test_the_fullest_processor_sets_the_time():
 
 def test_the_static_tables(tmp_path, monkeypatch):
     """One op, one network, one target: rows in the file are those returned, and marked as estimates."""
-    monkeypatch.setattr(bench_static, "NETWORKS", {"VGG-16": "torchvision:vgg16"})
-    first = bench_static.layers_of("torchvision:resnet18", [64, 64], True)[1:2]
-    monkeypatch.setattr(bench_static, "layers_of", lambda *_, **__: first)
+    monkeypatch.setattr(static, "NETWORKS", {"VGG-16": "torchvision:vgg16"})
+    first = static.layers_of("torchvision:resnet18", [64, 64], True)[1:2]
+    monkeypatch.setattr(static, "layers_of", lambda *_, **__: first)
     monkeypatch.setattr("accel.profiling.kernel_catalogue.launches", _interpolation_only)
-    rows = bench_static.run(tmp_path, quick=True)
+    rows = static.run(tmp_path, quick=True)
     assert [json.loads(line) for line in (tmp_path / "triton_static.jsonl").read_text().splitlines()] == json.loads(
         json.dumps(rows)
     )

@@ -8,10 +8,11 @@ import zlib
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from accel.errors import DataError
 from accel.zoo.datasets import load_pictures
-from accel.zoo.picture_files import read_each, read_rgb
+from accel.zoo.picture_files import find_images, read_each, read_picture, read_rgb
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 WIDE = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # the same, 16 bits deep
@@ -159,3 +160,43 @@ def test_what_cannot_be_read_is_left_out_and_counted():
         assert list(read_each(range(4), read, "here")) == [(2, 20), (3, 30)]
     with pytest.raises(DataError, match="here: none of 2 pictures can be read; number 0"):
         list(read_each(range(2), read, "here"))
+
+
+def test_pictures_are_found_read_and_cropped(tmp_path):
+    (tmp_path / "deep").mkdir()
+    red_left = PIL.Image.new("RGB", (40, 20), "blue")
+    red_left.paste("red", (0, 0, 20, 20))
+    red_left.save(tmp_path / "b.png")
+    PIL.Image.new("L", (8, 8), 7).save(tmp_path / "deep" / "a.JPG", format="JPEG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    found = find_images(tmp_path)
+    assert [path.name for path in found] == ["b.png", "a.JPG"]
+    assert find_images(tmp_path, limit=1) == found[:1]
+
+    picture = read_picture(found[0], (20, 20))  # the middle 20 of 40 columns: red up to the tenth
+    assert picture.shape == (3, 20, 20) and picture.dtype == torch.uint8
+    assert picture[:, 10, 0].tolist() == [255, 0, 0] and picture[:, 10, 19].tolist() == [0, 0, 255]
+    assert read_picture(found[1], (4, 6)).unique().tolist() == [7]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture at all", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_unreadable_pictures_are_named(tmp_path, content):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read the picture .*broken\.png"):
+        read_picture(path, (8, 8))
+
+
+def test_truncated_picture_is_named(tmp_path):
+    path = tmp_path / "cut.jpg"
+    PIL.Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(DataError, match=r"cannot read the picture .*cut\.jpg"):
+        read_picture(path, (64, 64))
+
+
+def test_a_folder_without_pictures(tmp_path):
+    with pytest.raises(DataError, match="holds no pictures"):
+        find_images(tmp_path)
+    with pytest.raises(DataError, match="no folder"):
+        find_images(tmp_path / "none")

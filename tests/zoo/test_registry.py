@@ -117,7 +117,7 @@ def test_hed_side_outputs_by_hand():
 
 
 def test_hed_finds_edges_on_photos():
-    from accel.cli.pictures import find_images, read_picture
+    from accel.zoo.picture_files import find_images, read_picture
 
     model = get_model("zoo:hed_vgg16", data_file("vgg16_hed_bsds500.fp16.safetensors"))
     assert next(model.parameters()).dtype == torch.float32
