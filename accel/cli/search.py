@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConversionError(f"{args.model} is converted already: give the model it was made from")
     batches = learning.learn_from(args, resolved).batches
     if callable(batches):
-        batches = [batches(step) for step in range(min(batches.steps_per_epoch, max(1, _LABELLED // batches.batch)))]
+        batches = [batches(step) for step in range(min(batches.epochs.steps, max(1, _LABELLED // batches.batch)))]
     first = batches[0]
     found = accel.search(
         resolved.model,

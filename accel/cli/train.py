@@ -1,4 +1,4 @@
-"""`accel train`: train or fine-tune a classifier, plain or adaptive, by a recipe."""
+"""`accel train`: train a classifier, plain or adaptive, or a variational autoencoder, by a recipe."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from accel.cli.common import add_verb
+from accel.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from accel.cli.training import Task
+    from accel.cli.vae_training import VAETask
+    from accel.train.parallel import Place
 
 
 def add_parser(sub: argparse._SubParsersAction) -> None:
@@ -17,13 +22,14 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "train",
         run,
-        "train a classifier, plain or with ACT or SACT, by a recipe; goes on where it was interrupted",
+        "train a classifier, plain or with ACT or SACT, or a VAE, by a recipe; goes on where it was interrupted",
         "accel train zoo/recipes/resnet32_cifar_sact.toml --weights net.safetensors --data cifar.zip -o runs/sact\n"
+        "  accel train vae --data fashion-mnist/ -o runs/vae\n"
         "  accel train RECIPE --set adaptive.tau=0.02 --set 'adaptive.kind=\"act\"' ...\n"
         "  torchrun --nproc-per-node 4 -m accel train RECIPE ...   (the recipe's batch is that of one process)",
     )
-    parser.add_argument("recipe", type=pathlib.Path, help="a TOML file; those in zoo/recipes are examples")
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="folder or zip with train/ and test/")
+    parser.add_argument("recipe", type=pathlib.Path, help="a TOML file, or the name of one in zoo/recipes")
+    parser.add_argument("--data", type=pathlib.Path, help="folder or zip with train/ and test/; of VAEs see the recipe")
     parser.add_argument("--weights", help="weights to start from (default: drawn, or the package's own)")
     parser.add_argument("--teacher", help="weights of the trained network that a recipe with [teacher] learns from")
     parser.add_argument(
@@ -31,43 +37,43 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="a value (TOML) in place of the recipe's, or beside them; may be given several times",
+        help="a value (TOML) in place of the recipe's, or beside them; SECTION={...} gives it anew; may be repeated",
     )
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="folder of the run")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events to the folder as well")
 
 
 def run(args: argparse.Namespace) -> int:
-    from accel.cli.training import read_recipe, task_of
+    from accel.cli.training import read_recipe
     from accel.cli.training_log import training_log
     from accel.train.classification import fit
     from accel.train.parallel import process_group
 
     with process_group() as place:
         recipe = read_recipe(args.recipe, args.set)
-        task = task_of(recipe, args.data, args.weights, args.seed, place, args.teacher)
+        task = _task(args, recipe, place)
         args.output.mkdir(parents=True, exist_ok=True)
         checkpoint = args.output / "checkpoint.pt"
         if place.rank:
             fit(task.model, task.loss_of_step, task.settings, checkpoint=checkpoint)
             return 0
+        task.begin(args.output)
         with training_log(args.output, task.settings.steps, task.measured, args) as log:
             fit(task.model, task.loss_of_step, task.settings, checkpoint=checkpoint, log=log)
-    return _finish(task, args.output / "model.safetensors")
-
-
-def _finish(task: Task, weights: pathlib.Path) -> int:
-    """Save the trained weights and say what they reach on the test pictures."""
-    from accel.cli.training import save_state
-    from accel.nn.adaptive import adaptive_stages
-    from accel.zoo.evaluation import accuracy, dense_macs, macs_per_image
-
-    model, test, prepare = task.model, task.test, task.batches.preprocess
-    save_state(model, weights)
-    right = accuracy(model, test, prepare)
-    print(f"test accuracy {right:.4f} on {len(test)} pictures; weights in {weights}")
-    if adaptive_stages(model):
-        executed, dense = macs_per_image(model, test, prepare).double(), dense_macs(model, test, prepare)
-        mean, deviation = float(executed.mean()) / dense, float(executed.std()) / dense
-        print(f"executed MACs: mean {mean:.4f} of the dense network's {dense:.4g} a picture, deviation {deviation:.4f}")
+    task.finish(args.output)
     return 0
+
+
+def _task(args: argparse.Namespace, recipe: Mapping, place: Place) -> Task | VAETask:
+    if "vae" in recipe:
+        from accel.cli.vae_training import vae_task
+
+        given = [f"--{key}" for key in ("weights", "teacher") if getattr(args, key) is not None]
+        if given:
+            raise ConfigError(f"a VAE starts from drawn weights and has no teacher: leave out {' and '.join(given)}")
+        return vae_task(recipe, args.data, args.seed, place)
+    from accel.cli.training import task_of
+
+    if args.data is None:
+        raise ConfigError("a classifier is trained on labelled pictures: say with --data where they lie")
+    return task_of(recipe, args.data, args.weights, args.seed, place, args.teacher)

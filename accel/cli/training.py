@@ -15,16 +15,18 @@ from accel.api import convert_model
 from accel.config import ACT, SACT
 from accel.errors import ConfigError
 from accel.files import parse_toml, read_toml, write_tensors
-from accel.nn.adaptive import AdaptiveOutput, ponder_loss
+from accel.nn.adaptive import AdaptiveOutput, adaptive_stages, ponder_loss
 from accel.train.batches import PictureBatches
 from accel.train.classification import FitSettings
 from accel.train.parallel import Place
 from accel.zoo.datasets import LabelledPictures, load_pictures
-from accel.zoo.evaluation import logits_of
+from accel.zoo.evaluation import accuracy, dense_macs, logits_of, macs_per_image
 from accel.zoo.registry import get_model, input_size, preprocess
+from accel.zoo.vaes import recipe_path
 from accel.zoo.weights_io import load_part, load_weights, read_tensors
 
-_SECTIONS, _OPTIONAL = {"model", "data", "fit"}, {"adaptive", "teacher"}
+_CLASSIFIER = {"model", "data", "fit"}, {"adaptive", "teacher"}  # sections a recipe must have, and may have
+_VAE = {"vae", "data", "fit"}, {"bound"}
 _KINDS = {"act": ACT, "sact": SACT}
 
 
@@ -98,22 +100,47 @@ class Task:
         )
         return loss + ponder_loss(out)
 
+    def begin(self, folder: pathlib.Path) -> None:
+        """Nothing to leave in the folder of the run before the first step."""
+
+    def finish(self, folder: pathlib.Path) -> None:
+        """Save the trained weights and say what they reach on the test pictures."""
+        model, test, prepare = self.model, self.test, self.batches.preprocess
+        weights = folder / "model.safetensors"
+        save_state(model, weights)
+        right = accuracy(model, test, prepare)
+        print(f"test accuracy {right:.4f} on {len(test)} pictures; weights in {weights}")
+        if adaptive_stages(model):
+            macs, dense = macs_per_image(model, test, prepare).double(), dense_macs(model, test, prepare)
+            mean, spread = float(macs.mean()) / dense, float(macs.std()) / dense
+            print(
+                f"executed MACs: mean {mean:.4f} of the dense network's {dense:.4g} a picture, deviation {spread:.4f}"
+            )
+
 
 def read_recipe(path: pathlib.Path, changes: Sequence[str] = ()) -> dict:
-    """The sections of a recipe, with `changes` such as "adaptive.tau=0.02" (lines of TOML) made to them.
+    """The sections of a recipe, with `changes` (lines of TOML such as "adaptive.tau=0.02", or a section) made to them.
+
+    Args:
+        path: a file, or the name of one in zoo/recipes.
 
     Raises:
         ConfigError: unreadable, or not the sections of a recipe.
     """
-    recipe = read_toml(path)
+    packaged = recipe_path(path.name)
+    recipe = read_toml(packaged if not path.exists() and path.name == str(path) and packaged.is_file() else path)
     for change in changes:
         given = parse_toml(change, f"--set {change}")
         if not all(isinstance(value, dict) for value in given.values()):
             raise ConfigError(f"--set {change} names no section: give SECTION.KEY=VALUE, such as adaptive.tau=0.02")
-        recipe.update({section: {**recipe.get(section, {}), **keys} for section, keys in given.items()})
-    if not _SECTIONS <= set(recipe) <= _SECTIONS | _OPTIONAL:
+        whole = "." not in change.partition("=")[0]  # adaptive={kind="act"} gives the section anew
+        recipe.update(
+            {section: keys if whole else {**recipe.get(section, {}), **keys} for section, keys in given.items()}
+        )
+    needed, allowed = _VAE if "vae" in recipe else _CLASSIFIER
+    if not needed <= set(recipe) <= needed | allowed:
         raise ConfigError(
-            f"the recipe {path} must have the sections {sorted(_SECTIONS)}, and may have {sorted(_OPTIONAL)}, "
+            f"the recipe {path} must have the sections {sorted(needed)}, and may have {sorted(allowed)}, "
             f"got {sorted(recipe)}"
         )
     return recipe

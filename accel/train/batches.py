@@ -3,13 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from accel.errors import ConfigError
+
 _SEED_STRIDE = 1_000_003  # keeps the generators of different seeds apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Epochs:
+    """Which examples a training step sees: every epoch in an order of its own, split over the processes.
+
+    Attributes:
+        count: examples there are. batch: of this process per step. seed.
+        rank, world: this process's place among the data-parallel ones; a step covers world * batch examples.
+
+    Raises:
+        ConfigError: fewer examples than a step takes.
+    """
+
+    count: int
+    batch: int
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.count < self.batch * self.world:
+            raise ConfigError(
+                f"a step takes {self.batch} examples in each of {self.world} processes, and there are {self.count}: "
+                "give a batch that fits"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return self.count // (self.batch * self.world)
+
+    def rows(self, step: int) -> Tensor:
+        """int64 [batch], the examples of a step."""
+        epoch, place = divmod(step, self.steps)
+        order = torch.randperm(self.count, generator=self._generator(epoch, 0), device="cpu")
+        first = (place * self.world + self.rank) * self.batch
+        return order[first : first + self.batch]
+
+    def generator(self, step: int) -> torch.Generator:
+        """Of what this process draws in a step."""
+        return self._generator(step, 1 + self.rank)
+
+    def _generator(self, index: int, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * _SEED_STRIDE + index) * 64 + stream)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +84,16 @@ class PictureBatches:
     rank: int = 0
     world: int = 1
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.labels) // (self.batch * self.world)
+    @functools.cached_property
+    def epochs(self) -> Epochs:
+        return Epochs(len(self.labels), self.batch, self.seed, self.rank, self.world)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(len(self.labels), generator=self._generator(epoch, 0), device="cpu")
-        first = (place * self.world + self.rank) * self.batch
-        chosen = order[first : first + self.batch]
+        chosen = self.epochs.rows(step)
         x = self.preprocess(self.pictures[chosen])
         if self.pad:
-            x = random_crop_and_flip(x, self.pad, self._generator(step, 1 + self.rank))
+            x = random_crop_and_flip(x, self.pad, self.epochs.generator(step))
         return x.contiguous(memory_format=torch.channels_last), self.labels[chosen]
-
-    def _generator(self, index: int, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed * _SEED_STRIDE + index) * 64 + stream)
 
 
 def random_crop_and_flip(x: Tensor, pad: int, generator: torch.Generator) -> Tensor:

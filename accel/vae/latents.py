@@ -30,6 +30,7 @@ class Latent(nn.Module):
         features: samples [..., *event] -> what the decoder reads, [..., num_features]; None: the sample, flattened.
         num_features: its width.
         prior_family: another family for the prior, with parameters `prior`.
+        periodic: the coordinates are angles.
         kind: what errors call it, the family's name by default; saved with the weights, which other kinds then refuse.
 
     Attributes:
@@ -50,9 +51,11 @@ class Latent(nn.Module):
         num_features: int | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         prior_family: Callable[..., td.Distribution] | None = None,
+        periodic: bool = False,
         kind: str | None = None,
     ) -> None:
         super().__init__()
+        self.periodic = periodic
         self.kind = kind or family.__name__
         if sites < 1 or raw < 1:
             raise ConfigError(f"a latent {self.kind} needs at least one coordinate, got {sites} of {raw} parameters")
@@ -90,6 +93,10 @@ class Latent(nn.Module):
         if not made.event_shape:
             made = made.expand((self.sites,))
         return _joint(made, 0)
+
+    @property
+    def discrete(self) -> bool:
+        return self.prior().support.is_discrete
 
     def features(self, z: Tensor) -> Tensor:
         """What the decoder reads of samples [..., *event]: [..., num_features]."""
@@ -159,7 +166,15 @@ def von_mises(dim: int) -> Latent:
 
     prior = {"loc": 0.0, "concentration": 1e-12}  # uniform to the last bit of float32
     return Latent(
-        ad.VonMises, links, prior, sites=dim, raw=3, num_features=2 * dim, features=features, kind="von_mises"
+        ad.VonMises,
+        links,
+        prior,
+        sites=dim,
+        raw=3,
+        num_features=2 * dim,
+        features=features,
+        periodic=True,
+        kind="von_mises",
     )
 
 

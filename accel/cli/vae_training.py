@@ -1,0 +1,222 @@
+"""What `accel train`, `accel eval` and `accel demo` share of VAEs: the task a recipe describes, and runs as saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel import files
+from accel.errors import ConfigError, DataError, WeightsError
+from accel.mc.sampling import fork
+from accel.train.batches import Epochs
+from accel.train.classification import FitSettings
+from accel.train.parallel import Place
+from accel.vae import VAE, log_likelihood
+from accel.vae.objective import Bound, Objective
+from accel.vae.pictures import BitPictures
+from accel.zoo import vaes
+from accel.zoo.grey_pictures import DIGITS, load_grey
+from accel.zoo.word_counts import load_counts
+
+RECIPE_FILE, WEIGHTS_FILE = "recipe.json", "model.safetensors"
+_SCHEMA = 1
+_REPORTED, _REPORT_SAMPLES = 1000, 100  # test examples and samples of what training ends by saying: seconds
+_NAMED = "zoo:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Counts of words as examples. Attributes: counts, float32 [N, words]; words."""
+
+    counts: Tensor
+    words: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def is_noise(self, rows: Tensor) -> Tensor:
+        return torch.zeros(len(rows), dtype=torch.bool, device="cpu")
+
+    def take(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.counts[rows]
+
+
+Examples = BitPictures | Texts
+
+
+@dataclasses.dataclass(frozen=True)
+class VAETask:
+    """A VAE with its bound, its training examples, and the test examples it is judged on.
+
+    Attributes:
+        recipe: with the shape and mean of the data filled in: what the run can be built again from.
+        measured: the log alpha of the last step's robust bound.
+    """
+
+    recipe: Mapping[str, Any]
+    model: Objective
+    examples: Examples
+    test: Examples
+    settings: FitSettings
+    epochs: Epochs
+    place: Place
+    measured: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def loss_of_step(self, model: nn.Module, step: int) -> Tensor:
+        """Bits, latents and order are drawn from the seed, the step and the process alone."""
+        drawn = self.epochs.generator(step)
+        x = self.examples.take(self.epochs.rows(step), drawn).to(self.place.device, non_blocking=True)
+        latent_noise = torch.Generator(self.place.device).manual_seed(fork(drawn, self.place.device))
+        loss = model(x, step, latent_noise)
+        if self.model.bound.kind == "robust":
+            self.measured["log_alpha"] = self.model.bound.log_alpha_at(step)
+        return loss
+
+    def begin(self, folder: pathlib.Path) -> None:
+        """Leave the recipe in the folder of the run.
+
+        Raises:
+            WeightsError: a run of another model, bound or data set is there.
+        """
+        path = folder / RECIPE_FILE
+        if path.exists():
+            found = read_recipe_file(path)
+            differing = [key for key in ("vae", "bound", "data") if found.get(key) != self.recipe.get(key)]
+            if differing:
+                raise WeightsError(
+                    f"{folder} holds a run whose [{differing[0]}] is another than this recipe's: give another folder"
+                )
+        files.write_text(path, json.dumps({"schema": _SCHEMA, **self.recipe}, indent=2) + "\n")
+
+    def finish(self, folder: pathlib.Path) -> None:
+        """Save the trained VAE and say what it reaches on test examples."""
+        vae = self.model.vae.eval()
+        files.write_tensors(folder / WEIGHTS_FILE, vae.state_dict())
+        x = self.test.take(torch.arange(min(len(self.test), _REPORTED), device="cpu")).to(self.place.device)
+        generator = torch.Generator(self.place.device).manual_seed(0)
+        nll = -float(log_likelihood(vae, x, _REPORT_SAMPLES, generator=generator).mean())
+        print(
+            f"test -log p(x) {nll:.2f} nats ({_REPORT_SAMPLES} importance samples) on {len(x)} examples; "
+            f"weights in {folder / WEIGHTS_FILE}"
+        )
+
+
+def vae_task(recipe: Mapping[str, Any], data: pathlib.Path | None, seed: int, place: Place) -> VAETask:
+    """The task a recipe with a section [vae] describes, on the data set at `data`.
+
+    Raises:
+        ConfigError, DataError: the recipe or the data set cannot be used.
+    """
+    batch = recipe["data"].get("batch")
+    if not isinstance(batch, int):
+        raise ConfigError(f"the recipe's data.batch must be a whole number of examples, got {batch!r}")
+    source = data_source(recipe, data)
+    train, test = (load_examples(recipe, source, split) for split in ("train", "test"))
+    table = _filled(recipe["vae"], train)
+    torch.manual_seed(seed)  # drawn weights
+    try:
+        settings, bound = FitSettings(**recipe["fit"]), Bound(**recipe.get("bound", {}))
+        epochs = Epochs(len(train), batch, seed, place.rank, place.world)
+    except TypeError as error:
+        raise ConfigError(f"the recipe does not fit: {error}") from error
+    objective = Objective(vaes.build_vae(table), bound).to(place.device)
+    return VAETask({**recipe, "vae": table}, objective, train, test, settings, epochs, place)
+
+
+def data_source(recipe: Mapping[str, Any], data: pathlib.Path | None) -> str | pathlib.Path:
+    """Where the examples lie: what --data gives, or the digits where the recipe names them.
+
+    Raises:
+        DataError: neither.
+    """
+    if data is None and recipe["data"].get("name") == DIGITS:
+        return DIGITS
+    if data is None:
+        raise DataError("the recipe's data set is on your disk: say with --data where")
+    return data
+
+
+def load_examples(
+    recipe: Mapping[str, Any], source: str | pathlib.Path, split: str, noise: float | None = None
+) -> Examples:
+    """The training examples as the recipe has them; test examples are clean, their bits drawn once.
+
+    Args:
+        noise: noise examples per picture, in place of that.
+
+    Raises:
+        ConfigError: an unknown key of [data]. DataError: the data set cannot be read.
+    """
+    options = {key: value for key, value in recipe["data"].items() if key not in ("name", "batch")}
+    if recipe["vae"].get("network") == "topics":
+        if options or noise:
+            raise ConfigError(f"texts have no binarise and no noise: leave {', '.join(options) or 'noise'} out")
+        counts, words = load_counts(source, split)
+        return Texts(counts, tuple(words))
+    if split == "test" or noise is not None:
+        once = "none" if options.get("binarise") == "none" else "static"
+        options |= {"binarise": once, "noise": noise or 0.0}
+    try:
+        return BitPictures(load_grey(source, split), **options)
+    except TypeError as error:
+        raise ConfigError(f"the recipe's table [data] does not fit: {error}") from error
+
+
+def _filled(table: Mapping[str, Any], examples: Examples) -> dict[str, Any]:
+    """[vae] with the data's shape and mean.
+
+    Raises:
+        ConfigError: it states others.
+    """
+    found: dict[str, Any] = {"shape": list(examples.take(torch.zeros(1, dtype=torch.int64)).shape[1:])}
+    if isinstance(examples, BitPictures):
+        found["intensity"] = round(examples.intensity, 6)
+    for key, value in found.items():
+        if table.get(key, value) != value:
+            raise ConfigError(f"the recipe's vae.{key} is {table[key]}, the data's {value}: leave it out")
+    return {**table, **found}
+
+
+def is_vae(spec: str) -> bool:
+    """Whether MODEL on the command line is a VAE: one that ships, or the folder of a run."""
+    folder = pathlib.Path(spec)
+    return spec.removeprefix(_NAMED) in vaes.PACKAGED or (folder / RECIPE_FILE).is_file()
+
+
+def read_vae(spec: str, weights: str | None = None) -> tuple[VAE, dict[str, Any]]:
+    """(the trained VAE, its recipe), of one that ships or of a run's folder; `weights` in place of their own.
+
+    Raises:
+        WeightsError: the run is not finished, damaged, or its weights are another model's.
+    """
+    name = spec.removeprefix(_NAMED)
+    if name in vaes.PACKAGED:
+        recipe, found = files.read_toml(vaes.recipe_path(name)), vaes.weights_path(name)
+    else:
+        recipe, found = read_recipe_file(pathlib.Path(spec) / RECIPE_FILE), pathlib.Path(spec) / WEIGHTS_FILE
+        if weights is None and not found.is_file():
+            raise WeightsError(f"{spec} holds no {WEIGHTS_FILE}: its training has not ended, run accel train again")
+    return vaes.load_vae(recipe["vae"], weights or os.fspath(found)), recipe
+
+
+def read_recipe_file(path: pathlib.Path) -> dict[str, Any]:
+    """What a run left of its recipe.
+
+    Raises:
+        WeightsError: it is damaged, or of another version.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        schema, _ = record.pop("schema"), (record["vae"], record["data"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is damaged ({error!r}): train the model again") from error
+    if schema != _SCHEMA:
+        raise WeightsError(f"{path} has schema {schema}, this version reads {_SCHEMA}: train the model again")
+    return record

@@ -1,0 +1,85 @@
+"""Topics of texts by amortised inference: shares of topics as the latent, a mixture of word distributions as decoder.
+
+With the latent `dirichlet` it is latent Dirichlet allocation (Blei et al. 2003) whose posterior an encoder gives,
+trained through implicit gradients (Figurnov et al. 2018, arXiv 1805.08498); with `logistic_normal` its usual rival
+(Srivastava and Sutton 2017, arXiv 1703.01488).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from accel.errors import ConfigError, DataError
+from accel.vae import likelihoods
+from accel.vae.latents import Latent
+from accel.vae.model import VAE
+
+
+class LogCounts(nn.Module):
+    """Counts [N, words] -> log(1 + counts): frequent words do not drown the others."""
+
+    def forward(self, counts: Tensor) -> Tensor:
+        return counts.log1p()
+
+
+class TopicDecoder(nn.Module):
+    """Shares of topics [M, topics] -> log probabilities of words [M, words].
+
+    Attributes:
+        weight: [topics, words], a logit per word.
+    """
+
+    def __init__(self, topics: int, words: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(topics, words, dtype=torch.float32, device="cpu"))
+
+    def forward(self, shares: Tensor) -> Tensor:
+        return (shares @ self.weight.softmax(-1)).clamp_min(torch.finfo(shares.dtype).tiny).log()
+
+
+def topic_model(words: int, latent: Latent, hidden: Sequence[int] = (300, 300, 300)) -> VAE:
+    """The VAE of counts [N, words] whose latent's features are shares of topics.
+
+    Raises:
+        ConfigError: no word.
+    """
+    if words < 1:
+        raise ConfigError(f"a topic model needs words, got {words}")
+    sizes = [words, *hidden]
+    layers: list[nn.Module] = [LogCounts()]
+    for width, following in itertools.pairwise(sizes):
+        layers += [nn.Linear(width, following), nn.ReLU()]
+    encoder = nn.Sequential(*layers, nn.Linear(sizes[-1], latent.num_parameters))
+    return VAE(encoder, TopicDecoder(latent.num_features, words), latent, likelihoods.Multinomial())
+
+
+def perplexity(log_probabilities: Tensor, counts: Tensor) -> float:
+    """exp(- nats per word) of all texts together; from a bound, in expectation, an upper bound of the perplexity.
+
+    Args:
+        log_probabilities: [N], `elbo` or `log_likelihood` of each text.
+        counts: [N, words].
+
+    Raises:
+        DataError: the texts hold no word.
+    """
+    words = counts.double().sum()
+    if not words > 0:
+        raise DataError("a perplexity is per word, and these texts hold none: give counts of words")
+    return float((-log_probabilities.double().sum() / words).exp())
+
+
+def top_words(vae: VAE, words: Sequence[str], count: int = 8) -> list[list[str]]:
+    """Of every topic, its likeliest words.
+
+    Raises:
+        ConfigError: another number of words than the model has, or a VAE of something else.
+    """
+    if not isinstance(vae.decoder, TopicDecoder) or vae.decoder.weight.shape[1] != len(words):
+        raise ConfigError(f"these {len(words)} words are not those of the topic model: give its own vocabulary")
+    best = vae.decoder.weight.topk(min(count, len(words)), dim=1).indices.tolist()
+    return [[words[index] for index in topic] for topic in best]

@@ -1,0 +1,140 @@
+"""VAEs as recipes describe them, and those that ship with the package."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel import mc
+from accel.errors import ConfigError
+from accel.vae import VAE, latents, likelihoods
+from accel.vae.topics import topic_model
+from accel.zoo.weights_io import load_weights
+
+PACKAGED = ("vae_digits",)  # recipes/NAME.toml and weights/NAME.safetensors
+NETWORKS = ("perceptron", "topics")
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+ESTIMATORS: Mapping[str, Callable[[], mc.Estimator]] = {
+    "pathwise": mc.Pathwise,
+    "score": mc.ScoreFunction,
+    "leave_one_out": lambda: mc.ScoreFunction(mc.LeaveOneOut()),
+    "measure_valued": mc.MeasureValued,
+    "disarm": mc.DisARM,
+    "concrete": lambda: mc.Concrete(2 / 3),
+    "enumerate": mc.Enumerate,
+}
+_TWO_COMPONENT_SHARE = 0.1  # of noise, where learning starts
+_FOLDER = pathlib.Path(__file__).parent
+
+
+def recipe_path(name: str) -> pathlib.Path:
+    return _FOLDER / "recipes" / f"{name}.toml"
+
+
+def weights_path(name: str) -> pathlib.Path:
+    return _FOLDER / "weights" / f"{name}.safetensors"
+
+
+def load_vae(table: Mapping[str, Any], weights: str | pathlib.Path) -> VAE:
+    """The VAE that a recipe's table [vae] describes, in eval mode, with these weights.
+
+    Raises:
+        ConfigError: as `build_vae`.
+        WeightsError: they cannot be read, or are another model's.
+    """
+    return load_weights(build_vae(table), weights).eval()
+
+
+def build_vae(table: Mapping[str, Any]) -> VAE:
+    """The VAE that a recipe's table [vae] describes, with drawn weights.
+
+    Keys: shape, of an example; intensity, the mean of the data, from which the decoder starts; latent, a table of a
+    kind and the arguments of `accel.vae.latents`, or a list of such tables; estimator, one of ESTIMATORS, or one a
+    latent; network, "perceptron" or "topics"; hidden, widths of its layers; activation; likelihood, "bernoulli",
+    "normal" or "two_component" (noise of the data's intensity beside a Bernoulli).
+
+    Raises:
+        ConfigError: an unknown key or value, or a missing one.
+    """
+    options = dict(table)
+    network = options.pop("network", "perceptron")
+    if network not in NETWORKS:
+        raise ConfigError(f"the recipe's vae.network must be one of {', '.join(NETWORKS)}, got {network!r}")
+    try:
+        return (_topics if network == "topics" else _perceptron)(**options)
+    except TypeError as error:
+        raise ConfigError(f"the recipe's table [vae] does not fit: {error}") from error
+
+
+def _topics(shape: Sequence[int], latent: Mapping, hidden: Sequence[int] = (300, 300, 300)) -> VAE:
+    (made,) = _latents(latent)
+    if len(shape) != 1:
+        raise ConfigError(f"topics are of counts of words, and the data's shape is {list(shape)}: give texts")
+    return topic_model(shape[0], made, hidden)
+
+
+def _perceptron(
+    shape: Sequence[int],
+    latent: Mapping | Sequence[Mapping],
+    intensity: float = 0.5,
+    hidden: Sequence[int] = (200, 200),
+    activation: str = "tanh",
+    likelihood: str = "bernoulli",
+    estimator: str | Sequence[str] | None = None,
+) -> VAE:
+    chosen, parts = _named(ACTIVATIONS, activation, "activation"), _latents(latent)
+    values, widths = torch.Size(shape).numel(), list(hidden)
+    encoder = _layers([values, *widths, sum(part.num_parameters for part in parts)], chosen)
+    decoder = _layers([sum(part.num_features for part in parts), *reversed(widths), values], chosen)
+    made, start = _likelihood(likelihood, intensity)
+    nn.init.constant_(decoder[-1].bias, start)
+    names = [estimator] if estimator is None or isinstance(estimator, str) else estimator
+    found = [name if name is None else _named(ESTIMATORS, name, "estimator")() for name in names]
+    return VAE(
+        nn.Sequential(nn.Flatten(), *encoder),
+        nn.Sequential(*decoder, nn.Unflatten(1, tuple(shape))),
+        parts,
+        made,
+        found if len(found) > 1 else found[0],
+    )
+
+
+def _likelihood(name: str, intensity: float) -> tuple[likelihoods.Likelihood, float]:
+    """(the likelihood, the decoder's output that stands for the mean of the data)."""
+    if not 0 < intensity < 1:
+        raise ConfigError(f"the mean of the data must lie between 0 and 1, got vae.intensity = {intensity!r}")
+    mean = torch.tensor(intensity, dtype=torch.float32, device="cpu")
+    if name == "normal":
+        return likelihoods.Normal(scale=0.3), intensity
+    if name == "bernoulli":
+        return likelihoods.Bernoulli(), float(mean.logit())
+    if name == "two_component":
+        noise = torch.distributions.Bernoulli(mean, validate_args=False)
+        return likelihoods.TwoComponent(likelihoods.Bernoulli(), noise, _TWO_COMPONENT_SHARE), float(mean.logit())
+    raise ConfigError(f"the recipe's vae.likelihood must be bernoulli, normal or two_component, got {name!r}")
+
+
+def _latents(given: Mapping | Sequence[Mapping]) -> list[latents.Latent]:
+    found = []
+    for table in [given] if isinstance(given, Mapping) else given:
+        options = dict(table)
+        found.append(_named(latents.LATENTS, options.pop("kind", None), "latent.kind")(**options))
+    return found
+
+
+def _layers(widths: Sequence[int], activation: Callable[[], nn.Module]) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for width, following in itertools.pairwise(widths):
+        found += [nn.Linear(width, following), activation()]
+    return found[:-1]
+
+
+def _named(known: Mapping[str, Any], name: object, key: str) -> Any:
+    if name not in known:
+        raise ConfigError(f"the recipe's vae.{key} must be one of {', '.join(known)}, got {name!r}")
+    return known[name]
