@@ -16,9 +16,11 @@ from accel.errors import ConfigError, ConversionError
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.fitted import Fit
-from accel.nn.graph import has_own_forward, pooling_after, traced_parts
+from accel.nn.graph import pooling_after
 from accel.nn.layout import lay_out
 from accel.nn.perforated import STATE, PerforatedConv2d
+from accel.nn.tracing import traced_parts
+from accel.nn.twin import has_own_forward
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from accel.nn.graph import IN_PLACE_OPERATORS, module_of
+from accel.nn.graph import module_of
 from accel.nn.perforated import PerforatedConv2d
+from accel.nn.tracing import IN_PLACE_OPERATORS
 
 OUTSIDE = "outside"  # the memory of inputs, parameters and buffers, which may share among each other
 _ANYTHING = "anything"

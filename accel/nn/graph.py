@@ -1,16 +1,10 @@
-"""The data flow of a model in evaluation, by torch.fx, for the parts of it that trace.
-
-A graph is trusted only where it says all that the forward does: one that sets attributes, keeps constants or reads
-non-tensor arguments is refused. What follows runs the graph against the living modules; it never replaces them.
-"""
+"""What the nodes of a model's graph are: poolings, position-wise layers, sums; and which modules it relies on."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import operator
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,61 +12,7 @@ from torch import fx, nn
 
 from accel.masks import Pooling
 from accel.nn.geometry import geometry_of
-from accel.nn.running import evaluation
-
-PLAIN = (type(None), bool, int, float, str)
-
-
-_IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "matmul", "and", "or", "xor", "lshift", "rshift")
-IN_PLACE_OPERATORS = {f"__i{name}__": getattr(operator, f"__i{name}__") for name in _IN_PLACE}
-
-
-class _Proxy(fx.Proxy):
-    """Records `a += b` as what it is: fx's own proxy turns it into `a + b`, which loses the write to a's aliases."""
-
-
-def _recorder(target: Callable) -> Callable:
-    def record(self: _Proxy, other: object) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return record
-
-
-for _name, _operator in IN_PLACE_OPERATORS.items():
-    setattr(_Proxy, _name, _recorder(_operator))
-
-
-class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True  # read buffers when the graph runs, not when it is traced
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def create_arg(self, a: object) -> object:
-        if type(a) is not OrderedDict:
-            return super().create_arg(a)
-        items = [(name, self.create_arg(value)) for name, value in a.items()]  # fx would write a plain dict
-        return self.create_node("call_function", OrderedDict, (items,), {})
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, nn.Conv2d) or is_whole(m) or has_own_forward(m)
-        return whole or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
-        if m not in self.submodule_paths:  # made on the fly, such as a slice of a Sequential: what it holds counts
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-
-def is_whole(module: nn.Module) -> bool:
-    """Whether a module sees to its own inside, so that a graph says no more of it than that it is called."""
-    return getattr(module, "is_whole", False)
-
-
-def has_own_forward(module: nn.Module) -> bool:
-    """Whether a forward was set on the module itself that does something else than its class's."""
-    own = module.__dict__.get("forward")
-    return own is not None and not (getattr(own, "observes_only", False) or getattr(own, "follows_class", False))
+from accel.nn.twin import has_own_forward, is_whole
 
 
 def modules_of(root: nn.Module) -> Iterator[nn.Module]:
@@ -81,95 +21,6 @@ def modules_of(root: nn.Module) -> Iterator[nn.Module]:
     if not is_whole(root):
         for child in root.children():
             yield from modules_of(child)
-
-
-def trace(root: nn.Module) -> fx.Graph | None:
-    """The graph of `root`'s forward in evaluation, its optional arguments at their defaults; None where there is none.
-
-    `root` is left as it was found.
-    """
-    defaults = optional_arguments(root)
-    if defaults is None:
-        return None
-    before = _attributes(root)
-    try:
-        with evaluation(root):
-            graph = _Tracer().trace(root, concrete_args=defaults)
-    except Exception:  # tracing runs a stranger's forward on proxies: whatever it raises, it does not trace
-        graph = None
-    changed = _restore(before)
-    return None if graph is None or changed else _without_defaults(graph)
-
-
-def traced_parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, fx.Graph]]:
-    """(name, module, graph) of the largest parts of the model that trace and hold a convolution."""
-    if isinstance(model, nn.Conv2d) or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        return
-    graph = None if has_own_forward(model) else trace(model)
-    if graph is not None:
-        yield prefix, model, graph
-        return
-    for name, child in model.named_children():
-        yield from traced_parts(child, f"{prefix}.{name}" if prefix else name)
-
-
-def optional_arguments(root: nn.Module) -> dict[str, object] | None:
-    """Defaults of the forward's optional arguments; None where the forward takes what cannot be listed."""
-    defaults = {}
-    for name, parameter in list(inspect.signature(type(root).forward).parameters.items())[1:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY):
-            return None
-        if parameter.default is not parameter.empty:
-            if not isinstance(parameter.default, PLAIN):
-                return None
-            defaults[name] = parameter.default
-    return defaults
-
-
-def _without_defaults(graph: fx.Graph) -> fx.Graph:
-    """Drop the placeholders of optional arguments, and fx's checks that they hold their defaults."""
-    for node in reversed(graph.nodes):
-        default = node.op == "placeholder" and bool(node.args)
-        check = node.op == "call_function" and "_assert" in getattr(node.target, "__name__", "")
-        comparison = node.target is operator.eq and not isinstance(node.args[1], fx.Node)
-        if (default or check or comparison) and not node.users:
-            graph.erase_node(node)
-    return graph
-
-
-def _attributes(root: nn.Module) -> dict[nn.Module, dict[str, tuple[object, object]]]:
-    """Every attribute of every module, with a copy of the lists and dicts among them."""
-    return {
-        module: {name: (value, _copy(value)) for name, value in module.__dict__.items()} for module in root.modules()
-    }
-
-
-def _copy(value: object) -> object:
-    return value.copy() if isinstance(value, (list, dict)) else None
-
-
-def _restore(before: dict[nn.Module, dict[str, tuple[object, object]]]) -> bool:
-    """Put back what tracing changed; whether it changed anything."""
-    changed = False
-    for module, attributes in before.items():
-        now = module.__dict__
-        if now.keys() != attributes.keys() or any(now[name] is not value for name, (value, _) in attributes.items()):
-            changed = True
-            now.clear()
-            now.update({name: value for name, (value, _) in attributes.items()})
-        for value, copy in attributes.values():
-            if isinstance(value, (list, dict)) and not _same_items(value, copy):
-                changed = True
-                value.clear()
-                value.extend(copy) if isinstance(value, list) else value.update(copy)
-    return changed
-
-
-def _same_items(value: list | dict, copy: list | dict) -> bool:
-    pairs = zip(value, copy) if isinstance(value, list) else zip(value.items(), copy.items())
-    if isinstance(value, dict):
-        return list(value) == list(copy) and all(a[1] is b[1] for a, b in pairs)
-    return len(value) == len(copy) and all(a is b for a, b in pairs)
 
 
 def pooling_after(node: fx.Node, modules: dict[str, nn.Module]) -> Pooling | None:

@@ -20,9 +20,11 @@ from torch.nn.modules import module as nn_module
 
 from accel.inputs import Inputs
 from accel.kernels.dispatch import is_direct
-from accel.nn.graph import PLAIN, modules_of, trace, traced_parts
+from accel.nn.graph import modules_of
 from accel.nn.pipeline import Chains, build
 from accel.nn.running import record_calls
+from accel.nn.tracing import trace, traced_parts
+from accel.nn.twin import PLAIN
 
 _one_by_one = contextvars.ContextVar("accel_one_by_one", default=False)
 

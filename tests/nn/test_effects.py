@@ -10,8 +10,8 @@ from torch import nn
 import accel
 from accel import Perforate, Rules
 from accel.nn import effects
-from accel.nn.graph import trace
 from accel.nn.inference import installed, one_by_one
+from accel.nn.tracing import trace
 
 CONFIGS = {
     "dense": Rules({"other": Perforate(keep=0.5, mask="lattice"), "*": None}),

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from accel.masks import Pooling
-from accel.nn.graph import module_of, pool_of, pooling_after, trace, traced_parts
+from accel.nn.graph import module_of, pool_of, pooling_after
+from accel.nn.tracing import trace, traced_parts
 
 
 class Base(nn.Module):

@@ -1,0 +1,184 @@
+"""The data flow of a model in evaluation, by symbolic execution of its forward, for the parts of it that trace.
+
+A graph is trusted only where it says all that the forward does: one that sets attributes, keeps constants, draws random
+numbers or reads non-tensor arguments is refused. What the forward did while it was traced is undone, and no other
+thread can meet anything of it: see `accel.nn.twin`.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import math
+import operator
+import random
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from accel.nn.twin import PLAIN, Twin, has_own_forward, is_leaf
+
+_IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "matmul", "and", "or", "xor", "lshift", "rshift")
+IN_PLACE_OPERATORS = {f"__i{name}__": getattr(operator, f"__i{name}__") for name in _IN_PLACE}
+_DRAWS = 3  # tries to trace without random numbers: other threads may draw at the same time
+
+
+class _Proxy(fx.Proxy):
+    """Records `a += b` as what it is: fx's own proxy turns it into `a + b`, which loses the write to a's aliases."""
+
+
+def _recorder(target: Callable) -> Callable:
+    def record(self: _Proxy, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return record
+
+
+for _name, _operator in IN_PLACE_OPERATORS.items():
+    setattr(_Proxy, _name, _recorder(_operator))
+
+
+def _rounder(target: Callable) -> Callable:
+    return lambda self: self.tracer.create_proxy("call_function", target, (self,), {})
+
+
+for _rounding in (math.ceil, math.floor, math.trunc):  # of sizes
+    setattr(_Proxy, f"__{_rounding.__name__}__", _rounder(_rounding))
+
+
+class _Tracer(fx.Tracer):
+    """Fx's tracer, but that it patches no class: it traces a twin of the root, which answers by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proxies: list[weakref.ref] = []
+        self._read: dict[str, fx.Proxy] = {}
+
+    def trace_module(self, root: nn.Module, defaults: dict[str, object]) -> fx.Graph | None:
+        """The graph; None where the forward changes attributes. The tracer is of no more use afterwards."""
+        twin = Twin(root, self.answer, self.read)
+        try:
+            self._trace_twin(twin, defaults)
+            return None if twin.changed() else self.graph
+        finally:
+            twin.close()
+            self._read.clear()
+
+    def _trace_twin(self, twin: Twin, defaults: dict[str, object]) -> None:
+        self.root, self.graph = twin.root, fx.Graph(tracer_cls=_Tracer)
+        self.submodule_paths = {module: name for name, module in twin.root.named_modules()}
+        self.tensor_attrs = {
+            value: f"{name}.{key}" if name else key
+            for name, module in twin.root.named_modules()
+            for key, value in module.__dict__.items()
+            if isinstance(value, Tensor)
+        }
+        names = list(inspect.signature(type(twin.root).forward).parameters)[1:]
+        inputs = {name: self.create_proxy("placeholder", name, (), {}) for name in names if name not in defaults}
+        outputs = type(twin.root).forward(twin.root, **inputs, **defaults)
+        self.create_node("output", "output", (self.create_arg(outputs),), {})
+
+    def answer(self, name: str, module: nn.Module, run: Callable, /, *args: object, **kwargs: object) -> object:
+        """A call of a submodule: of one that is called as it is, a node; else what its forward gives."""
+        return self.create_proxy("call_module", name, args, kwargs) if is_leaf(module) else run(*args, **kwargs)
+
+    def read(self, name: str, value: Tensor) -> fx.Proxy:
+        """Parameters and buffers are read when the graph runs, not when it is traced."""
+        if name not in self._read:
+            self._read[name] = self.create_proxy("get_attr", name, (), {})
+        return self._read[name]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        proxy = _Proxy(node, self)
+        self.proxies.append(weakref.ref(proxy))
+        return proxy
+
+    def create_arg(self, a: object) -> object:
+        if type(a) is not OrderedDict:
+            return super().create_arg(a)
+        items = [(name, self.create_arg(value)) for name, value in a.items()]  # fx would write a plain dict
+        return self.create_node("call_function", OrderedDict, (items,), {})
+
+
+def trace(root: nn.Module) -> fx.Graph | None:
+    """The graph of `root`'s forward in evaluation, its optional arguments at their defaults; None where there is none.
+
+    `root` is left as it was found, and so is everything else.
+    """
+    for _ in range(_DRAWS):
+        before = _random_states()
+        graph = _trace(root)
+        if graph is None or before == (now := _random_states()):
+            return graph
+        if before[0] != now[0]:
+            torch.set_rng_state(torch.frombuffer(bytearray(before[0]), dtype=torch.uint8))
+        random.setstate(before[1])
+    return None
+
+
+def _trace(root: nn.Module) -> fx.Graph | None:
+    defaults = optional_arguments(root)
+    if defaults is None:
+        return None
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace_module(root, defaults)
+    except Exception:  # tracing runs a stranger's forward on proxies: whatever it raises, it does not trace
+        graph = None
+    proxies = tracer.proxies
+    del tracer  # with it go all proxies, but those that the forward has put somewhere
+    return None if _left_behind(proxies) else graph
+
+
+def _left_behind(proxies: list[weakref.ref]) -> bool:
+    """Whether a forward has put proxies somewhere outside; they are taken out of lists, sets and dicts again."""
+    if all(proxy() is None for proxy in proxies):
+        return False
+    gc.collect()
+    left = [proxy() for proxy in proxies if proxy() is not None]
+    for proxy in left:
+        for holder in gc.get_referrers(proxy):
+            if holder is not left and type(holder) is list:
+                holder[:] = [value for value in holder if value is not proxy]
+            elif type(holder) is set:
+                holder.discard(proxy)
+            elif isinstance(holder, dict) and holder is not vars(proxy):
+                for key in [key for key, value in holder.items() if value is proxy]:
+                    del holder[key]
+    return bool(left)
+
+
+def _random_states() -> tuple:
+    """The states of the generators that a forward may draw from: torch's, Python's and NumPy's."""
+    numpy = sys.modules.get("numpy")
+    drawn = numpy.random.get_state() if numpy is not None else ()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), [bytes(memoryview(drawn[1])), *drawn[2:]]
+
+
+def traced_parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, fx.Graph]]:
+    """(name, module, graph) of the largest parts of the model that trace and hold a convolution."""
+    if isinstance(model, nn.Conv2d) or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return
+    graph = None if has_own_forward(model) else trace(model)
+    if graph is not None:
+        yield prefix, model, graph
+        return
+    for name, child in model.named_children():
+        yield from traced_parts(child, f"{prefix}.{name}" if prefix else name)
+
+
+def optional_arguments(root: nn.Module) -> dict[str, object] | None:
+    """Defaults of the forward's optional arguments; None where the forward takes what cannot be listed."""
+    defaults = {}
+    for name, parameter in list(inspect.signature(type(root).forward).parameters.items())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY):
+            return None
+        if parameter.default is not parameter.empty:
+            if not isinstance(parameter.default, PLAIN):
+                return None
+            defaults[name] = parameter.default
+    return defaults
