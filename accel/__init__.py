@@ -27,7 +27,7 @@ _PUBLIC = {
     "shorten_model": "accel.depth",
     "search": "accel.greedy.search",
     "finetune": "accel.distill",
-    "profile": "accel.report",
+    "profile": "accel.profiling.layers",
     "ponder_loss": "accel.nn.adaptive",
     "dense_execution": "accel.nn.adaptive",
     "count_macs": "accel.profiling.flops",

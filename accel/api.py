@@ -32,8 +32,8 @@ from accel.nn.adaptive import adopt_stages, check_stages
 from accel.nn.inference import describe_paths, install
 from accel.nn.layout import settle_layout, warn_of_faulty_gradients
 from accel.nn.proof import prove
-from accel.nn.running import cloned, record_calls, run_on
-from accel.report import Plan, plan_of
+from accel.profiling.layers import Plan, plan_of
+from accel.running import cloned, record_calls, run_on
 
 
 def plan_conversion(

@@ -18,10 +18,9 @@ from accel.kernels.positions import PositionSet, tap_map
 from accel.masks import IMPACT_MASKS
 from accel.nn.fitted import Fit, classify, common_classes, distance_weights, find_neighbors, nearest_fit
 from accel.nn.geometry import geometry_of
-from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
-from accel.nn.running import evaluation, floating_tensors, replaced_forwards
 from accel.nn.settling import settle
+from accel.running import evaluation, floating_tensors, one_by_one, replaced_forwards
 
 _RIDGE = 1e-3  # of the neighbours' mean variance
 _WEIGHT_RIDGE = 0.1  # of the patches' mean variance; CIFAR ResNet-32 at keep 1/2 gains as much at 0.01

@@ -18,8 +18,8 @@ from accel.distill import distance, reestimate_norms
 from accel.errors import ConfigError, ConversionError
 from accel.inputs import Batch
 from accel.nn.residual_units import describe_unit, is_unit
-from accel.nn.running import evaluation
 from accel.profiling.flops import count_macs
+from accel.running import evaluation
 
 
 def shorten_model(

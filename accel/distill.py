@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from accel.errors import ConfigError, DataError
 from accel.inputs import Batch, batch_for, batches
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import evaluation, floating_tensors, has_labels
+from accel.profiling.distances import divergence
+from accel.running import evaluation, floating_tensors, has_labels
 from accel.train.classification import FitSettings, fit
 
 NORM_BATCHES = 50  # batches that the statistics of batch norms are taken from, at most
@@ -88,18 +89,12 @@ def finetune(
 
 
 def distance(outputs: object, target: object) -> Tensor:
-    """How far outputs are from the target: KL(target, ours) of the softmax of logits [N, K]; of any others, and so
-    of maps of probabilities, the mean absolute difference."""
+    """How far outputs are from the target: KL(target, ours) of the softmax of logits [N, K], K > 1; of any others,
+    and so of maps of probabilities, the mean absolute difference."""
     pairs = list(zip(floating_tensors(outputs), floating_tensors(target)))
     if not pairs:
         raise ConfigError("the model returns no floating tensor: pass loss= that compares its outputs")
-    return sum(map(_tensor_distance, *zip(*pairs)))
-
-
-def _tensor_distance(ours: Tensor, target: Tensor) -> Tensor:
-    if ours.dim() == 2:
-        return F.kl_div(ours.log_softmax(1), target.log_softmax(1), log_target=True, reduction="batchmean")
-    return F.l1_loss(ours, target)
+    return sum(divergence(ours, theirs, F.l1_loss) for ours, theirs in pairs)
 
 
 def reestimate_norms(model: nn.Module, data: Iterable) -> None:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
 from accel.inputs import Batch, batches
-from accel.nn.running import evaluation, floating_tensors, has_labels
+from accel.running import evaluation, floating_tensors, has_labels
 
 Loss = Callable[[object, object], Tensor]  # (outputs, batch as it was given) -> scalar
 

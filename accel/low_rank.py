@@ -20,9 +20,9 @@ from accel.calibrate import pictures_of_one_size, solve_ridge
 from accel.errors import ConfigError, ConversionError, DataError
 from accel.inputs import Batch
 from accel.nn.geometry import geometry_of
-from accel.nn.running import evaluation, record_calls
 from accel.nn.settling import settle
 from accel.profiling.flops import count_macs
+from accel.running import evaluation, record_calls
 
 _ROWS = 1 << 14  # output positions that a layer is solved on
 _RIDGE = 1e-3  # of the mean variance of the responses

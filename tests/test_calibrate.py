@@ -12,7 +12,7 @@ from accel import Perforate, calibrate
 from accel.calibrate import fit_interpolation, fit_layer
 from accel.errors import ConfigError, DataError
 from accel.nn.fitted import nearest_fit
-from accel.nn.inference import one_by_one
+from accel.running import one_by_one
 
 
 def image(batch=3, size=6, seed=1):

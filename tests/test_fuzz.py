@@ -21,8 +21,9 @@ from torch import nn
 import accel
 from accel import Perforate
 from accel.convert import perforated_layers
-from accel.nn.inference import InferencePath, installed, one_by_one, refused_parts
+from accel.nn.inference import InferencePath, installed, refused_parts
 from accel.ops import use_backend
+from accel.running import one_by_one
 
 NETS, BATCH = 420, 35
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16)

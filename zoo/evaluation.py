@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from accel.convert import revert_model
 from accel.errors import DataError
 from accel.nn.adaptive import AdaptiveOutput
-from accel.profiling.distances import first_tensor
 from accel.profiling.flops import count_macs
+from accel.running import first_tensor
 from accel.zoo.datasets import LabelledPictures
 
 _BATCH = 250  # pictures at a time: fits the caches no worse than 64 and divides 5000 and 10000

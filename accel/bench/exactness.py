@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from accel.bench.runner import Row, Settings
-from accel.profiling.distances import relative_norm, tensors_of
+from accel.profiling.distances import relative_norm
+from accel.running import output_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -109,4 +110,4 @@ def network_error(model: nn.Module, x: Tensor) -> float:
 
     same = accel.convert_model(model, accel.Perforate(keep=1.0), example_inputs=x)
     with torch.inference_mode():
-        return max(map(relative_norm, tensors_of(same(x)), tensors_of(model(x))))
+        return max(map(relative_norm, output_tensors(same(x)), output_tensors(model(x))))

@@ -18,9 +18,10 @@ import accel
 from accel import ops
 from accel.bench.foreign_nets import Foreign, build
 from accel.convert import perforated_layers
-from accel.nn.inference import installed, one_by_one
+from accel.nn.inference import installed
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import floating_tensors, replaced_forwards
+from accel.profiling.distances import relative_norms
+from accel.running import one_by_one, replaced_forwards
 
 TOLERANCE = 1e-4  # relative norm, worst output; errors of the layers add up along the network
 EQUAL = 1e-6  # the same numbers by the same code
@@ -133,7 +134,7 @@ class _Checks:
     def _loss(self, model: nn.Module) -> float:
         """Mean over the outputs of the relative distance to the dense ones, on pictures that were not fitted on."""
         arguments = self.network.inputs(self.pictures.unseen)
-        errors = distances(self.read(model, arguments), self.read(self.model, arguments))
+        errors = relative_norms(self.read(model, arguments), self.read(self.model, arguments))
         return sum(errors) / len(errors)
 
     def _fitted_other_size(self) -> float | None:
@@ -246,29 +247,9 @@ def filled_by_nearest(model: nn.Module, fast: nn.Module) -> Iterator[None]:
         yield
 
 
-def distances(got: object, expected: object) -> list[float]:
-    """The relative norm of the difference, for every floating tensor of the outputs; infinite where one is no number.
-
-    Raises:
-        ValueError: the outputs hold other tensors.
-    """
-    ours, theirs = floating_tensors(got), floating_tensors(expected)
-    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (ours, theirs)]
-    if shapes[0] != shapes[1] or not ours:
-        raise ValueError(f"outputs of shapes {shapes[0]}, expected {shapes[1]}")
-    return list(map(_distance, ours, theirs))
-
-
 def worst(got: object, expected: object) -> float:
-    """The greatest of the `distances`."""
-    return max(distances(got, expected))
-
-
-def _distance(got: Tensor, expected: Tensor) -> float:
-    difference, size = float((got.double() - expected.double()).norm()), float(expected.double().norm())
-    if math.isnan(difference) or math.isinf(size):
-        return math.inf
-    return difference / size if size else (0.0 if difference == 0 else math.inf)
+    """The greatest of the `relative_norms`."""
+    return max(relative_norms(got, expected))
 
 
 def rewritten(fast: nn.Module, run: Callable[[], object]) -> tuple[float, str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from accel.bench.layers import Layer, layers_of
 from accel.files import write_rows, write_text
+from accel.reports.tables import markdown
 
 Row = dict[str, Any]
 
@@ -143,8 +144,7 @@ def compiled_configs(target: str, layer: Layer) -> dict[Any, Any]:
 def table(rows: list[Row]) -> str:
     """Rows of one table as markdown."""
     columns = [name for name in rows[0] if name not in ("table", "estimate", "card")]
-    lines = [columns, ["---"] * len(columns), *([_cell(row[name]) for name in columns] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(columns, ([_cell(row[name]) for name in columns] for row in rows))
 
 
 def _cell(value: Any) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:
-    from accel.report import Report
+from accel.reports.tables import FORMATS, rows_as
 
-FORMATS = ("table", "json", "csv", "md")
+if TYPE_CHECKING:
+    from accel.reports.tables import Report
+
 _Item = TypeVar("_Item")
 
 
@@ -87,24 +87,8 @@ def progress(args: argparse.Namespace, items: Iterable[_Item], what: str, total:
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
-    """Print rows in the format of --format; their columns are the union of the keys, in order of appearance.
-
-    Values that are dicts have no place in a table: only json shows them.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, dict)))
-    if args.format == "json":
-        print(json.dumps(list(rows), indent=2))
-        return
-    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    if args.format == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerows([columns, *cells])
-    elif args.format == "md":
-        print("\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]))
-    else:
-        widths = [max(map(len, column)) for column in zip(columns, *cells)]
-        for line in [columns, ["-" * width for width in widths], *cells]:
-            print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
+    """Print rows in the format of --format."""
+    print(rows_as(args.format, rows), end="")
 
 
 def print_report(
@@ -119,7 +103,3 @@ def print_report(
         print(report.to_markdown(), *(f"- {line}" for line in lines), sep="\n")
     else:
         print(report, *lines, sep="\n")
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

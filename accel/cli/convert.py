@@ -14,14 +14,14 @@ from accel.cli import common, conversion, models
 from accel.cli.pictures import read_pictures, write_strip
 from accel.errors import ConfigError, ConversionError, WeightsError
 from accel.files import output_folder
-from accel.profiling.distances import Fidelity, first_tensor
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from accel.config import Config, Perforate, Rules
-    from accel.report import Profile
+    from accel.profiling.distances import Fidelity
+    from accel.profiling.layers import Profile
 
 REPORT_FILE = "report.json"
 _REPORT_SCHEMA = 1
@@ -175,7 +175,7 @@ def split_pictures(
 
 def sentences(summary: dict[str, Any]) -> list[str]:
     """The summary for a reader."""
-    from accel.report import show_macs
+    from accel.reports.tables import show_macs
 
     low, high = summary["speedup_10_to_90_percent"]
     fastest = summary["fastest_dense"].removeprefix("dense_")
@@ -245,6 +245,9 @@ def compare_pictures(args: argparse.Namespace, job: Job, folder: pathlib.Path) -
     """Run both networks over every picture; where the output is a map, write input, dense, converted, difference."""
     import torch
 
+    from accel.profiling.distances import Fidelity
+    from accel.running import first_tensor
+
     fidelity, done = Fidelity(), 0
     batches = -(-len(job.pictures.pixels) // job.pictures.batch)
     with torch.inference_mode():
@@ -269,6 +272,7 @@ def save_verified(job: Job, folder: pathlib.Path) -> None:
     import torch
 
     import accel
+    from accel.running import first_tensor
 
     accel.save_converted(job.fast, folder)
     models.write_source(folder, job.resolved)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import PIL.Image
 
-    from accel.report import Report
+    from accel.reports.tables import Report
 
 Row = Mapping[str, Any]
 

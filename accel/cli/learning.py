@@ -58,7 +58,8 @@ def _plain(args: argparse.Namespace, dense: models.Resolved, held_out: float) ->
     import torch
 
     from accel.cli.pictures import read_pictures
-    from accel.profiling.distances import Fidelity, first_tensor
+    from accel.profiling.distances import Fidelity
+    from accel.running import first_tensor
     from accel.zoo.picture_files import find_images
 
     pictures, _ = read_pictures(args, find_images(args.images, args.limit), args.size or dense.size)

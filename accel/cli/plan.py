@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from accel.cli import common, conversion, models
 
 if TYPE_CHECKING:
-    from accel.report import Plan
+    from accel.profiling.layers import Plan
 
 
 def add_parser(sub: argparse._SubParsersAction) -> None:
@@ -45,8 +45,8 @@ def plan_of_converted(args: argparse.Namespace, resolved: models.Resolved) -> Pl
     """What was done to a model that is converted already."""
     from accel.convert import counted_layers
     from accel.nn.inference import describe_paths
-    from accel.nn.running import record_calls
-    from accel.report import plan_of
+    from accel.profiling.layers import plan_of
+    from accel.running import record_calls
 
     conversion.refuse_conversion(args)
     x, _ = conversion.example(args, resolved, None)

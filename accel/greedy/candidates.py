@@ -28,8 +28,8 @@ from accel.masks import LATTICE_KEEPS
 from accel.nn.inference import install
 from accel.nn.layout import settle_layout
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
-from accel.nn.running import record_calls, run_on
 from accel.profiling.flops import layer_macs
+from accel.running import record_calls, run_on
 
 _SMALLEST = 0.005  # share of the network's MACs below which a layer is left alone: it cannot repay the search
 

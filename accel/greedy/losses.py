@@ -27,10 +27,10 @@ from accel.greedy.candidates import shared_copy
 from accel.greedy.table import DENSE
 from accel.inputs import Batch
 from accel.nn.fitted import nearest_fit
-from accel.nn.inference import one_by_one
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
-from accel.nn.running import evaluation, floating_tensors, has_labels, replaced_forwards
 from accel.nn.settling import settle
+from accel.profiling.distances import are_logits, divergence
+from accel.running import evaluation, floating_tensors, has_labels, one_by_one, replaced_forwards
 
 Loss = Callable[[object, object], Tensor]  # (outputs, batch as it was given) -> the sum over the pictures
 Track = Callable[[Sequence, str], Iterable]
@@ -67,7 +67,7 @@ class Judge:
             if _has_labels(ours, self.batch):
                 found = float(F.cross_entropy(ours[0], self.batch.labels))
             else:
-                found = sum(float(_distance(a, b)) for a, b in zip(ours, dense))
+                found = sum(float(divergence(a, b, F.mse_loss)) for a, b in zip(ours, dense))
         return math.inf if math.isnan(found) else found
 
     def drop(self, outputs: object) -> float:
@@ -77,7 +77,7 @@ class Judge:
         if self.own is not None:
             return self.loss(outputs) - self.loss(self.dense)
         ours, dense = self._compared(outputs)
-        if not _are_logits(ours[0]):
+        if not are_logits(ours[0]):
             found = sum(float((a - b).abs().mean()) for a, b in zip(ours, dense)) / len(ours)
             return math.inf if math.isnan(found) else found
         answers, before = ours[0].argmax(1), dense[0].argmax(1)
@@ -96,19 +96,8 @@ class Judge:
         return ours, dense
 
 
-def _are_logits(output: Tensor) -> bool:
-    """Of one column the softmax would be 1, whatever the network says."""
-    return output.dim() == 2 and output.shape[1] > 1
-
-
 def _has_labels(outputs: list[Tensor], batch: Batch) -> bool:
-    return _are_logits(outputs[0]) and has_labels(outputs, batch.labels)
-
-
-def _distance(ours: Tensor, dense: Tensor) -> Tensor:
-    if _are_logits(ours):
-        return F.kl_div(ours.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="batchmean")
-    return F.mse_loss(ours, dense)
+    return are_logits(outputs[0]) and has_labels(outputs, batch.labels)
 
 
 @dataclasses.dataclass(frozen=True)

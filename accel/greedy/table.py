@@ -23,8 +23,8 @@ from torch import nn
 
 from accel.errors import ConfigError
 from accel.inputs import Batch
-from accel.nn.running import evaluation, observer, replaced_forwards
 from accel.profiling.latency import compare, settle_allocator
+from accel.running import evaluation, observer, replaced_forwards
 
 DENSE = "dense"  # the label of a layer that is left as it is
 REPEATS = 9

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from accel.files import write_figure, write_text
 from accel.greedy.candidates import Space
 from accel.greedy.record import Tried
 from accel.greedy.table import DENSE, Table
-from accel.report import Column, Report, percent
+from accel.reports.tables import Column, Report, comma_separated, percent
 
 RULES, STEPS, NETWORKS, PLOT = "rules.json", "trace.csv", "networks.csv", "trace.png"
 
@@ -123,11 +121,8 @@ def save_found(found: FoundRules, folder: pathlib.Path) -> None:
 
 def _table_of(rows: Sequence[Mapping], kind: type) -> str:
     """CSV with the fields of a dataclass as columns."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(kind)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    names = [field.name for field in dataclasses.fields(kind)]
+    return comma_separated(names, ([row[name] for name in names] for row in rows))
 
 
 def plot_steps(found: FoundRules, path: pathlib.Path) -> None:

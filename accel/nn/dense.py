@@ -39,7 +39,7 @@ def convolve(
     Returns:
         [N, K, H_out, W_out] or [K, H_out, W_out].
     """
-    around = getattr(conv.__dict__.get("forward"), "around", None)  # an observer: see accel.nn.running.observer
+    around = getattr(conv.__dict__.get("forward"), "around", None)  # an observer: see accel.running.observer
     return (_convolve if around is None else around(_convolve))(conv, x, norm, activation, residual)
 
 

@@ -6,12 +6,10 @@ still holds: no module was replaced, hooked, switched to training or given anoth
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import copy
 import operator
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -22,21 +20,10 @@ from accel.inputs import Inputs
 from accel.kernels.dispatch import is_direct
 from accel.nn.graph import modules_of
 from accel.nn.pipeline import Chains, build
-from accel.nn.running import record_calls
 from accel.nn.tracing import trace, traced_parts
 from accel.nn.twin import PLAIN
-
-_one_by_one = contextvars.ContextVar("accel_one_by_one", default=False)
-
-
-@contextlib.contextmanager
-def one_by_one() -> Iterator[None]:
-    """Within the block, converted models run module by module, nothing fused and nothing compact."""
-    token = _one_by_one.set(True)
-    try:
-        yield
-    finally:
-        _one_by_one.reset(token)
+from accel.running import ONE_BY_ONE as _one_by_one
+from accel.running import record_calls
 
 
 def install(model: nn.Module, refused: Mapping[str, str] = types.MappingProxyType({})) -> None:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from accel.errors import ConversionError
 from accel.nn.folding import is_computed
-from accel.nn.inference import one_by_one
-from accel.nn.proof import difference
-from accel.nn.running import replaced_forwards, undisturbed
+from accel.profiling.distances import difference
+from accel.running import one_by_one, replaced_forwards, undisturbed
 
 
 def lay_out(layers: Iterable[nn.Conv2d], memory_format: torch.memory_format) -> None:

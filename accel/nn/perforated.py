@@ -27,6 +27,7 @@ from accel.nn.dense import joins
 from accel.nn.fitted import Fit, weighted_by_distance
 from accel.nn.folding import Folded, FoldedWeights
 from accel.nn.geometry import geometry_of
+from accel.profiling.flops import SavesMacs
 
 # what a conversion adds to a convolution's attributes
 STATE = (
@@ -37,7 +38,7 @@ _Kept = TypeVar("_Kept", PositionSet, Neighbors, Fit)
 _SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
 
 
-class PerforatedConv2d(nn.Conv2d):
+class PerforatedConv2d(SavesMacs, nn.Conv2d):
     """Perforated convolution (Figurnov et al., NIPS 2016), with the parameters and the names of an `nn.Conv2d`.
 
     Input [N, C, H, W] or [C, H, W] in any memory format; output of the same rank. Differentiable.
@@ -105,6 +106,12 @@ class PerforatedConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, keep={self.config.keep:g}, mask={self.config.mask}"
+
+    def facts(self) -> dict[str, str | None]:
+        note = None
+        if self.config.interpolate == "fitted" and self.fit is not None and (lost := int(self.fit.nearest.sum())):
+            note = f"nearest in {lost} of {self.out_channels} channels, no fit served better"  # see accel.calibrate
+        return {"mask": self.config.mask, "interpolate": self.config.interpolate, "note": note}
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output for an input of `height` x `width`."""

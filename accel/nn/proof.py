@@ -8,24 +8,18 @@ forward from then on, with a warning.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from accel.errors import ConversionError
-from accel.nn.inference import InferencePath, installed, one_by_one
+from accel.nn.inference import InferencePath, installed
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import cloned, replaced_forwards, state_kept, undisturbed
-
-# Relative differences that rounding explains: 1e-6 at most in float32 on the networks of the zoo, and faults start at
-# 1e-3, where a border is wrong.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_FLIPPED = 0.01  # share of integers and booleans, such as masks and classes, that rounding may turn over
+from accel.profiling.distances import difference
+from accel.running import cloned, one_by_one, replaced_forwards, state_kept, undisturbed
 
 
 def prove(model: nn.Module, run: Callable[[nn.Module], object]) -> None:
@@ -108,57 +102,3 @@ def _difference_of(path: InferencePath, call: _Call) -> str | None:
         if (said := difference((call.outputs, call.left), (outputs, inputs))) is not None:
             return f"{said} from its own forward"
     return None
-
-
-def difference(expected: object, found: object) -> str | None:
-    """How `found` differs from `expected`, nested outputs with tensors in them, beyond rounding; or None."""
-    leaves, form = pytree.tree_flatten(expected)
-    others, other = pytree.tree_flatten(found)
-    if form != other:
-        return "returns another structure"
-    return next((said for pair in zip(leaves, others) if (said := _leaf_difference(*pair)) is not None), None)
-
-
-def _leaf_difference(expected: object, found: object) -> str | None:
-    if dataclasses.is_dataclass(expected) and type(expected) is type(found):
-        return difference(vars(expected), vars(found))
-    if not isinstance(expected, Tensor):
-        return None if type(expected) is type(found) and (expected is found or expected == found) else "differs"
-    if not isinstance(found, Tensor) or (expected.shape, expected.dtype) != (found.shape, found.dtype):
-        return f"differs in shape or dtype ({_form(found)} for {_form(expected)})"
-    if expected.is_complex():
-        expected, found = torch.view_as_real(expected), torch.view_as_real(found)
-    if not expected.is_floating_point():
-        share = (expected != found).float().mean().item() if expected.numel() else 0.0
-        return f"differs in {100 * share:.2g} % of the integers" if share > _FLIPPED else None
-    if not torch.equal(_odd(expected), _odd(found)):
-        return "differs in infinities or NaN"
-    share = _relative(expected, found)
-    return f"differs by {share:.2g}" if share > _tolerance(expected) else None
-
-
-def _odd(values: Tensor) -> Tensor:
-    """0 where finite; infinities and NaN told apart."""
-    return values.isposinf() + 2 * values.isneginf() + 3 * values.isnan()
-
-
-def _relative(expected: Tensor, found: Tensor) -> float:
-    """Norm of the difference of the finite values over that of the expected ones."""
-    finite = expected.isfinite()
-    wide = torch.promote_types(expected.dtype, torch.float32)
-    left, right = (values.masked_fill(~finite, 0).to(wide) for values in (expected, found))
-    scale = torch.cat((left.flatten(), right.flatten(), left.new_zeros(1))).abs().max()
-    if not scale:
-        return 0.0
-    left, right = left / scale, right / scale  # squares of large values would overflow
-    return ((right - left).norm() / left.norm()).item()
-
-
-def _tolerance(values: Tensor) -> float:
-    if values.dtype is torch.float32 and values.is_cuda:
-        return _TOLERANCE[torch.float16]  # torch computes convolutions in tf32 there, which has as many bits
-    return _TOLERANCE.get(values.dtype, _TOLERANCE[torch.bfloat16])
-
-
-def _form(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

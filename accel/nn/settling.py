@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from accel.errors import DataError
 from accel.inputs import Batch
-from accel.nn.running import evaluation, replaced_forwards
+from accel.running import evaluation, replaced_forwards
 
 _MEMORY = 1 << 30  # bytes of dense outputs recorded at a time; HED's on 12 pictures of 240x320 take 1.0e9
 

@@ -43,7 +43,15 @@ class LayerMacs:
     uncounted: tuple[str, ...] = ()
 
 
-class SelfAccounting:
+class SavesMacs:
+    """A base of modules that may execute fewer MACs than their dense forms."""
+
+    def facts(self) -> dict[str, str | None]:
+        """What a row of a report says of how: `mask`, `interpolate` and `note`, as far as they apply."""
+        return {}
+
+
+class SelfAccounting(SavesMacs):
     """A base of modules that decide per image what to run: what they `account` for counts, not the ops in them."""
 
     def account(self, executed: Tensor, dense: int) -> None:

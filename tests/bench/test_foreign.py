@@ -192,17 +192,6 @@ def test_the_oracle_fills_by_the_map_of_the_converted_network():
         assert torch.equal(filled.flatten(2)[..., position], full.flatten(2)[..., kept])
 
 
-def test_distances():
-    x = torch.ones(2, 2)
-    assert foreign_checks.distances({"a": [1.5 * x, 3], "b": x}, {"a": [x, 3], "b": x}) == [0.5, 0.0]
-    assert foreign_checks.worst(x * 0, x * 0) == 0 and foreign_checks.worst(x, x * 0) == float("inf")
-    assert foreign_checks.worst(x * float("nan"), x) == float("inf")
-    with pytest.raises(ValueError, match="outputs of shapes"):
-        foreign_checks.distances((x, x), (x,))
-    with pytest.raises(ValueError, match="outputs of shapes"):
-        foreign_checks.distances(3, 3)
-
-
 @pytest.mark.parametrize("name", foreign_own.NETWORKS)
 def test_our_own_networks_run_and_hold_convolutions(name):
     network = foreign_nets.build(f"own:{name}")

@@ -11,7 +11,6 @@ import torch
 
 import accel
 from accel.cli import main
-from accel.profiling.distances import Fidelity
 
 NETS = """
 import torch
@@ -279,20 +278,6 @@ def check_refused(capsys, tmp_path: pathlib.Path, code: int, named: str) -> None
     assert captured.out == ""
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
-
-
-def test_fidelity_of_maps_and_classes():
-    maps = Fidelity()
-    maps.add(torch.tensor([[[[0.9, 0.1], [0.6, 0.4]]]]), torch.tensor([[[[0.7, 0.1], [0.4, 0.8]]]]))
-    assert maps.summary() == {
-        "pictures": 1,
-        "mean_abs_difference": pytest.approx(0.2),
-        "iou_at_0.5": pytest.approx(1 / 3),
-    }
-    classes = Fidelity()
-    classes.add(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([[9.0, 0.0], [9.0, 0.0]]))
-    assert classes.summary()["top1_agreement"] == 0.5
-    assert classes.summary()["mean_abs_difference"] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_speedup_is_searched_for_on_pictures_that_are_not_compared(nets, photos, tmp_path, monkeypatch, capsys):

@@ -10,8 +10,8 @@ import accel
 from accel import ops
 from accel.kernels.reference.activation import ACTIVATIONS
 from accel.nn import dense
-from accel.nn.inference import describe_paths, installed, one_by_one
-from accel.nn.running import observer, replaced_forwards
+from accel.nn.inference import describe_paths, installed
+from accel.running import observer, one_by_one, replaced_forwards
 
 CONVOLUTIONS = {
     "3x3": {"kernel_size": 3, "padding": 1},

@@ -10,8 +10,9 @@ from torch import nn
 import accel
 from accel import Perforate, Rules
 from accel.nn import effects
-from accel.nn.inference import installed, one_by_one
+from accel.nn.inference import installed
 from accel.nn.tracing import trace
+from accel.running import one_by_one
 
 CONFIGS = {
     "dense": Rules({"other": Perforate(keep=0.5, mask="lattice"), "*": None}),

@@ -14,8 +14,9 @@ from torch import nn
 
 import accel
 from accel import Perforate, Rules
-from accel.nn.inference import describe_paths, installed, one_by_one
+from accel.nn.inference import describe_paths, installed
 from accel.nn.perforated import PerforatedConv2d
+from accel.running import one_by_one
 
 HALF = Perforate(keep=0.5, mask="uniform")
 

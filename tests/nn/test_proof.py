@@ -16,8 +16,9 @@ from accel.convert import perforated_layers
 from accel.errors import ConversionError
 from accel.kernels import perforated_conv2d as op
 from accel.nn import pipeline, proof
-from accel.nn.inference import describe_paths, installed, one_by_one, refused_parts
+from accel.nn.inference import describe_paths, installed, refused_parts
 from accel.nn.perforated import PerforatedConv2d
+from accel.running import one_by_one
 
 HALF = Perforate(keep=0.5, mask="lattice")
 WHOLE = Perforate(keep=1.0)

@@ -7,7 +7,8 @@ from torch import nn
 
 import accel
 from accel import Perforate
-from accel.nn.inference import installed, one_by_one
+from accel.nn.inference import installed
+from accel.running import one_by_one
 
 CONFIGS = {
     "whole": Perforate(keep=1.0),

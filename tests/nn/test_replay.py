@@ -16,9 +16,10 @@ import accel
 from accel import Perforate, Rules
 from accel.kernels.positions import PositionSet
 from accel.nn.fitted import nearest_fit
-from accel.nn.inference import installed, one_by_one
+from accel.nn.inference import installed
 from accel.nn.replay import Segment
 from accel.ops import perforated_conv2d, use_backend
+from accel.running import one_by_one
 
 _engine = pytest.importorskip("accel.kernels.cpu._engine", reason="the C engine was not built", exc_type=ImportError)
 

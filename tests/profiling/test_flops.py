@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import accel
 from accel import ops
 from accel.errors import AccelError
-from accel.nn.inference import one_by_one
 from accel.profiling.flops import SelfAccounting, count_macs, layer_macs, static_macs
+from accel.running import one_by_one
 from accel.zoo.registry import default_rules, get_model
 
 SIZES = {

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from accel.errors import ConversionError
 from accel.inputs import Inputs, as_batch
+
+ONE_BY_ONE = contextvars.ContextVar("accel_one_by_one", default=False)
+
+
+@contextlib.contextmanager
+def one_by_one() -> Iterator[None]:
+    """Within the block, converted models run module by module, nothing fused and nothing compact."""
+    token = ONE_BY_ONE.set(True)
+    try:
+        yield
+    finally:
+        ONE_BY_ONE.reset(token)
 
 
 @contextlib.contextmanager
@@ -79,15 +92,36 @@ def cloned(values: object) -> object:
     return tree_map_only(Tensor, torch.clone, values)
 
 
+def output_tensors(outputs: object) -> list[Tensor]:
+    """Every tensor in a model's outputs, in order; in containers of kinds that torch's pytree does not know as well."""
+    found = []
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, Mapping):
+            found += output_tensors(list(leaf.values()))
+        elif isinstance(leaf, Iterable) and not isinstance(leaf, (str, bytes)):
+            found += output_tensors(list(leaf))
+    return found
+
+
 def floating_tensors(outputs: object) -> list[Tensor]:
-    """Every floating tensor in a model's outputs: itself, or those of lists, tuples and dicts, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    if isinstance(outputs, Mapping):
-        outputs = outputs.values()
-    return (
-        [tensor for output in outputs for tensor in floating_tensors(output)] if isinstance(outputs, Iterable) else []
-    )
+    """Those of them that are floating."""
+    return [tensor for tensor in output_tensors(outputs) if tensor.is_floating_point()]
+
+
+def first_tensor(outputs: object) -> Tensor:
+    """The first tensor of a model's outputs.
+
+    Raises:
+        ConversionError: there is none.
+    """
+    found = output_tensors(outputs)
+    if not found:
+        raise ConversionError(
+            f"the model returned {type(outputs).__name__}, expected a tensor or a tuple or dict of them"
+        )
+    return found[0]
 
 
 def has_labels(outputs: object, labels: object) -> bool:

@@ -1,114 +1,24 @@
-"""Tables of what a conversion does: the plan before it, the profile after it; printed, or as markdown, csv and json."""
+"""Tables per layer: the plan of a conversion before it, the profile after it."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
 import functools
-import io
-import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.modules.utils import _pair
 
 from accel.inputs import Batch, Inputs, as_batch
-from accel.nn.geometry import geometry_of
-from accel.nn.inference import one_by_one
-from accel.nn.perforated import PerforatedConv2d
-from accel.nn.running import evaluation, observer, replaced_forwards
-from accel.profiling.flops import SelfAccounting, layer_macs
+from accel.profiling.flops import SavesMacs, layer_macs
 from accel.profiling.latency import compare
 from accel.profiling.memory import peak_activation_bytes
 from accel.profiling.sides import fastest_form, laid_out
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-_WIDTH = 160  # characters of a printed table
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """One column: the key of its value in a row, its heading, and how to print the value (None prints as nothing)."""
-
-    key: str
-    heading: str
-    show: Callable[[object], str] = str
-
-    def text(self, row: Mapping[str, object]) -> str:
-        value = row.get(self.key)
-        return "" if value is None else self.show(value)
-
-
-class Report:
-    """Rows of plain values with a total; `str()` gives a table of fixed width.
-
-    Attributes:
-        title: what the table shows.
-        rows: one dict per layer; the keys are those of `columns`, the values numbers, strings or None.
-        total: the same keys for the whole network.
-    """
-
-    columns: Sequence[Column] = ()
-
-    def __init__(self, title: str, rows: list[dict], total: dict) -> None:
-        self.title, self.rows, self.total = title, rows, total
-
-    def table(self) -> Table:
-        """The report as a rich table."""
-        from rich import box
-        from rich.table import Table
-
-        table = Table(title=self.title, box=box.SIMPLE_HEAD, show_footer=True, title_justify="left")
-        for column in self.columns:
-            left = column.show is str
-            table.add_column(column.heading, footer=column.text(self.total), justify="left" if left else "right")
-        for row in self.rows:
-            table.add_row(*(column.text(row) for column in self.columns))
-        return table
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=_WIDTH)
-        console.print(self.table())
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-    def to_markdown(self) -> str:
-        """A GitHub table, the total as its last row."""
-        lines = [[column.heading for column in self.columns], ["---"] * len(self.columns)]
-        lines += [[column.text(row) for column in self.columns] for row in [*self.rows, self.total]]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
-
-    def to_csv(self) -> str:
-        """Comma-separated values, unrounded, without the total."""
-        out = io.StringIO()
-        keys = [column.key for column in self.columns]
-        writer = csv.DictWriter(out, keys, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return out.getvalue()
-
-    def to_json(self) -> str:
-        """An object with title, rows and total, unrounded."""
-        return json.dumps({"title": self.title, "rows": self.rows, "total": self.total}, indent=2)
-
-
-def show_macs(value: float) -> str:
-    """12.3 M, 1.85 G: three digits and an SI prefix."""
-    power = min(max(int(math.log10(value)) // 3, 0), 4) if value >= 1 else 0
-    return f"{value / 1000**power:.3g} {' kMGT'[power]}".rstrip() if power else f"{value:g}"
-
-
-def percent(value: float) -> str:
-    """12.5 %."""
-    return f"{100 * value:.1f} %"
+from accel.reports.tables import Column, Report, percent, show_macs
+from accel.running import evaluation, observer, one_by_one, replaced_forwards
 
 
 class Plan(Report):
@@ -277,11 +187,10 @@ def _macs_rows(model: nn.Module, x: Inputs) -> dict[str, dict]:
     for layer in layer_macs(model, x):
         module = modules[layer.name]
         whole = dense.get(layer.name, layer.dense)
-        saves = isinstance(module, (PerforatedConv2d, SelfAccounting))
         counts = {
             "dense_macs": whole,
             "executed_macs": layer.executed,
-            "keep": layer.executed / whole if saves and whole else None,
+            "keep": layer.executed / whole if isinstance(module, SavesMacs) and whole else None,
             "uncounted": ", ".join(layer.uncounted) or None,
         }
         rows[layer.name] = {"layer": layer.name or "(functional)", **_description(module), **counts}
@@ -295,30 +204,16 @@ def _uncounted(rows: Sequence[Mapping]) -> str:
 
 
 def _description(module: nn.Module) -> dict:
-    """What a row says of the layer itself: its shape, such as '3x3/2 64>128' or '512>10', and how it is perforated."""
-    perforated = isinstance(module, PerforatedConv2d)
+    """What a row says of the layer itself: its shape, such as '3x3/2 64>128' or '512>10', and how it saves."""
     shape = type(module).__name__
     if isinstance(module, nn.Linear):
         shape = f"{module.in_features}>{module.out_features}"
     elif isinstance(module, nn.Conv2d):
-        now = geometry_of(module)
-        kernel = "x".join(map(str, now.kernel))
-        stride = "" if now.stride == (1, 1) else f"/{now.stride[0]}"
+        kernel, stride = "x".join(map(str, module.kernel_size)), _pair(module.stride)
+        stride = "" if set(stride) == {1} else f"/{stride[0]}"
         shape = f"{kernel}{stride} {module.in_channels}>{module.out_channels}"
-    return {
-        "shape": shape,
-        "mask": module.config.mask if perforated else None,
-        "interpolate": module.config.interpolate if perforated else None,
-        "note": _left_to_nearest(module) if perforated else None,
-    }
-
-
-def _left_to_nearest(layer: PerforatedConv2d) -> str | None:
-    """Where the fit of a layer was replaced by nearest filling; see `accel.calibrate.fit_interpolation`."""
-    if layer.config.interpolate != "fitted" or layer.fit is None:
-        return None
-    lost = int(layer.fit.nearest.sum())
-    return f"nearest in {lost} of {layer.out_channels} channels, no fit served better" if lost else None
+    facts = module.facts() if isinstance(module, SavesMacs) else {}
+    return {"shape": shape, "mask": None, "interpolate": None, "note": None, **facts}
 
 
 def _shapes(batch: Batch) -> str:

@@ -12,9 +12,10 @@ from torch import nn
 import accel
 from accel import Perforate, Rules
 from accel.nn.fitted import nearest_fit
-from accel.nn.running import record_calls
+from accel.profiling.layers import Plan, plan_of
 from accel.profiling.sides import fastest_form
-from accel.report import Report, plan_of, show_macs
+from accel.reports.tables import Report, show_macs
+from accel.running import record_calls
 from accel.zoo.registry import get_model
 
 
@@ -134,7 +135,7 @@ def test_every_format_holds_every_row(nets):
 
 def test_cells_may_hold_anything():
     class Table(Report):
-        columns = accel.report.Plan.columns[:1]
+        columns = Plan.columns[:1]
 
     table = Table("title", [{"layer": "a|b"}, {"layer": None}], {"layer": "total"})
     assert "a\\|b" in table.to_markdown() and "a|b" in str(table)

@@ -1,0 +1,1 @@
+"""What was found, to read: rows as tables."""
