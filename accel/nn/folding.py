@@ -66,7 +66,8 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -
     weight, bias, sums, constant = conv.weight, conv.bias, None, None
     dtype, device = weight.dtype, weight.device
     wide = torch.promote_types(dtype, torch.float32)  # as the norm itself computes in lower precisions
-    gain, offset = _affine(norm, wide) if norm is not None else weight.new_tensor([1.0, 0.0], dtype=wide)
+    neutral = weight.new_ones((), dtype=wide), weight.new_zeros((), dtype=wide)
+    gain, offset = neutral if norm is None else _affine(norm, wide)
     bias = torch.zeros((), dtype=wide, device=device) if bias is None else bias.to(wide)
     weight = weight.to(wide)
     if fit is not None:

@@ -1,0 +1,73 @@
+"""A device that this machine lacks, with numbers: tensors that say they are there and refuse the company of the CPU's.
+
+What a graphics card would refuse, a table made on the CPU among tensors of the model, raises here as it does there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+DEVICE = torch.device("meta")  # one that torch knows without starting anything up
+_CROSS = ("aten::_to_copy", "aten::copy_", "aten::index", "aten::index_put_")  # ops that torch lets read the CPU too
+
+
+class Elsewhere(Tensor):
+    """A tensor on `DEVICE`; `held` has its values."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> Elsewhere:
+        layout = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
+        made = Tensor._make_wrapper_subclass(cls, held.shape, **layout, device=DEVICE)
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
+        return run(func, args, kwargs or {})
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        copied = Elsewhere(self.held.clone())
+        memo[id(self)] = made = nn.Parameter(copied, self.requires_grad) if isinstance(self, nn.Parameter) else copied
+        return made
+
+
+class Device(TorchDispatchMode):
+    """Within the block, tensors can be made on `DEVICE`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
+        return run(func, args, kwargs or {})
+
+
+def run(func: Any, args: tuple, kwargs: Mapping) -> Any:
+    given = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+    there = {id(leaf.held): leaf for leaf in given if isinstance(leaf, Elsewhere)}
+    strangers = [tuple(leaf.shape) for leaf in given if not isinstance(leaf, Elsewhere) and leaf.dim()]
+    if there and strangers and func._schema.name not in _CROSS:
+        raise RuntimeError(f"{func}: expected all tensors on {DEVICE}, but {strangers} are on the CPU")
+    wanted = kwargs.get("device")
+    here = {**kwargs, **({"device": torch.device("cpu")} if wanted == DEVICE else {})}
+    args, here = tree_map_only(Elsewhere, lambda leaf: leaf.held, (args, here))
+    out = func(*args, **here)
+    if wanted != DEVICE and (wanted is not None or not there):
+        return out
+    return tree_map_only(Tensor, lambda leaf: there[id(leaf)] if id(leaf) in there else Elsewhere(leaf), out)
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """The model itself, all its tensors there."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(Elsewhere(parameter.detach()), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = Elsewhere(buffer)
+    return model
