@@ -17,7 +17,7 @@ from accel.inputs import Batch, batch_for, batches
 from accel.nn.perforated import PerforatedConv2d
 from accel.profiling.distances import divergence
 from accel.running import evaluation, floating_tensors, has_labels
-from accel.train.classification import FitSettings, fit
+from accel.train.loop import FitSettings, fit
 
 NORM_BATCHES = 50  # batches that the statistics of batch norms are taken from, at most
 
@@ -54,9 +54,9 @@ def finetune(
         features: weight of the relative squared difference between the outputs of the perforated layers and those of
             the same layers of the teacher.
         loss: (outputs, teacher's outputs) -> scalar, instead of `distance`.
-        checkpoint: file to go on from, written as training goes; see `accel.train.classification.fit`.
+        checkpoint: file to go on from, written as training goes; see `accel.train.loop.fit`.
         log: called with (step, loss) after every step.
-        settings: more of `accel.train.classification.FitSettings`: weight_decay, optimizer, warmup, ...
+        settings: more of `accel.train.loop.FitSettings`: weight_decay, optimizer, warmup, ...
 
     Raises:
         ConfigError: no teacher and no labels, weights out of range, or a teacher that shares parameters.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.masks import build_mask
-from accel.train.classification import FitSettings, fit
+from accel.train.loop import FitSettings, fit
 from accel.zoo.demo_net import DemoOutput, DemoResNet, mask_iou
 from accel.zoo.shapes import draw_shapes, normalise
 from accel.zoo.weights_io import save_half

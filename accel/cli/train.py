@@ -46,7 +46,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     from accel.cli.training import read_recipe
     from accel.cli.training_log import training_log
-    from accel.train.classification import fit
+    from accel.train.loop import fit
     from accel.train.parallel import process_group
 
     with process_group() as place:

@@ -17,7 +17,7 @@ from accel.errors import ConfigError
 from accel.files import parse_toml, read_toml, write_tensors
 from accel.nn.adaptive import AdaptiveOutput, adaptive_stages, ponder_loss
 from accel.train.batches import PictureBatches
-from accel.train.classification import FitSettings
+from accel.train.loop import FitSettings
 from accel.train.parallel import Place
 from accel.zoo.datasets import LabelledPictures, load_pictures
 from accel.zoo.evaluation import accuracy, dense_macs, logits_of, macs_per_image

@@ -16,7 +16,7 @@ from accel import files
 from accel.errors import ConfigError, DataError, WeightsError
 from accel.mc.sampling import fork
 from accel.train.batches import Epochs
-from accel.train.classification import FitSettings
+from accel.train.loop import FitSettings
 from accel.train.parallel import Place
 from accel.vae import VAE, log_likelihood
 from accel.vae.objective import Bound, Objective

@@ -14,7 +14,7 @@ from accel.cli.main import main
 from accel.cli.training import read_recipe
 from accel.cli.vae_training import read_vae, vae_task
 from accel.errors import DataError, WeightsError
-from accel.train.classification import fit
+from accel.train.loop import fit
 from accel.train.parallel import Place
 from accel.vae.pictures import BitPictures
 from accel.zoo.vaes import recipe_path

@@ -12,7 +12,7 @@ from accel.config import ACT, SACT
 from accel.errors import ConfigError, ConversionError
 from accel.nn.adaptive import make_adaptive
 from accel.nn.budget import MULTIPLIER, PENALTY, control_tau
-from accel.train.classification import FitSettings, fit
+from accel.train.loop import FitSettings, fit
 from accel.zoo.cifar import BasicBlock
 
 STEPS = 150

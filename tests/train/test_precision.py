@@ -7,7 +7,7 @@ import accel
 from accel.config import ACT, SACT
 from accel.errors import ConfigError
 from accel.nn.adaptive import make_adaptive
-from accel.train.classification import FitSettings, fit
+from accel.train.loop import FitSettings, fit
 from accel.zoo.cifar import CifarResNet
 
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from accel.errors import ConfigError, WeightsError
-from accel.train.classification import FitSettings, fit, learning_rate
+from accel.train.loop import FitSettings, fit, learning_rate
 
 SETTINGS = FitSettings(steps=12, lr=0.05, checkpoint_every=5)
 

@@ -1,4 +1,5 @@
-"""One training loop: AdamW or SGD, a one-cycle schedule, atomic checkpoints, data-parallel under torchrun.
+"""The training loop, one for every model: AdamW or SGD, a one-cycle schedule, atomic checkpoints, data-parallel under
+torchrun.
 
 An interrupted run goes on as if it had not been: batches are a function of the step number, and the learning rate too,
 so a checkpoint holds the step, the model's state, the optimiser's moments, and the state of torch's random generators.
