@@ -187,7 +187,8 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         f"speed-up:  {summary['speedup']:.2f} against dense {fastest} "
         f"(10 % to 90 % of the rounds: {low:.2f} to {high:.2f}), {summary['theoretical_speedup']:.2f} in theory; "
         f"batch {summary['batch']}, {summary['threads']} threads",
-        f"quality:   mean absolute difference {summary['mean_abs_difference']:.4f} on {summary['pictures']} pictures",
+        f"quality:   mean absolute difference {summary['mean_abs_difference']:.4f} on {summary['pictures']} "
+        f"picture{'s' * (summary['pictures'] != 1)}",
     ]
     for key, text in (("iou_at_0.5", "IoU at 0.5"), ("top1_agreement", "top-1 agreement")):
         if key in summary:
