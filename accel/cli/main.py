@@ -30,6 +30,7 @@ VERB_MODULES = (
     "accel.cli.train",
     "accel.cli.eval",
     "accel.cli.ponder",
+    "accel.cli.impute",
 )
 
 

@@ -7,7 +7,21 @@ import pytest
 
 from accel.cli import main
 
-VERBS = ("demo", "env", "list", "plan", "profile", "convert", "search", "finetune", "bench", "train", "eval", "ponder")
+VERBS = (
+    "demo",
+    "env",
+    "list",
+    "plan",
+    "profile",
+    "convert",
+    "search",
+    "finetune",
+    "bench",
+    "train",
+    "eval",
+    "ponder",
+    "impute",
+)
 
 
 def test_help_imports_nothing_heavy():

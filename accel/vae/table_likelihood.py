@@ -1,0 +1,174 @@
+"""What a network reads of a table's cells and what its outputs say of them, all columns at once.
+
+Cells are floats [*, D] in the columns' units (`Column.scaled`) and class numbers. A numeric column has two outputs,
+mean and raw deviation of a normal; bounds rectify it (what lies beyond counts as the bound), whole numbers take the
+mass of their unit interval. A class has one output, its logit; an ordinal column one, its place among learned cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from accel.errors import ConfigError
+from accel.vae.columns import Column
+
+LEAST_SCALE = 0.01  # of a learned deviation, in units of the column's own
+_FAR = 40.0  # deviations: an edge that stands for infinity, with a gradient of exactly 0
+_AT_BOUND = 1e-5  # deviations: single precision does not bring a bound back to the bit
+_FINEST = (
+    0.1  # whole numbers further apart than this share of a deviation take the mass of their interval, others a density
+)
+
+
+class TableLikelihood(nn.Module):
+    """p(cells | outputs), a factor for every cell.
+
+    Args:
+        columns: none of kind pass, none constant.
+        learned: deviations of numeric columns learned per cell; otherwise they are fixed at 1, as the official code has
+            them, so that means are fitted by squares.
+    """
+
+    def __init__(self, columns: Sequence[Column], learned: bool = True) -> None:
+        super().__init__()
+        self.columns, self.learned = tuple(columns), learned
+        if not self.columns:
+            raise ConfigError("a table likelihood needs a column")
+        self._lay_out_numeric()
+        self._lay_out_discrete()
+        self.register_buffer("place", torch.tensor(self.numeric + self.discrete).argsort(), persistent=False)
+        self.num_outputs = 2 * len(self.numeric) + sum(self.widths)
+        self.num_features = len(self.numeric) + sum(len(self.columns[one].classes) for one in self.discrete)
+
+    def _lay_out_numeric(self) -> None:
+        chosen = [(index, column) for index, column in enumerate(self.columns) if column.numeric]
+        self.numeric = [index for index, _ in chosen]
+        edges = torch.full((2, len(chosen)), torch.inf, dtype=torch.float64)
+        edges[0] = -torch.inf
+        half = torch.zeros(len(chosen), dtype=torch.float64)
+        for place, (_, column) in enumerate(chosen):
+            step = 1 / column.scale if column.whole and self.learned else 0.0
+            half[place] = step / 2 if step > _FINEST else 0.0
+            if self.learned:
+                edges[:, place] = (torch.tensor(column.bounds, dtype=torch.float64) - column.mean) / column.scale
+        self.register_buffer("edges", edges.float(), persistent=False)
+        self.register_buffer("half_step", half.float(), persistent=False)
+        self.bounded, self.stepped = bool(edges.isfinite().any()), bool((half > 0).any())
+
+    def _lay_out_discrete(self) -> None:
+        self.discrete = [index for index, column in enumerate(self.columns) if column.discrete]
+        chosen = [self.columns[index] for index in self.discrete]
+        self.most = max((len(column.classes) for column in chosen), default=0)
+        self.widths = [1 if column.kind == "ordinal" else len(column.classes) for column in chosen]
+        sources = torch.zeros(len(chosen), self.most, dtype=torch.long)  # output of each class, among the discrete ones
+        absent = torch.zeros(len(chosen), self.most)
+        start = 0
+        self.ordinal = [place for place, column in enumerate(chosen) if column.kind == "ordinal"]
+        for place, (column, width) in enumerate(zip(chosen, self.widths)):
+            count = len(column.classes)
+            if column.kind != "ordinal":
+                sources[place, :count] = start + torch.arange(count)
+            else:
+                sources[place] = start
+            absent[place, count:] = -torch.inf
+            start += width
+        self.register_buffer("sources", sources, persistent=False)
+        self.register_buffer("absent", absent, persistent=False)
+        starts = [torch.linspace(-2.0, 2.0, len(chosen[place].classes) - 1) for place in self.ordinal]
+        self.first_cuts = nn.ParameterList([start[:1].clone() for start in starts])
+        self.raw_gaps = nn.ParameterList([torch.log(torch.expm1(start.diff())) for start in starts])
+
+    def features(self, cells: Tensor, hidden: Tensor) -> Tensor:
+        """[N, F]: values, and one-hot classes (ordinal ones: every class up to theirs), all 0 where hidden [N, D]."""
+        known = torch.where(hidden, 0.0, cells)
+        parts = [known[:, self.numeric]]
+        for place, index in enumerate(self.discrete):
+            classes = torch.arange(len(self.columns[index].classes), device=cells.device, dtype=cells.dtype)
+            code = known[:, index, None]
+            on = code >= classes if place in self.ordinal else code == classes
+            parts.append(on & ~hidden[:, index, None])
+        return torch.cat([part.to(cells.dtype) for part in parts], 1)
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        """log p of each cell: outputs [*, P], cells [*, D] without NaN -> [*, D]."""
+        found = []
+        if self.numeric:
+            found.append(self._numeric_log_prob(*self.normal(outputs), cells[..., self.numeric]))
+        if self.discrete:
+            log_p = self.class_log_probs(outputs)
+            codes = cells[..., self.discrete].long().expand(log_p.shape[:-1])
+            found.append(log_p.gather(-1, codes[..., None])[..., 0])
+        return torch.cat(found, -1)[..., self.place]
+
+    def normal(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(means, deviations) of the numeric columns, [*, number of them], before rectification."""
+        mean, raw = outputs[..., : 2 * len(self.numeric)].chunk(2, -1)
+        return mean, F.softplus(raw) + LEAST_SCALE if self.learned else torch.ones_like(raw)
+
+    def _numeric_log_prob(self, mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+        z = (x - mean) / scale
+        found = -0.5 * z * z - scale.log() - 0.9189385332046727  # log sqrt(2 pi)
+        if not self.bounded and not self.stepped:
+            return found
+        low, high = self.edges
+        at_low, at_high = x <= low + _AT_BOUND, x >= high - _AT_BOUND
+        upper = torch.where(at_high, _FAR, (x + self.half_step - mean) / scale).clamp(-_FAR, _FAR)
+        lower = torch.where(at_low, -_FAR, (x - self.half_step - mean) / scale).clamp(-_FAR, _FAR)
+        mass = at_low | at_high | (self.half_step > 0)
+        return torch.where(mass, _log_mass(torch.where(mass, lower, -1.0), torch.where(mass, upper, 1.0)), found)
+
+    def class_log_probs(self, outputs: Tensor) -> Tensor:
+        """log p of every class, [*, discrete columns, most classes], minus infinity beyond a column's classes."""
+        raw = outputs[..., 2 * len(self.numeric) :]
+        log_p = (raw[..., self.sources] + self.absent).log_softmax(-1)
+        for place, first, gaps in zip(self.ordinal, self.first_cuts, self.raw_gaps):
+            spread = F.softplus(gaps)
+            cuts = torch.cat([first, first + spread.cumsum(0)])
+            below = cuts - raw[..., self.sources[place, :1]]  # logits of being below each cut
+            inner = F.logsigmoid(below[..., 1:]) + F.logsigmoid(-below[..., :-1]) + torch.log(-torch.expm1(-spread))
+            ends = F.logsigmoid(below[..., :1]), F.logsigmoid(-below[..., -1:])
+            exact = torch.cat([ends[0], inner, ends[1]], -1)
+            log_p = log_p.clone()
+            log_p[..., place, : exact.shape[-1]] = exact
+        return log_p
+
+    def mean(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(means of the numeric columns, class probabilities [*, discrete columns, most classes])."""
+        mean, scale = self.normal(outputs)
+        return (self._rectified_mean(mean, scale) if self.bounded else mean), self.class_log_probs(outputs).exp()
+
+    def _rectified_mean(self, mean: Tensor, scale: Tensor) -> Tensor:
+        below, above = (self.edges[0] - mean) / scale, (self.edges[1] - mean) / scale
+        inside = torch.special.ndtr(above) - torch.special.ndtr(below)
+        density = [torch.exp(-0.5 * edge**2) * 0.3989422804014327 for edge in (below, above)]  # 1 / sqrt(2 pi)
+        edges = torch.where(self.edges.isfinite(), self.edges, 0.0)
+        ends = edges[0] * torch.special.ndtr(below) + edges[1] * torch.special.ndtr(-above)
+        return mean * inside + scale * (density[0] - density[1]) + ends
+
+    def sample(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
+        """Cells [*, D] for uniforms [*, D] in (0, 1), by inverse distribution functions; means where they are fixed."""
+        cells = torch.empty_like(uniforms)
+        if self.numeric:
+            mean, scale = self.normal(outputs)
+            drawn = mean + scale * torch.special.ndtri(uniforms[..., self.numeric]) if self.learned else mean
+            cells[..., self.numeric] = drawn.clamp(self.edges[0], self.edges[1])
+        if self.discrete:
+            reached = self.class_log_probs(outputs).exp().cumsum(-1)
+            if self.learned:
+                codes = (uniforms[..., self.discrete, None] * reached[..., -1:] >= reached).sum(-1)
+            else:
+                codes = self.class_log_probs(outputs).argmax(-1)
+            cells[..., self.discrete] = codes.clamp(max=self.most - 1).to(cells.dtype)
+        return cells
+
+
+def _log_mass(lower: Tensor, upper: Tensor) -> Tensor:
+    """log(Phi(upper) - Phi(lower)) for lower < upper, to the last digits in both tails."""
+    flipped = lower + upper > 0
+    a, b = torch.where(flipped, -upper, lower), torch.where(flipped, -lower, upper)
+    top, bottom = torch.special.log_ndtr(b), torch.special.log_ndtr(a)
+    return top + torch.log(-torch.expm1((bottom - top).clamp(max=-1e-6)))
