@@ -40,10 +40,20 @@ class Halted:
     units: Tensor
     distribution: Tensor
 
-    def mean_ponder(self) -> Tensor:
-        """Mean of rho over images and positions, the term that tau multiplies in the loss."""
-        rho, _ = ponder_cost(self.ponder, self.units)
-        return rho.sum() / self.ponder.numel()
+
+def mean_ponder(ponder: Tensor, units: Tensor) -> Tensor:
+    """Mean of rho over images and positions, the term that tau multiplies in the loss; a differentiable scalar.
+
+    Each image's sum is rounded once, so that the mean is the same for any number of threads.
+    """
+    rho, _ = ponder_cost(ponder, units)
+    return rho.sum() / ponder.numel()
+
+
+def mean_units(ponder: Tensor, units: Tensor) -> Tensor:
+    """Mean number of units that ran at the positions of each image, float64 [N]."""
+    _, executed = ponder_cost(ponder, units)
+    return executed.double() / units[:1].numel()
 
 
 def halt(scores: Sequence[Tensor], outputs: Sequence[Tensor], *, eps: float = EPS) -> Halted:

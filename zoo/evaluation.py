@@ -92,7 +92,7 @@ def judge(
         if isinstance(out, AdaptiveOutput):
             saved = sum(stage.dense_macs - stage.executed_macs for stage in out.stages)
             executed.append(per_picture - saved)
-            units.append(torch.stack([stage.num_units.double().view(len(x), -1).mean(1) for stage in out.stages]))
+            units.append(torch.stack([stage.mean_units() for stage in out.stages]))
         elif dense is not None:
             executed.append(count_macs(model, x, per_image=True))
         else:

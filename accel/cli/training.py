@@ -94,7 +94,7 @@ class Task:
             return loss
         self.measured.update(
             cross_entropy=float(cross_entropy.detach()),
-            ponder_cost=sum(float(stage.ponder_cost.detach().mean()) for stage in out.stages),
+            ponder_cost=sum(float(stage.mean_ponder().detach()) for stage in out.stages),
             executed_share=out.executed_share,
             tau=out.tau,
         )

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from accel.halting import mean_ponder, mean_units
+
 
 @dataclasses.dataclass
 class StageOutput:
@@ -37,6 +39,14 @@ class StageOutput:
     executed_macs: Tensor
     dense_macs: int
     name: str = ""
+
+    def mean_ponder(self) -> Tensor:
+        """Mean of rho over images and positions, see `accel.halting.mean_ponder`; a differentiable scalar."""
+        return mean_ponder(self.ponder_cost, self.num_units)
+
+    def mean_units(self) -> Tensor:
+        """Mean number of units that ran at the positions of each image, float64 [N]."""
+        return mean_units(self.ponder_cost, self.num_units)
 
 
 @dataclasses.dataclass
@@ -67,7 +77,7 @@ class AdaptiveOutput:
 
 def ponder_loss(output: AdaptiveOutput) -> Tensor:
     """tau times the sum over `output.stages` of the mean ponder cost (arXiv 1612.02297, eq. 7), for the task's loss."""
-    return output.tau * sum(stage.ponder_cost.mean() for stage in output.stages if len(stage.ponder_cost))
+    return output.tau * sum(stage.mean_ponder() for stage in output.stages if len(stage.ponder_cost))
 
 
 Opened = list[tuple[nn.Module | None, list[StageOutput]]]  # the owners whose calls are under way, the innermost last

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import accel
 from accel.config import ACT, SACT
@@ -123,12 +124,34 @@ def test_act_is_sact_with_a_uniform_map():
         assert torch.allclose(s.ponder_cost, a.ponder_cost[:, None, None].expand_as(s.ponder_cost))
 
 
+@pytest.mark.parametrize("config", [ACT(), SACT()])
+def test_means_of_a_stage_come_from_the_op(config):
+    seen = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        out = cifar_net(config).eval()(torch.randn(3, 3, 32, 32))
+        with Recorder():
+            loss, units = ponder_loss(out), [stage.mean_units() for stage in out.stages]
+    assert seen.count("accel.ponder_cost.default") == 2 * len(out.stages)
+    assert loss.item() == pytest.approx(out.tau * sum(stage.ponder_cost.mean().item() for stage in out.stages))
+    for stage, mean in zip(out.stages, units):
+        assert torch.equal(mean, stage.num_units.double().view(3, -1).mean(1))
+
+
 @pytest.mark.parametrize("config", [ACT(tau=0.1), SACT(tau=0.1)])
 def test_the_ponder_loss_teaches_the_heads(config):
     net = cifar_net(config).train()
     out = net(torch.randn(4, 3, 32, 32))
     loss = ponder_loss(out)
     assert loss.item() == pytest.approx(0.1 * sum(s.ponder_cost.mean().item() for s in out.stages))
+    expected = 0.1 / out.stages[0].ponder_cost.numel()
+    (gradient,) = torch.autograd.grad(loss, out.stages[0].ponder_cost, retain_graph=True)
+    assert torch.equal(gradient, torch.full_like(gradient, expected))  # that of a mean, to the bit
     loss.backward()
     first = net.layer1[0].halting.conv
     assert first.bias.grad < 0  # a larger score halts earlier: rho falls

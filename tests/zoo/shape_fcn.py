@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from accel.config import SACT
 from accel.nn.adaptive import AdaptiveOutput, make_adaptive, ponder_loss
+from accel.train.loop import FitSettings, fit
 from accel.zoo.shapes import CLASSES, draw_shapes, normalise
 
 SIZE = 96
@@ -34,19 +35,15 @@ def train_fcn(tau: float, steps: int, seed: int = 0, batch: int = 8, lr: float =
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = make_adaptive(build_fcn(), dict.fromkeys(TRUNK, SACT(tau=tau)))
-    heads = [p for name, p in net.named_parameters() if ".halting." in name]
-    others = [p for name, p in net.named_parameters() if ".halting." not in name]
-    optimizer = torch.optim.Adam([{"params": others}, {"params": heads, "lr": 10 * lr}], lr=lr)
-    net.train().to(memory_format=torch.channels_last)
-    for _ in range(steps):
+    net.to(memory_format=torch.channels_last)
+
+    def loss_of_step(net: nn.Module, step: int) -> Tensor:
         drawn = draw_shapes(batch, SIZE, generator)
         target = (drawn.masks[:, 0] * (drawn.labels[:, None, None] + 1)).long()
         out = net(normalise(drawn.images).contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(out.logits["out"], target) + ponder_loss(out)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return net.eval()
+        return F.cross_entropy(out.logits["out"], target) + ponder_loss(out)
+
+    return fit(net, loss_of_step, FitSettings(steps=steps, lr=lr, lr_factors={"*.halting.*": 10.0}))
 
 
 def object_correlation(net: nn.Module, count: int, seed: int) -> float:

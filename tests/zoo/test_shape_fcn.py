@@ -5,7 +5,7 @@ import torch
 
 import accel
 from accel.nn.adaptive import AdaptiveOutput, adaptive_stages, dense_execution, make_adaptive
-from accel.zoo import shape_segmentation as segmentation
+from accel.tests.zoo import shape_fcn as segmentation
 from accel.zoo.shapes import draw_shapes, normalise
 
 
