@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch._ops import OpOverload
 
-from accel.kernels.counting import conv_macs, register_macs
+from accel.kernels.counting import Work, register_macs
 from accel.kernels.dispatch import implementation
 
 
@@ -32,5 +34,11 @@ def register_conv_backward(op: str, arguments: str) -> OpOverload:
         d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
         return d_x, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
-    register_macs(name, lambda shapes, _: 2 * conv_macs(shapes[0][0], shapes[2]))
+    register_macs(name, _work)
     return getattr(torch.ops.accel, name).default
+
+
+def _work(args: Sequence, _out: object) -> Work:
+    grad, weight = args[0], args[2]
+    macs = 2 * grad.shape[0] * weight.numel()
+    return Work(None, macs, macs)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from accel.kernels.checks import autocast, check_conv, check_device, check_shape, sizes
 from accel.kernels.conv_backward import register_conv_backward
-from accel.kernels.counting import conv_macs, register_macs
+from accel.kernels.counting import Work, dense_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
 from accel.kernels.positions import ActiveSet, output_size
 from accel.kernels.reference.activation import FUSED_BACKWARD
@@ -120,11 +120,6 @@ def masked_conv2d_(
     run = implementation("masked_conv2d_", x, "masked_conv2d") if direct else _CONV_IN_PLACE
     run(out, x, weight, bias, *sets, *geometry, activation, accumulate)
     return out
-
-
-def macs(active: ActiveSet, weight: Tensor) -> int:
-    """Executed multiply-accumulates of one call."""
-    return conv_macs(active.total, weight.shape)
 
 
 def _input_size(x: Tensor, source: ActiveSet | None) -> tuple[int, int, int]:
@@ -227,7 +222,21 @@ def _active_map(positions: Tensor, like: Tensor) -> Tensor:
 
 
 _conv.register_autograd(_grad, setup_context=_setup)
-register_macs("masked_conv2d", lambda args, out: conv_macs(args[3][0], args[1]))
-register_macs("masked_conv2d_", lambda args, out: conv_macs(args[4][0], args[2]))
+
+
+def _work(args: Sequence, _out: object) -> Work:
+    weight, positions, counts, out_size = args[1], args[3], args[4], args[8]
+    dense = dense_macs(len(counts), out_size, weight) if out_size else 0
+    return Work(len(counts), counts.long() * weight.numel(), dense, capacity=positions.shape[0] * weight.numel())
+
+
+def _work_in_place(args: Sequence, _out: object) -> Work:
+    """What refines a map counts as executed only: the dense work was counted where the map was made."""
+    weight, positions, counts = args[2], args[4], args[5]
+    return Work(len(counts), counts.long() * weight.numel(), 0, capacity=positions.shape[0] * weight.numel())
+
+
+register_macs("masked_conv2d", _work)
+register_macs("masked_conv2d_", _work_in_place)
 _CONV = torch.ops.accel.masked_conv2d.default
 _CONV_IN_PLACE = torch.ops.accel.masked_conv2d_.default

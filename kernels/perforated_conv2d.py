@@ -18,7 +18,7 @@ from torch import Tensor
 
 from accel.kernels.checks import PADDING_MODES, autocast, check_conv, check_device, check_shape, form, sizes
 from accel.kernels.conv_backward import register_conv_backward
-from accel.kernels.counting import conv_macs, register_macs
+from accel.kernels.counting import Work, dense_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
 from accel.kernels.interpolate import interpolate
 from accel.kernels.positions import PositionSet, output_size
@@ -80,11 +80,6 @@ def perforated_conv2d(
     rows = _CONV(x, weight, bias, *sets, None, *geometry, "none", True)
     out = rows if compact else interpolate(rows, positions)
     return activate(out if residual is None else out + residual, activation)
-
-
-def macs(batch: int, positions: PositionSet, weight: Tensor) -> int:
-    """Executed multiply-accumulates of one call."""
-    return conv_macs(batch * len(positions), weight.shape)
 
 
 _seen: dict[tuple, tuple[int, int, int]] = {}
@@ -188,10 +183,15 @@ def _grad(ctx, grad):
 
 
 _conv.register_autograd(_grad, setup_context=_setup)
-register_macs("perforated_conv2d", lambda args, out: conv_macs(_rows(args, out), args[1]))
 _CONV = torch.ops.accel.perforated_conv2d.default
 
 
-def _rows(shapes: Sequence[Sequence[int]], output: Sequence[int]) -> int:
-    """Computed positions of a call: the rows of a compact output, else images x positions."""
-    return output[0] if len(output) == 2 else output[0] * shapes[3][0]
+def _work(args: Sequence, out: Tensor) -> Work:
+    """Computed positions are the rows of a compact output, else images x positions."""
+    weight, positions, in_size, out_size = args[1], args[3], args[7], args[8]
+    rows = out.shape[0] if out.dim() == 2 else out.shape[0] * positions.shape[0]
+    executed = rows * weight.numel()
+    return Work(in_size[0], executed, dense_macs(in_size[0], out_size, weight)) if in_size else Work(None, executed, 0)
+
+
+register_macs("perforated_conv2d", _work)

@@ -22,10 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from accel.errors import AccelError
 from accel.inputs import Inputs, as_batch
-from accel.profiling.mac_formulas import FORMULAS, NOTHING, PRODUCTS, UNKNOWN, Work, product
-
-_FVCORE_KEPT = ("conv", "linear", "perforated_conv2d", "masked_conv2d", "masked_conv2d_")
-
+from accel.kernels.counting import FVCORE_HANDLES, Work
+from accel.profiling.mac_formulas import FORMULAS, NOTHING, PRODUCTS, UNKNOWN, product
 
 _TORCH_LIBRARIES = ("aten", "prim", "prims", "accel", "profiler", "c10d", "_c10d_functional")
 
@@ -100,13 +98,11 @@ def static_macs(model: nn.Module, x: Tensor | tuple) -> int:
         warnings.simplefilter("ignore")  # fvcore and the tracer warn about their own use of torch.jit
         from fvcore.nn import FlopCountAnalysis
 
-        from accel.kernels.counting import FVCORE_HANDLES
-
         analysis = FlopCountAnalysis(model, x).set_op_handle(**FVCORE_HANDLES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         with torch.no_grad():
             counts = analysis.by_operator()
-    return int(sum(counts[op] for op in _FVCORE_KEPT))
+    return int(sum(counts[op.rpartition(":")[2]] for op in ("conv", "linear", *FVCORE_HANDLES)))
 
 
 def _run(model: nn.Module, x: Inputs) -> _Counter:

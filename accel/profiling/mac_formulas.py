@@ -1,4 +1,5 @@
-"""What each of torch's ops multiplies, by the definition of `accel.profiling.flops`: convolutions and linear layers.
+"""What each op multiplies, by the definition of `accel.profiling.flops`: convolutions and linear layers. Our own ops
+write their formulas into the ledger of `accel.kernels.counting`; those of torch's ops are here.
 
 Formulas get the arguments of an op, in the order of its schema, and its output. Recurrent layers and attention's
 projections are linear layers that torch runs inside one op.
@@ -6,30 +7,14 @@ projections are linear layers that torch runs inside one op.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from accel.kernels import masked_conv2d, perforated_conv2d  # noqa: F401  (they register the ops counted here)
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """MACs of one op. Attributes: images it covers, None where the op does not tell; executed, int64 [images], or the
-    total where every image takes the same; dense, the total."""
-
-    images: int | None
-    executed: Tensor | int
-    dense: int
-
-    @property
-    def total(self) -> int:
-        return int(self.executed.sum()) if isinstance(self.executed, Tensor) else self.executed
-
-
-Formula = Callable[[Sequence, object], Work]
+from accel.kernels import masked_conv2d, perforated_conv2d  # noqa: F401  (they write to the ledger)
+from accel.kernels.counting import LEDGER, Formula, Work
 
 
 def _even(images: int | None, macs: int) -> Work:
@@ -105,24 +90,6 @@ def _encoder_layer(args: Sequence, _out: object) -> Work:
     return _even(rows, rows * sum(args[k].numel() for k in (3, 5, 14, 16)))  # query, key and value; out; the two layers
 
 
-def _perforated(args: Sequence, _out: object) -> Work:
-    weight, positions, in_size, out_size = args[1], args[3], args[7], args[8]
-    dense = in_size[0] * math.prod(out_size) * weight.numel()
-    return Work(in_size[0], in_size[0] * len(positions) * weight.numel(), dense)
-
-
-def _masked(args: Sequence, _out: object) -> Work:
-    weight, counts, out_size = args[1], args[4], args[8]
-    dense = len(counts) * math.prod(out_size) * weight.numel()
-    return Work(len(counts), counts.long() * weight.numel(), dense)
-
-
-def _masked_in_place(args: Sequence, _out: object) -> Work:
-    """What refines a map counts as executed only: the dense work was counted where the map was made."""
-    weight, counts = args[2], args[5]
-    return Work(len(counts), counts.long() * weight.numel(), 0)
-
-
 def product(left: Tensor, right: Tensor) -> Work:
     """A product of matrices, of a batch of them, or of a matrix and a vector, all images alike."""
     macs = left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
@@ -134,7 +101,7 @@ def _of(formula: Formula, library: str, names: str) -> dict[str, Formula]:
 
 
 # By the name of the op, or of its overload: many exist only in some builds of torch, or once a package is imported.
-FORMULAS: dict[str, Formula] = {
+_TORCHS: dict[str, Formula] = {
     **_of(_conv, "aten", "conv1d conv2d conv3d mkldnn_convolution cudnn_convolution cudnn_convolution_relu"),
     **_of(_conv, "aten", "cudnn_convolution_add_relu miopen_convolution miopen_depthwise_convolution"),
     **_of(_conv, "aten", "thnn_conv2d slow_conv3d slow_conv_dilated2d slow_conv_dilated3d"),
@@ -154,10 +121,8 @@ FORMULAS: dict[str, Formula] = {
     **_of(_packed_conv, "quantized", "conv2d_add_relu conv1d_dynamic conv2d_dynamic conv3d_dynamic"),
     **_of(_packed_linear, "quantized", "linear linear_relu linear_leaky_relu linear_tanh linear_dynamic"),
     **_of(_packed_linear, "quantized", "linear_relu_dynamic linear_dynamic_fp16 linear_relu_dynamic_fp16"),
-    **_of(_perforated, "accel", "perforated_conv2d"),
-    **_of(_masked, "accel", "masked_conv2d"),
-    **_of(_masked_in_place, "accel", "masked_conv2d_"),
 }
+FORMULAS: Mapping[str, Formula] = ChainMap(LEDGER, _TORCHS)
 
 # Products of matrices, and which of their arguments are multiplied: a linear layer where one of the two is made of the
 # model's own tensors alone.

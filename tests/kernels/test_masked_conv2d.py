@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from accel.kernels.masked_conv2d import macs
 from accel.kernels.positions import ActiveSet
 from accel.ops import active_positions, masked_conv2d, masked_conv2d_
 
@@ -218,7 +217,6 @@ def test_flop_counter_sees_the_active_positions():
     mask = mask_of("random")
     active = active_positions(mask)
     expected = int(mask.sum()) * 6 * 6 * 9
-    assert macs(active, weight) == expected
     with FlopCounterMode(display=False) as counter:
         masked_conv2d(x, weight, bias, active, padding=(1,) * 4, residual=residual).sum().backward()
     counts = counter.get_flop_counts()["Global"]

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from accel.kernels.counting import FVCORE_HANDLES
 from accel.kernels.dispatch import use_backend
-from accel.kernels.perforated_conv2d import macs
 from accel.kernels.positions import PositionSet, output_size
 from accel.ops import perforated_conv2d
 
@@ -319,7 +318,6 @@ def test_counters_see_the_executed_macs(random_set, compact):
     tensors = [t.requires_grad_() for t in case.tensors()]
     positions = random_set(*case.out_size, case.keep)
     expected = 2 * 18 * 6 * 2 * 9
-    assert macs(2, positions, tensors[1]) == expected
     with FlopCounterMode(display=False) as counter:
         perforated_conv2d(*tensors[:3], positions, **case.geometry, compact=compact).sum().backward()
     counts = counter.get_flop_counts()["Global"]
@@ -342,7 +340,7 @@ def test_fvcore_sees_the_executed_macs(random_set):
             return perforated_conv2d(x, weight, bias, positions, **case.geometry)
 
     analysis = FlopCountAnalysis(Net(), (x,)).set_op_handle(**FVCORE_HANDLES)
-    assert analysis.total() == macs(2, positions, weight) == 2 * 18 * 6 * 4 * 9
+    assert analysis.total() == 2 * 18 * 6 * 4 * 9
 
 
 def test_autocast_on_a_cpu_computes_in_float32(random_set, assert_close):

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 import accel
+from accel.kernels.counting import FVCORE_HANDLES, LEDGER, Work, register_macs
 from accel.profiling.flops import count_macs, layer_macs, static_macs
 from accel.zoo.registry import get_model
 
@@ -266,3 +267,31 @@ def test_vit_counts_what_attention_projects():
     tokens, width, hidden = 14 * 14 + 1, 768, 3072
     by_hand = 196 * 3 * 256 * width + 12 * tokens * (4 * width * width + 2 * width * hidden) + width * 1000
     assert count_macs(model, torch.zeros(1, 3, 224, 224)) == by_hand == pytest.approx(16.85e9, rel=1e-3)
+
+
+@torch.library.custom_op("accel::test_counting_project", mutates_args=())
+def project(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x @ weight.T
+
+
+@project.register_fake
+def _(x, weight):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def test_an_op_tells_every_counter_by_one_formula():
+    def work(args, out):
+        x, weight = args
+        return Work(x.shape[0], x.shape[0] * weight.numel(), 2 * x.shape[0] * weight.numel())
+
+    register_macs("test_counting_project", work)
+    try:
+        net, x = Calls(project, 3, 5), torch.randn(4, 5)
+        assert count_macs(net, x) == static_macs(net, x) == 4 * 15
+        assert [(layer.dense, layer.executed) for layer in layer_macs(net, x)] == [(8 * 15, 4 * 15)]
+        assert count_macs(net, x, per_image=True).tolist() == [15] * 4
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(x)
+        assert counter.get_total_flops() == 2 * 4 * 15
+    finally:
+        del LEDGER["accel.test_counting_project"], FVCORE_HANDLES["accel::test_counting_project"]
