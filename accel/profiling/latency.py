@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 
 from accel.errors import ConfigError
@@ -28,7 +29,7 @@ class Timing:
 
     def quantile_ms(self, fraction: float) -> float:
         """The sample below which `fraction` of the samples lie, linearly interpolated."""
-        return _quantile(self.samples_ms, fraction)
+        return float(np.quantile(self.samples_ms, fraction))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,8 @@ def compare(
 def ratio(slow: Timing, fast: Timing) -> Ratio:
     """How many times faster `fast` is, round by round, for two timings of one `compare`."""
     ratios = [a / b for a, b in zip(slow.samples_ms, fast.samples_ms)]
-    return Ratio(statistics.median(ratios), _quantile(ratios, 0.1), _quantile(ratios, 0.9))
+    low, median, high = np.quantile(ratios, (0.1, 0.5, 0.9))
+    return Ratio(float(median), float(low), float(high))
 
 
 def settle_allocator() -> None:
@@ -106,11 +108,3 @@ def _sample_ms(call: Callable[[], object], calls: int) -> float:
 def _wait() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-def _quantile(values: tuple[float, ...] | list[float], fraction: float) -> float:
-    ordered = sorted(values)
-    place = fraction * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

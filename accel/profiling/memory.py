@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from accel.inputs import tensors_of
 
 
 def peak_activation_bytes(run: Callable[[], object]) -> int:
@@ -30,9 +30,9 @@ class _Meter(TorchDispatchMode):
         self._live: dict[StorageWeakRef, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {StorageWeakRef(tensor.untyped_storage()) for tensor in _tensors((args, kwargs))}
+        given = {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors_of((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for tensor in _tensors(out):
+        for tensor in tensors_of(out):
             storage = tensor.untyped_storage()
             reference = StorageWeakRef(storage)
             if reference not in given:  # a view, or written in place
@@ -40,7 +40,3 @@ class _Meter(TorchDispatchMode):
         self._live = {reference: size for reference, size in self._live.items() if not reference.expired()}
         self.peak = max(self.peak, sum(self._live.values()))
         return out
-
-
-def _tensors(tree: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,1 +1,1 @@
-"""What was found, to read: rows as tables."""
+"""What was found, to read: rows as tables, and pages."""

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from accel.errors import ConfigError
@@ -98,11 +97,14 @@ class PictureBatches:
 
 def random_crop_and_flip(x: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     """Each picture of [N, C, H, W] cropped at random from its zero-padded self, and flipped with probability 1/2."""
+    from torchvision.transforms.v2 import functional  # its transforms draw from the global generator
+
     n, _, height, width = x.shape
     top, left = (torch.randint(2 * pad + 1, (n,), generator=generator, device="cpu") for _ in range(2))
     flip = torch.rand(n, generator=generator, dtype=torch.float32, device="cpu") < 0.5
-    rows = top[:, None] + torch.arange(height, device="cpu")
-    columns = torch.arange(width, device="cpu")
-    cols = left[:, None] + torch.where(flip[:, None], columns.flip(0), columns)
-    padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-    return padded[torch.arange(n, device="cpu")[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    padded = functional.pad(x, [pad])
+    crops = []
+    for picture, y, x0, mirrored in zip(padded, top.tolist(), left.tolist(), flip.tolist()):
+        crop = functional.crop(picture, y, x0, height, width)
+        crops.append(functional.horizontal_flip(crop) if mirrored else crop)
+    return torch.stack(crops)
