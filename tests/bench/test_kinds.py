@@ -43,7 +43,7 @@ ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1,
 
 
 def test_every_kind_is_tried():
-    elsewhere = {"gpu", "rivals", "frontier", "foreign", "foreign_sact", "search"}  # gpu in tests/triton/test_bench.py
+    elsewhere = {"gpu", "rivals", "frontier", "foreign", "foreign_sact", "search", "vae_gradients"}  # gpu: tests/triton
     assert set(CASES) | elsewhere == set(runner.KINDS)
 
 
