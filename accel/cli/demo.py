@@ -36,8 +36,9 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "demo",
         run,
         "convert a small network, time it against its dense form, and write a report with pictures",
-        "accel demo -o demo",
+        "accel demo -o demo\n  accel demo vae -o demo_vae    (the VAE that ships: samples, its latent torus, outliers)",
     )
+    parser.add_argument("what", nargs="?", choices=("network", "vae"), default="network", help="default: network")
     parser.add_argument(
         "-o", "--output", type=pathlib.Path, default=pathlib.Path("demo"), metavar="DIR", help="default: demo"
     )
@@ -59,6 +60,10 @@ class Trial:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what == "vae":
+        from accel.cli.vae_eval import run_demo
+
+        return run_demo(args)
     import torch
 
     from accel.cli.demo_report import write_report

@@ -1,4 +1,7 @@
-"""`accel eval`: what a classifier reaches on labelled pictures, what it executes for that, and how long it takes."""
+"""`accel eval`: what a classifier reaches on labelled pictures, what it executes for that, and how long it takes.
+
+Of a VAE: likelihoods, outliers, and a report with pictures (`accel.cli.vae_eval`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import accel
 from accel.cli import common, models
 from accel.cli.common import positive
+from accel.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,20 +26,40 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "eval",
         run,
-        "measure accuracy, executed MACs per picture and time of a dense, perforated or adaptive classifier",
-        "accel eval zoo:resnet32_cifar --weights sact.safetensors --data cifar.zip --batch 64",
+        "measure accuracy, executed MACs per picture and time of a dense, perforated or adaptive classifier; of a VAE, "
+        "likelihoods, outliers and pictures",
+        "accel eval zoo:resnet32_cifar --weights sact.safetensors --data cifar.zip --batch 64\n"
+        "  accel eval zoo:vae_digits --noise 2 -o digits/\n"
+        "  accel eval runs/vae --data fashion-mnist/ --samples 5000 --limit 1000",
     )
     models.add_model(parser)
-    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="PATH", help="folder or zip with test/")
+    parser.add_argument(
+        "--data", type=pathlib.Path, metavar="PATH", help="folder or zip with test/; of VAEs see the recipe"
+    )
     parser.add_argument("--split", choices=("test", "train"), default="test", help="which pictures (default test)")
     parser.add_argument("--size", type=positive, metavar="S", help="bring the pictures to SxS (default: as they are)")
     parser.add_argument("--limit", type=positive, metavar="N", help="N pictures drawn by --seed (default: all)")
     parser.add_argument("--batch", type=positive, default=64, metavar="N", help="pictures at a time (default 64)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the dense forms timed")
+    vae = parser.add_argument_group("of a VAE: one that ships, such as zoo:vae_digits, or the folder of a run")
+    vae.add_argument("--samples", type=positive, default=200, metavar="K", help="importance samples (default 200)")
+    vae.add_argument("--noise", type=float, metavar="R", help="R noise examples per picture among them, to be found")
+    vae.add_argument(
+        "--keep", type=float, metavar="S", help="the ELBO of the likeliest share S, to choose log alpha by"
+    )
+    vae.add_argument("-o", "--output", type=pathlib.Path, metavar="DIR", help="write a report with pictures")
     common.add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from accel.cli.vae_training import is_vae
+
+    if is_vae(args.model):
+        from accel.cli.vae_eval import run_eval
+
+        return run_eval(args)
+    if args.data is None:
+        raise ConfigError("a classifier is judged on labelled pictures: say with --data where they lie")
     from accel.zoo.datasets import load_pictures
     from accel.zoo.evaluation import judge, prepared
 

@@ -8,8 +8,12 @@ from accel.cli import common
 
 
 def add_parser(sub: argparse._SubParsersAction) -> None:
-    parser = common.add_verb(sub, "list", run, "list the models, or the masks", "accel list models --format md")
-    parser.add_argument("what", nargs="?", choices=("models", "masks"), default="models", help="default: models")
+    parser = common.add_verb(
+        sub, "list", run, "list the models, the masks, or the VAEs that ship", "accel list models --format md"
+    )
+    parser.add_argument(
+        "what", nargs="?", choices=("models", "masks", "vaes"), default="models", help="default: models"
+    )
     common.add_format(parser)
 
 
@@ -18,6 +22,10 @@ def run(args: argparse.Namespace) -> int:
         from accel.masks import MASKS
 
         rows = [{"mask": kind} for kind in MASKS]
+    elif args.what == "vaes":
+        from accel.zoo.vaes import PACKAGED
+
+        rows = [{"vae": f"zoo:{name}"} for name in PACKAGED]
     else:
         from accel.zoo.registry import list_models
 

@@ -119,14 +119,17 @@ def vae_task(recipe: Mapping[str, Any], data: pathlib.Path | None, seed: int, pl
         raise ConfigError(f"the recipe's data.batch must be a whole number of examples, got {batch!r}")
     source = data_source(recipe, data)
     train, test = (load_examples(recipe, source, split) for split in ("train", "test"))
-    table = _filled(recipe["vae"], train)
+    table = _filled(recipe, train)
     torch.manual_seed(seed)  # drawn weights
     try:
         settings, bound = FitSettings(**recipe["fit"]), Bound(**recipe.get("bound", {}))
         epochs = Epochs(len(train), batch, seed, place.rank, place.world)
     except TypeError as error:
         raise ConfigError(f"the recipe does not fit: {error}") from error
-    objective = Objective(vaes.build_vae(table), bound).to(place.device)
+    vae = vaes.build_vae(table)
+    if isinstance(train, Texts):
+        vae.decoder.start_from(train.counts)
+    objective = Objective(vae, bound).to(place.device)
     return VAETask({**recipe, "vae": table}, objective, train, test, settings, epochs, place)
 
 
@@ -169,19 +172,26 @@ def load_examples(
         raise ConfigError(f"the recipe's table [data] does not fit: {error}") from error
 
 
-def _filled(table: Mapping[str, Any], examples: Examples) -> dict[str, Any]:
-    """[vae] with the data's shape and mean.
+def check_shape(recipe: Mapping[str, Any], examples: Examples) -> list[int]:
+    """The shape of an example.
 
     Raises:
-        ConfigError: it states others.
+        DataError: the recipe says another.
     """
-    found: dict[str, Any] = {"shape": list(examples.take(torch.zeros(1, dtype=torch.int64)).shape[1:])}
+    found = list(examples.take(torch.zeros(1, dtype=torch.int64, device="cpu")).shape[1:])
+    if recipe["vae"].get("shape", found) != found:
+        raise DataError(
+            f"the VAE is of examples of shape {recipe['vae']['shape']}, these have {found}: give its own data"
+        )
+    return found
+
+
+def _filled(recipe: Mapping[str, Any], examples: Examples) -> dict[str, Any]:
+    """[vae] with the data's shape and mean."""
+    found: dict[str, Any] = {"shape": check_shape(recipe, examples)}
     if isinstance(examples, BitPictures):
         found["intensity"] = round(examples.intensity, 6)
-    for key, value in found.items():
-        if table.get(key, value) != value:
-            raise ConfigError(f"the recipe's vae.{key} is {table[key]}, the data's {value}: leave it out")
-    return {**table, **found}
+    return {**recipe["vae"], **found}
 
 
 def is_vae(spec: str) -> bool:

@@ -38,13 +38,18 @@ def wrapped(angle: Tensor) -> Tensor:
     return (angle + math.pi) % (2 * math.pi) - math.pi
 
 
+def has_torus(vae: VAE) -> bool:
+    """Whether the latents are two angles or more."""
+    return len(vae.latents) == 1 and vae.latents[0].periodic and vae.latents[0].sites > 1
+
+
 def torus(vae: VAE, size: int) -> Tensor:
     """Means of x [size, size, ...] over all values of the first two angles, the others 0; rows are the first angle.
 
     Raises:
         ConfigError: the VAE has other latents than angles, or only one.
     """
-    if len(vae.latents) != 1 or not vae.latents[0].periodic or vae.latents[0].sites < 2:
+    if not has_torus(vae):
         kinds = ", ".join(latent.kind for latent in vae.latents)
         raise ConfigError(f"a torus needs one latent of two angles or more, this VAE has {kinds}")
     angles = wrapped(torch.arange(size, device=vae.log_alpha.device) * (2 * math.pi / size))

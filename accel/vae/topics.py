@@ -37,6 +37,11 @@ class TopicDecoder(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(0.1 * torch.randn(topics, words, dtype=torch.float32, device="cpu"))
 
+    @torch.no_grad()
+    def start_from(self, counts: Tensor) -> None:
+        """Let every topic begin near the frequencies of words in counts [N, words]: training learns what differs."""
+        self.weight.add_((counts.sum(0) + 1).log())
+
     def forward(self, shares: Tensor) -> Tensor:
         return (shares @ self.weight.softmax(-1)).clamp_min(torch.finfo(shares.dtype).tiny).log()
 

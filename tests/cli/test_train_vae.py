@@ -135,7 +135,7 @@ def test_damaged_runs_are_one_line(tmp_path):
         (["data.sise=8"], r"table [data] does not fit"),
         (["bound.kind='elbo'"], "log_alpha is a finite number of nats for the robust bound"),
         (["bound.speed=3"], "the recipe does not fit"),
-        (["vae.shape=[1, 9, 9]"], "the recipe's vae.shape is [1, 9, 9], the data's [1, 8, 8]"),
+        (["vae.shape=[1, 9, 9]"], "the VAE is of examples of shape [1, 9, 9], these have [1, 8, 8]"),
         (["teacher.labels=0.1"], "must have the sections ['data', 'fit', 'vae']"),
     ],
 )
