@@ -114,8 +114,8 @@ def _likelihood(name: str, intensity: float) -> tuple[likelihoods.Likelihood, fl
     if name == "bernoulli":
         return likelihoods.Bernoulli(), float(mean.logit())
     if name == "two_component":
-        noise = torch.distributions.Bernoulli(mean, validate_args=False)
-        return likelihoods.TwoComponent(likelihoods.Bernoulli(), noise, _TWO_COMPONENT_SHARE), float(mean.logit())
+        bits, start = likelihoods.Bernoulli(), mean.logit()
+        return likelihoods.TwoComponent(bits, bits, start, _TWO_COMPONENT_SHARE), float(start)
     raise ConfigError(f"the recipe's vae.likelihood must be bernoulli, normal or two_component, got {name!r}")
 
 

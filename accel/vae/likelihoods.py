@@ -128,18 +128,20 @@ class TwoComponent(Likelihood):
 
     Args:
         base: p(x).
-        noise: a distribution of every value that does not depend on z, such as Bernoulli(mean intensity).
+        noise: the likelihood of what is noise, such as Bernoulli() or Normal(5.0, learned=False), ...
+        noise_output: ... for this output, whatever z: it broadcasts to the decoder's. A buffer.
         share: of the noise, where learning starts.
     """
 
-    def __init__(self, base: Likelihood, noise: td.Distribution, share: float = 0.1) -> None:
+    def __init__(self, base: Likelihood, noise: Likelihood, noise_output: Tensor, share: float = 0.1) -> None:
         super().__init__()
         self.base, self.noise = base, noise
+        self.register_buffer("noise_output", noise_output)
         self.outputs, self.support = base.outputs, base.support
         self.raw_share = nn.Parameter(torch.logit(torch.tensor(share, dtype=torch.float32, device="cpu")))
 
     def contains(self, x: Tensor) -> Tensor:
-        return self.base.contains(x)
+        return self.base.contains(x) & self.noise.contains(x)
 
     def distribution(self, output: Tensor) -> td.Distribution:
         """Of what is no noise."""
@@ -147,7 +149,8 @@ class TwoComponent(Likelihood):
 
     def cell_log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         clean = F.logsigmoid(-self.raw_share) + self.base.cell_log_prob(output, x)
-        return torch.logaddexp(clean, F.logsigmoid(self.raw_share) + self.noise.log_prob(x))
+        noise = self.noise.cell_log_prob(self.noise_output.to(output), x)
+        return torch.logaddexp(clean, F.logsigmoid(self.raw_share) + noise)
 
 
 class Multinomial(Likelihood):

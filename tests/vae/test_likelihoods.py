@@ -35,14 +35,33 @@ def test_log_densities_are_those_of_the_distributions():
 
 
 def test_the_two_component_likelihood_mixes_value_by_value():
-    noise = TorchBernoulli(torch.tensor(0.3), validate_args=False)
-    mixed = likelihoods.TwoComponent(likelihoods.Bernoulli(), noise, share=0.2)
+    noise = TorchBernoulli(torch.tensor(0.3))
+    mixed = likelihoods.TwoComponent(likelihoods.Bernoulli(), likelihoods.Bernoulli(), noise.logits, share=0.2)
     output, x = torch.tensor([[[4.0, -1.0]]]), torch.tensor([[[0.0, 1.0]]])
     clean = TorchBernoulli(logits=output).log_prob(x).exp()
     by_hand = (0.8 * clean + 0.2 * noise.log_prob(x).exp()).log().sum(-1)
     torch.testing.assert_close(mixed.log_prob(output, x, 2), by_hand)
     mixed.log_prob(output, x, 2).sum().backward()
     assert mixed.raw_share.grad > 0  # the zero where the model is sure of a one speaks for noise
+
+
+def test_noise_may_be_of_another_family_and_grey():
+    wide = likelihoods.Normal(scale=10.0, learned=False)
+    mixed = likelihoods.TwoComponent(likelihoods.Normal(scale=1.0), wide, torch.tensor(0.5), share=0.25)
+    output, x = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[30.0, 1.0]]])
+    clean, noise = (
+        torch.distributions.Normal(loc, scale).log_prob(x).exp() for loc, scale in ((output, 1.0), (0.5, 10.0))
+    )
+    torch.testing.assert_close(mixed.log_prob(output, x, 2), (0.75 * clean + 0.25 * noise).log().sum(-1))
+    bits = likelihoods.TwoComponent(likelihoods.Bernoulli(), likelihoods.Bernoulli(), torch.tensor(0.0))
+    assert bits.log_prob(output, torch.tensor([[[0.5, 0.25]]]), 2).isfinite()
+
+
+def test_all_that_a_two_component_likelihood_holds_moves_with_it():
+    mixed = likelihoods.TwoComponent(likelihoods.Bernoulli(), likelihoods.Bernoulli(), torch.zeros(2)).to("meta")
+    x = torch.zeros(1, 3, 2, device="meta")
+    assert mixed.log_prob(x, x, 2).device.type == "meta"  # beside a tensor left on the CPU it would raise
+    assert "noise_output" in mixed.state_dict()
 
 
 @pytest.mark.parametrize(

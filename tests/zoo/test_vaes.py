@@ -29,7 +29,9 @@ def test_the_decoder_starts_from_the_mean_of_the_data():
         with torch.no_grad():
             vae.decoder[-2].weight.zero_()
         torch.testing.assert_close(vae.sample(2), torch.full((2, 6), 0.2))
-    assert isinstance(vae.likelihood, likelihoods.TwoComponent) and abs(vae.likelihood.noise.probs - 0.2) < 1e-6
+    assert (
+        isinstance(vae.likelihood, likelihoods.TwoComponent) and abs(vae.likelihood.noise_output.sigmoid() - 0.2) < 1e-6
+    )
 
 
 def test_products_of_latents_and_an_estimator_for_each():
