@@ -30,6 +30,7 @@ _PUBLIC = {
     "profile": "accel.profiling.layers",
     "ponder_loss": "accel.nn.adaptive",
     "dense_execution": "accel.nn.adaptive",
+    "refresh": "accel.nn.refresh",
     "count_macs": "accel.profiling.flops",
     "save_converted": "accel.serialize",
     "load_converted": "accel.serialize",

@@ -130,9 +130,9 @@ def with_pooling(model: nn.Module, conversions: Mapping[str, Conversion]) -> dic
     if not wanted:
         return dict(conversions)
     found = {}
-    for _, part, graph in traced_parts(model):
+    for _, part, traced in traced_parts(model):
         modules = dict(part.named_modules(remove_duplicate=False))
-        for node in graph.nodes:
+        for node in traced.graph.nodes:
             if node.op == "call_module":
                 found.setdefault(modules[node.target], pooling_after(node, modules))
     layers = convolutions(model)

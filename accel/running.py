@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from accel.errors import ConversionError
@@ -65,6 +66,11 @@ def observer(forward: Callable, around: Callable[[Callable], Callable]) -> Calla
     run = around(forward)
     run.observes_only, run.around = True, around
     return run
+
+
+def is_globally_watched() -> bool:
+    """Whether a hook on all modules of the process wants them to be called."""
+    return bool(nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
 
 
 @contextlib.contextmanager

@@ -99,8 +99,3 @@ def plan_stage(
 def runs_on_engine(x: Tensor) -> bool:
     """Whether stages on this input can run so: float32 on a CPU, the engine built, no other backend forced."""
     return dispatch.active_backend(x) == "cpu" and x.dtype.is_floating_point
-
-
-def fingerprints(table: Tensor) -> int:
-    """One hash of some values of many fp32 CPU tensors; table int64 [2, tensors]: their addresses and sizes."""
-    return dispatch.find("cpu", "fingerprints", "stage")(table)

@@ -256,8 +256,8 @@ def rewritten(fast: nn.Module, run: Callable[[], object]) -> tuple[float, str]:
     """The share of the perforated layers that lie in parts whose rewritten path runs within `run()`, and in one line
     why the others do not."""
     run()  # copies and changed models are traced at their first call
-    paths = [path for _, path in installed(fast) if path.code is not None]
-    own, ran = [(path.code, path.fast) for path in paths], set()
+    paths = [path for _, path in installed(fast) if path.rewritten is not None]
+    own, ran = [path.plan for path in paths], set()
 
     def watch(root: nn.Module, forward: Callable) -> Callable:
         def watched(*arguments: object) -> object:
@@ -268,11 +268,13 @@ def rewritten(fast: nn.Module, run: Callable[[], object]) -> tuple[float, str]:
 
     try:
         for path in paths:
-            path.code, path.fast = watch(path.root, path.code), watch(path.root, path.fast)
+            code, shortened = (watch(path.root, form) for form in (path.rewritten.code, path.rewritten.fast))
+            rewritten = dataclasses.replace(path.rewritten, code=code, fast=shortened)
+            path.plan = dataclasses.replace(path.plan, rewritten=rewritten)
         run()
     finally:
-        for path, (code, shortened) in zip(paths, own):
-            path.code, path.fast = code, shortened
+        for path, plan in zip(paths, own):
+            path.plan = plan
     layers = perforated_layers(fast)
     outside = [name for name, layer in layers.items() if layer not in ran]
     parents = {type(parent): parent for parent in (fast.get_submodule(name.rpartition(".")[0]) for name in outside)}

@@ -21,12 +21,12 @@ from accel.halting import Halted, run_stage
 from accel.kernels.dispatch import active_backend
 from accel.kernels.stage import StageHead
 from accel.nn.budget import control_tau
-from accel.nn.freshness import is_watched
 from accel.nn.fused_stage import FusedStage
 from accel.nn.inference import install, uninstall
 from accel.nn.residual_units import describe_unit, is_unit
 from accel.nn.sparse_unit import SparseUnit
 from accel.nn.stage_outputs import AdaptiveOutput, StageOutput, add, close_list, open_list, ponder_loss
+from accel.nn.stamp import is_watched
 from accel.nn.unit_proof import DEFAULT_SIZE, ProvedUnit, prove_unit
 from accel.ops import halting_step_
 from accel.profiling.flops import SelfAccounting

@@ -53,9 +53,7 @@ def _convolve(
         out = conv(x) if called else nn.Conv2d.forward(conv, x)  # the latter: it is observed already
         out = out if norm is None else norm(out)
         return activate(out if residual is None else out + residual, activation)
-    weight, bias = conv.weight, conv.bias
-    if norm is not None:
-        weight, bias, *_ = _folded.setdefault(conv, FoldedWeights()).get(conv, norm)
+    weight, bias, *_ = _folded.setdefault(conv, FoldedWeights()).get(conv, norm)
     now = geometry_of(conv)
     size = now.output_size(*x.shape[2:])
     apart = residual is not None and not joins(residual, x, (len(x), conv.out_channels, *size))

@@ -7,7 +7,6 @@ until one of the tensors changes.
 
 from __future__ import annotations
 
-import ctypes
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 
 from accel.nn.fitted import Fit
 
-_PROBE = 32  # bytes read at either end of a tensor: writes through `.data` do not raise its version counter
+_KEPT = 3  # foldings of a convolution: with its norm and a fit, without the norm, with the fit of another size
+_NOTHING = ((), (), None)
 
 
 class Folded(NamedTuple):
@@ -31,21 +31,29 @@ class Folded(NamedTuple):
 
 
 class FoldedWeights:
-    """The folded weights of a convolution, made anew when the fit or any of the tensors changed that they come from."""
+    """The folded weights of a convolution, made anew when the fit or any of the tensors changed that they come from.
+
+    They are a copy even where nothing is folded in, so that writes that torch cannot see change nothing before
+    `accel.refresh`.
+    """
 
     def __init__(self) -> None:
-        self._kept: tuple[tuple, Folded] | tuple[None, None] = (None, None)  # replaced as a whole: threads share it
+        # by norm and fit, with all that the weights come from; replaced as a whole: threads share it
+        self._kept: dict[tuple, tuple[tuple, tuple, Folded]] = {}
 
     def get(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -> Folded:
         """What `norm(conv(x))` in evaluation computes with, its convolution corrected as `fit` says."""
-        if is_computed(conv):
-            return fold(conv, norm, fit)
-        tensors = (conv.weight, conv.bias, *(() if norm is None else _state(norm)))
-        key = (fit, None if norm is None else norm.eps, *map(_fingerprint, tensors))
-        before, folded = self._kept
-        if key != before:
-            folded = fold(conv, norm, fit)
-            self._kept = key, folded
+        tensors = () if is_computed(conv) else (conv.weight, conv.bias, *(() if norm is None else _state(norm)))
+        if not tensors or any(tensor is not None and tensor.is_inference() for tensor in tensors):
+            return fold(conv, norm, fit)  # nobody counts the writes to these
+        key = (fit, None if norm is None else norm.eps, *map(_written, tensors))
+        slot = (id(norm), id(fit))
+        sources, before, folded = self._kept.get(slot, _NOTHING)
+        if folded is None or key != before or any(a is not b for a, b in zip(tensors, sources)):
+            with torch.inference_mode(False):  # else nobody would count the writes to what is kept
+                folded = fold(conv, norm, fit)
+            others = [(other, kept) for other, kept in self._kept.items() if other != slot]
+            self._kept = dict([*others[1 - _KEPT :], (slot, (tensors, key, folded))])
         return folded
 
 
@@ -64,6 +72,8 @@ def _state(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -> Folded:
     """A convolution with these weights is `norm(scale * conv(x) + shift)`, with the running statistics of `norm`."""
     weight, bias, sums, constant = conv.weight, conv.bias, None, None
+    if norm is None and fit is None:
+        return Folded(weight.clone(), None if bias is None else bias.clone(), None, None)
     dtype, device = weight.dtype, weight.device
     wide = torch.promote_types(dtype, torch.float32)  # as the norm itself computes in lower precisions
     neutral = weight.new_ones((), dtype=wide), weight.new_zeros((), dtype=wide)
@@ -90,16 +100,6 @@ def _affine(norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return gain, offset if norm.bias is None else offset + norm.bias
 
 
-def _fingerprint(tensor: Tensor | None) -> tuple | None:
-    """Changes when the tensor is replaced or written to; on other devices than the CPU, not when through `.data`."""
-    if tensor is None:
-        return None
-    version = -1 if tensor.is_inference() else tensor._version
-    address = tensor.data_ptr()
-    if tensor.device.type != "cpu" or tensor.numel() == 0:
-        return address, version
-    size = tensor.element_size()
-    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
-        size *= tensor.numel()
-    probe = min(size, _PROBE)
-    return address, version, ctypes.string_at(address, probe), ctypes.string_at(address + size - probe, probe)
+def _written(tensor: Tensor | None) -> tuple | None:
+    """Changes where torch writes to the tensor, or moves it to other memory as `Module.half` does."""
+    return None if tensor is None else (tensor.data_ptr(), tensor._version)

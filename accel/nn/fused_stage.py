@@ -12,10 +12,11 @@ from torch import Tensor
 from accel.kernels.dispatch import is_direct
 from accel.kernels.stage import StageConv, StagePlan, StageResult, StageUnit, plan_stage, runs_on_engine
 from accel.nn.folding import fold
-from accel.nn.freshness import Freshness
 from accel.nn.geometry import geometry_of
 from accel.nn.residual_units import BranchStep
+from accel.nn.stamp import BUSY, OBSERVED, Stamp
 from accel.nn.unit_proof import ProvedUnit
+from accel.running import is_globally_watched
 
 if TYPE_CHECKING:
     from accel.nn.adaptive import HaltingHead
@@ -26,14 +27,15 @@ class FusedStage:
 
     def __init__(self, units: Sequence[ProvedUnit], *, spatial: bool, eps: float):
         self._units, self._spatial, self._eps = list(units), spatial, eps
-        self._freshness, self._lock = Freshness([proved.unit for proved in units]), threading.Lock()
+        self._lock = threading.Lock()
         self._describe()
 
     def _describe(self) -> None:
         """Read what the units are made of, anew after a change."""
+        self._modules = list(dict.fromkeys(module for proved in self._units for module in proved.unit.modules()))
+        self._stamp = Stamp(None, self._modules, None, self._modules)
         self._plans: dict[tuple[int, int], StagePlan | None] = {}
         self._holds = all(proved.holds() for proved in self._units)
-        self._settings = [proved.settings() for proved in self._units]
         self._descriptions = [proved.description for proved in self._units]
         shortcut = self._descriptions[0].shortcut
         self._shortcut_step = self._descriptions[0].shortcut_step
@@ -48,7 +50,7 @@ class FusedStage:
 
     def run(self, x: Tensor) -> StageResult | None:
         """The stage on x [N, C, H, W]; None where only the units one by one can do it."""
-        if not (x.dtype is torch.float32 and runs_on_engine(x) and is_direct(x)) or not self._freshness.unwatched():
+        if not (x.dtype is torch.float32 and runs_on_engine(x) and is_direct(x)) or is_globally_watched():
             return None
         size = (x.shape[2], x.shape[3])
         plan = self._plan(size)
@@ -62,7 +64,9 @@ class FusedStage:
     def _plan(self, size: tuple[int, int]) -> StagePlan | None:
         """The plan for an input of `size`; of one thread at a time, as another one may be making it anew."""
         with self._lock:
-            if not self._freshness.holds() or self._settings != [proved.settings() for proved in self._units]:
+            if (state := self._stamp.check()) == BUSY:
+                return None
+            if state > OBSERVED:
                 self._describe()
             if size not in self._plans:
                 self._plans[size] = self._prepare(size)
@@ -71,7 +75,7 @@ class FusedStage:
     def _prepare(self, size: tuple[int, int]) -> StagePlan | None:
         first = self._descriptions[0]
         sides = [step.padding for description in self._descriptions for step in description.steps]
-        if not (self._holds and self._freshness.is_float32()) or any(side[::2] != side[1::2] for side in sides):
+        if not (self._holds and self._is_float32()) or any(side[::2] != side[1::2] for side in sides):
             return None  # the engine pads both sides alike
         shortcut = None if self._shortcut_step is None else _folded(self._shortcut_step, "none")
         convs = [
@@ -82,6 +86,11 @@ class FusedStage:
         heads: list[HaltingHead | None] = [*(proved.unit.halting for proved in self._units[:-1]), None]
         units = [StageUnit(c, None if head is None else head.folded(out)) for c, head in zip(convs, heads)]
         return plan_stage(units, shortcut, size, spatial=self._spatial, eps=self._eps)
+
+    def _is_float32(self) -> bool:
+        tensors = [t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+        counted = all(t.is_cpu and not t.is_inference() for t in tensors)
+        return counted and all(t.dtype is torch.float32 or not t.is_floating_point() for t in tensors)
 
 
 def _folded(step: BranchStep, activation: str) -> StageConv:

@@ -7,23 +7,25 @@ still holds: no module was replaced, hooked, switched to training or given anoth
 from __future__ import annotations
 
 import copy
-import operator
+import dataclasses
+import threading
 import types
+import warnings
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules import module as nn_module
+from torch import Tensor, nn
 
 from accel.inputs import Inputs
 from accel.kernels.dispatch import is_direct
 from accel.nn.graph import modules_of
-from accel.nn.pipeline import Chains, build
-from accel.nn.tracing import trace, traced_parts
-from accel.nn.twin import PLAIN
-from accel.running import ONE_BY_ONE as _one_by_one
-from accel.running import record_calls
+from accel.nn.pipeline import Chains, Rewritten, build
+from accel.nn.stage_outputs import close_list, open_list
+from accel.nn.stamp import CHANGED, OBSERVED, SAME, WEIGHTS, Stamp
+from accel.nn.tracing import Traced, retrace, trace, traced_parts
+from accel.nn.witness import Steps
+from accel.profiling.distances import difference
+from accel.running import ONE_BY_ONE, cloned, is_globally_watched, one_by_one, record_calls, state_kept
 
 
 def install(model: nn.Module, refused: Mapping[str, str] = types.MappingProxyType({})) -> None:
@@ -32,11 +34,11 @@ def install(model: nn.Module, refused: Mapping[str, str] = types.MappingProxyTyp
     `refused`: parts, by name, that were found to run right by their own forward only, and why; see `accel.nn.proof`.
     """
     uninstall(model)
-    for name, part, graph in list(traced_parts(model)):
+    for name, part, traced in list(traced_parts(model)):
         part.forward = path = InferencePath(part)
         path.refused = refused.get(name)
-        path.build(graph)
-        if path.code is None and path.refused is None:
+        path.build(traced)
+        if path.rewritten is None and path.refused is None:
             del part.forward
 
 
@@ -70,9 +72,10 @@ def describe_paths(model: nn.Module, example_inputs: Inputs) -> dict[str, str]:
             continue
         start = f"{prefix}." if prefix else ""
         modules = dict(path.root.named_modules())
-        if path.refused is not None:
+        if (reason := path.doubt) is not None:
             convs = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
-            notes |= {start + name: [f"nothing fused: that {path.refused}"] for name in convs}
+            notes |= {start + name: [f"nothing fused: that {reason}"] for name in convs}
+            continue
         for name, fused in path.chains.fused.items():
             notes.setdefault(start + name, []).append(f"{'+'.join(fused)} fused")
         for name, fused in path.chains.dense.items():
@@ -93,31 +96,30 @@ class InferencePath:
     their defaults. Hooks and forwards that only watch carry an attribute `observes_only`; with any other hook the own
     forward runs, which calls every module. A changed model is traced again; so are copies, at their first call.
 
+    At the first call with inputs of some shape, layout and dtype both forwards run: the own one has to take the way
+    that it took when it was traced, and give what the rewritten one gives. Else it alone runs on such inputs, with a
+    warning.
+
     Attributes:
         root: the module.
-        code: runs the rewritten graph on (root, *inputs); None where nothing is rewritten.
-        fast: the same in fewer calls, where nothing watches them.
-        chains: what was rewritten.
         refused: how the rewritten path was found to differ from the own forward; then the latter alone runs.
+        verify: whether the forwards are compared; else the rewritten one is trusted.
     """
 
     follows_class = True  # the own forward is the class's: see `traced_parts`
 
     def __init__(self, root: nn.Module) -> None:
-        self.root = root
-        self.code: Callable | None = None
-        self.fast: Callable | None = None
-        self.chains = Chains()
+        self.root, self.verify = root, True
         self.refused: str | None = None
-        self._inputs = 0
-        self._state: list[_ModuleState] = []
+        self.plan: PathPlan | None = None
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict:
-        return {"root": self.root, "refused": self.refused}
+        return {"root": self.root, "refused": self.refused, "verify": self.verify}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["root"])
-        self.refused = state["refused"]
+        self.refused, self.verify = state["refused"], state["verify"]
 
     @property
     def __wrapped__(self) -> Callable:
@@ -128,38 +130,160 @@ class InferencePath:
     def __code__(self) -> types.CodeType:
         return type(self.root).forward.__code__
 
-    def build(self, graph: fx.Graph | None) -> None:
-        """Rewrite the root's graph (None: it does not trace) and remember the state of the modules it relies on."""
-        self._state = [_ModuleState.of(module) for module in dict.fromkeys(modules_of(self.root))]
-        if graph is None or self.refused is not None:
-            self.code, self.fast, self.chains = None, None, Chains()
-            return
-        self.code, self.fast, self.chains = build(graph, dict(self.root.named_modules(remove_duplicate=False)))
-        self._inputs = sum(node.op == "placeholder" for node in graph.nodes)
+    @property
+    def rewritten(self) -> Rewritten | None:
+        """The rewritten path as it was last; None where there is none."""
+        return None if self.plan is None else self.plan.rewritten
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the own forward alone runs, always or on some inputs."""
+        verdicts = () if self.plan is None else tuple(self.plan.verdicts.values())
+        return self.refused or next((verdict for verdict in verdicts if verdict is not None), None)
+
+    @property
+    def chains(self) -> Chains:
+        """What was rewritten."""
+        return Chains() if self.rewritten is None else self.rewritten.chains
+
+    def build(self, traced: Traced | None) -> None:
+        """Rewrite what was traced (None: it does not trace) and remember what it relies on."""
+        rewritten, steps = None, None
+        if traced is not None and self.refused is None:
+            rewritten = build(traced.graph, dict(self.root.named_modules(remove_duplicate=False)))
+            steps = traced.steps
+        self.plan = PathPlan(self._stamp(rewritten, steps), rewritten, steps, {})
+
+    def _stamp(self, rewritten: Rewritten | None, steps: Steps | None) -> Stamp:
+        copied = [layer for segment in rewritten.segments for layer in segment.layers] if rewritten else []
+        return Stamp(self.root, modules_of(self.root), steps, copied)
 
     def refuse(self, reason: str) -> None:
         """Run the own forward only, from now on: the rewritten path differs as `reason` says."""
         self.refused = reason
         self.build(None)
 
+    def accept(self, args: tuple[Tensor, ...]) -> None:
+        """The rewritten path was found to be right on inputs of this kind."""
+        self.plan.verdicts[_key(args)] = None
+
     def takes(self, args: tuple) -> bool:
         """Whether the rewritten path can run on these arguments."""
-        return self.code is not None and len(args) == self._inputs and all(type(arg) is Tensor for arg in args)
+        found = self.rewritten
+        return found is not None and len(args) == found.inputs and all(type(arg) is Tensor for arg in args)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        if not kwargs and _is_plain_inference(args) and self._is_current() and len(args) == self._inputs:
-            return (self.fast if is_direct(*args) else self.code)(self.root, *args)
+        if not kwargs and _is_plain_inference(args):
+            state = CHANGED if self.plan is None else self.plan.stamp.check()
+            plan, state = (self.plan, state) if state <= OBSERVED else self._renewed(state)
+            if state <= OBSERVED and plan.rewritten is not None and len(args) == plan.rewritten.inputs:
+                direct = is_direct(*args) and state == SAME
+                verdict = plan.verdicts.get(key := _key(args), _UNKNOWN)
+                if verdict is _UNKNOWN and direct:
+                    return self._first(plan, key, args)
+                if verdict is None or (verdict is _UNKNOWN and None in plan.verdicts.values()):
+                    return (plan.rewritten.fast if direct else plan.rewritten.code)(self.root, *args)
         return type(self.root).forward(self.root, *args, **kwargs)
 
-    def _is_current(self) -> bool:
-        """Whether `code` may run now; built anew if the model was changed since."""
-        states = [state.compare(self.root) for state in self._state]
-        if _BUSY in states:
-            return False
-        if _CHANGED in states or not states:
-            self.build(trace(self.root))
-            return self.code is not None and _BUSY not in [state.compare(self.root) for state in self._state]
-        return self.code is not None
+    def _renewed(self, state: int) -> tuple[PathPlan, int]:
+        """The plan for the model as it is now, and what its stamp says."""
+        with self._lock:
+            state = CHANGED if self.plan is None else self.plan.stamp.check()
+            if state == CHANGED:
+                self.build(trace(self.root) if self.refused is None else None)
+            elif state == WEIGHTS:
+                plan = self.plan
+                verdicts = {key: None for key, verdict in plan.verdicts.items() if verdict is None}
+                stamp = self._stamp(plan.rewritten, plan.steps)
+                self.plan = dataclasses.replace(plan, stamp=stamp, verdicts=verdicts)
+                for segment in plan.rewritten.segments if plan.rewritten else ():
+                    segment.forget()
+            plan = self.plan
+            return plan, plan.stamp.check() if state in (CHANGED, WEIGHTS) else state
+
+    def _first(self, plan: PathPlan, key: tuple, args: tuple[Tensor, ...]) -> object:
+        """A call with inputs of a kind that has not been seen yet."""
+        with self._lock:
+            if key in plan.verdicts:  # another thread was faster
+                return self(*args)
+            verdict, outputs = self._examined(plan, args)
+            if len(plan.verdicts) >= _KEYS:
+                del plan.verdicts[next(iter(plan.verdicts))]
+            plan.verdicts[key] = verdict
+        if verdict is not None:
+            shapes = ", ".join(str(list(arg.shape)) for arg in args)
+            warnings.warn(
+                f"{type(self.root).__name__} runs module by module, nothing fused, on inputs of {shapes}: it {verdict}",
+                stacklevel=3,
+            )
+        return outputs
+
+    def _examined(self, plan: PathPlan, args: tuple[Tensor, ...]) -> tuple[str | None, object]:
+        """(how the rewritten path differs from the own forward on these inputs, or None; the outputs)."""
+        if not self.verify:
+            return None, plan.rewritten.fast(self.root, *args)
+        given, inputs, random = cloned(args), cloned(args), torch.get_rng_state()
+        reason, expected = self.way(inputs)
+        if not torch.equal(random, torch.get_rng_state()):
+            torch.set_rng_state(random)
+        if reason is not None:
+            return reason, type(self.root).forward(self.root, *args)
+        outputs = plan.rewritten.fast(self.root, *args)
+        said = difference((expected, inputs), (outputs, args))
+        if said is None or self._is_stale(plan, given, (expected, inputs), (outputs, args)):
+            return None, outputs
+        for arg, left in zip(args, inputs):  # as the own forward leaves them
+            arg.copy_(left)
+        return f"{said} from its own forward", expected
+
+    def _is_stale(self, plan: PathPlan, given: tuple[Tensor, ...], own: tuple, found: tuple) -> bool:
+        """Whether the rewritten path gave what it should with its weights, and would have given what the own forward
+        gave, had it known of writes that torch does not count: until `accel.refresh` it goes on with the old ones."""
+        for root, expected in ((self.root, found), (copy.deepcopy(self.root), own)):
+            inputs = cloned(given)
+            with state_kept(root):
+                if difference(expected, (plan.rewritten.code(root, *inputs), inputs)) is not None:
+                    return False
+        return True
+
+    def way(self, inputs: tuple[Tensor, ...]) -> tuple[str | None, object]:
+        """(how the own forward takes another way on these inputs than when it was traced, or None; its outputs).
+
+        It may write to the inputs; whatever else it does is lost.
+        """
+        open_list(None)
+        try:
+            with state_kept(self.root), one_by_one():
+                outputs, steps = retrace(self.root, inputs)
+        except Exception as error:  # so will the own forward, or else it is no forward to look at
+            return f"raises {type(error).__name__} ({error}) where it is looked at", None
+        finally:
+            close_list(None)
+        same = steps.taken == self.plan.steps.taken
+        return None if same else "takes another way through its code than when it was traced", outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class PathPlan:
+    """A rewritten forward and what it relies on; replaced as a whole, as threads share it.
+
+    Attributes: stamp; rewritten, None where the own forward alone runs; steps, the way of the own forward when it was
+    traced; verdicts, by kind of inputs: how the rewritten forward was found to differ there, or None.
+    """
+
+    stamp: Stamp
+    rewritten: Rewritten | None
+    steps: Steps | None
+    verdicts: dict[tuple, str | None]
+
+
+_UNKNOWN = object()
+_KEYS = 1024  # kinds of inputs remembered: some 0.5 KB each
+
+
+def _key(args: tuple[Tensor, ...]) -> tuple:
+    """What the Python code of a forward can tell of its inputs but their values."""
+    return tuple([(x.shape, x.stride(), x.dtype, x.device) for x in args])
 
 
 def _is_plain_inference(args: tuple) -> bool:
@@ -167,55 +291,7 @@ def _is_plain_inference(args: tuple) -> bool:
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
-        or _one_by_one.get()
-        or nn_module._global_forward_hooks
-        or nn_module._global_forward_pre_hooks
+        or ONE_BY_ONE.get()
+        or is_globally_watched()
         or any(type(arg) is not Tensor for arg in args)
     )
-
-
-_SAME, _CHANGED, _BUSY = range(3)
-
-
-def _is_setting(value: object) -> bool:
-    """Whether an attribute may say what a module computes: a plain value, or several, as a stride is."""
-    return type(value) in PLAIN or (type(value) in (tuple, list) and all(type(item) in PLAIN for item in value))
-
-
-class _ModuleState(NamedTuple):
-    """What a graph takes for granted about one module."""
-
-    module: nn.Module
-    kind: type
-    children: dict[str, nn.Module]
-    forward: object
-    read_settings: Callable[[dict], object]
-    settings: object
-
-    @staticmethod
-    def of(module: nn.Module) -> _ModuleState:
-        attributes = module.__dict__
-        names = [name for name, value in attributes.items() if _is_setting(value) and name != "training"]
-        read = operator.itemgetter("training", *names)  # one call, where a loop took half of the time of `compare`
-        settings = read({**{name: copy.copy(attributes[name]) for name in names}, "training": False})
-        return _ModuleState(module, type(module), dict(module._modules), attributes.get("forward"), read, settings)
-
-    def compare(self, root: nn.Module) -> int:
-        """_BUSY: in training, or within the root watched by a hook. _CHANGED: not what it was."""
-        attributes = self.module.__dict__
-        if attributes["training"]:
-            return _BUSY
-        for hooks in () if self.module is root else (attributes["_forward_hooks"], attributes["_forward_pre_hooks"]):
-            if hooks and not all(getattr(hook, "observes_only", False) for hook in hooks.values()):
-                return _BUSY
-        if type(self.module) is not self.kind or attributes["_modules"] != self.children:
-            return _CHANGED
-        try:
-            if self.read_settings(attributes) != self.settings:
-                return _CHANGED
-        except KeyError:
-            return _CHANGED
-        forward = attributes.get("forward")
-        if forward is not self.forward and not getattr(forward, "observes_only", False):
-            return _CHANGED
-        return _SAME

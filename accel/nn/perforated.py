@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from accel.config import Perforate
 from accel.errors import ConfigError
 from accel.kernels.checks import sizes
+from accel.kernels.dispatch import is_direct
 from accel.kernels.interpolate import interpolate
 from accel.kernels.masked_conv2d import masked_conv2d, masked_conv2d_
 from accel.kernels.perforated_conv2d import perforated_conv2d
@@ -30,10 +31,8 @@ from accel.nn.geometry import geometry_of
 from accel.profiling.flops import SavesMacs
 
 # what a conversion adds to a convolution's attributes
-STATE = (
-    *("config", "layer_name", "pooling", "impact", "fit", "contiguous"),
-    *("_sets", "_neighbors", "_distances", "_folded", "_aside", "_nearest"),
-)
+CACHES = ("_sets", "_neighbors", "_distances", "_folded")
+STATE = (*("config", "layer_name", "pooling", "impact", "fit", "contiguous"), *CACHES, "_aside", "_nearest")
 _Kept = TypeVar("_Kept", PositionSet, Neighbors, Fit)
 _SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
 
@@ -287,7 +286,8 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
     def _weights(self, norm: nn.BatchNorm2d | None, positions: PositionSet | None) -> Folded:
         """What to compute with; `positions` where skipped ones are filled in by weighted sums."""
         if positions is None:
-            return Folded(self.weight, self.bias, None, None) if norm is None else self._folded.get(self, norm)
+            live = norm is None and (torch.is_grad_enabled() or not is_direct())
+            return Folded(self.weight, self.bias, None, None) if live else self._folded.get(self, norm)
         fit = self._fit_for(positions)
         if norm is not None or not torch.is_grad_enabled():
             return self._folded.get(self, norm, fit)

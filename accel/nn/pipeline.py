@@ -21,7 +21,7 @@ from accel.nn import compact, dense
 from accel.nn.effects import annotate, following, is_read_only_after, may_move, stand_in
 from accel.nn.graph import Pool, is_addition, is_pointwise, is_pointwise_conv, module_of, pool_of
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.replay import compile_graph, cut_segments
+from accel.nn.replay import Segment, compile_graph, cut_segments
 
 Modules = dict[str, nn.Module]
 _WITHOUT_EFFECT = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
@@ -40,10 +40,23 @@ class Chains:
     compact: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
-def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Callable | None, Chains]:
-    """(code, fast, chains): functions of the root module and its inputs; None where there was nothing to rewrite.
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """Functions of the root module and its inputs, and what they are made of.
 
-    `fast` does what `code` does with fewer calls, where nobody needs to see them: see `accel.nn.replay`.
+    Attributes: code; fast, the same in fewer calls, where nobody needs to see them: the segments run as one each, see
+    `accel.nn.replay`; chains; inputs, how many there are.
+    """
+
+    code: Callable
+    fast: Callable
+    chains: Chains
+    segments: list[Segment]
+    inputs: int
+
+
+def build(graph: fx.Graph, modules: Modules) -> Rewritten | None:
+    """What the graph becomes; None where there was nothing to rewrite.
 
     Args:
         graph: the root's graph; it is rewritten.
@@ -64,10 +77,11 @@ def build(graph: fx.Graph, modules: Modules) -> tuple[Callable | None, Callable 
         if is_addition(node):
             _fuse_sum(node, modules, chains)
     if not (chains.fused or chains.dense or chains.compact):
-        return None, None, Chains()
+        return None
+    inputs = sum(node.op == "placeholder" for node in graph.nodes)
     code = compile_graph(graph)
-    cut_segments(graph, modules)
-    return code, compile_graph(graph), chains
+    segments = cut_segments(graph, modules)
+    return Rewritten(code, compile_graph(graph), chains, segments, inputs)
 
 
 def _simplify(node: fx.Node, modules: Modules) -> None:

@@ -35,8 +35,7 @@ def prove(model: nn.Module, run: Callable[[nn.Module], object]) -> None:
             if reason is not None:
                 path.refuse(reason)
                 warnings.warn(
-                    f"{name or 'the network'} runs module by module, nothing fused: its rewritten path {reason}",
-                    stacklevel=4,
+                    f"{name or 'the network'} runs module by module, nothing fused: its {reason}", stacklevel=4
                 )
 
 
@@ -91,14 +90,19 @@ def _compared(name: str, layer: PerforatedConv2d) -> Callable:
 
 def _difference_of(path: InferencePath, call: _Call) -> str | None:
     """How either form of the rewritten path differs from the own forward in this call, or None."""
-    for code in (path.code, path.fast):
+    torch.set_rng_state(call.random)
+    way, _ = path.way(cloned(call.inputs))
+    if way is not None:
+        return f"forward {way}"
+    for code in (path.rewritten.code, path.rewritten.fast):
         inputs = cloned(call.inputs)
         torch.set_rng_state(call.random)
         try:
             with state_kept(path.root):
                 outputs = code(path.root, *inputs)
         except Exception as error:  # of whatever kind: the own forward did not raise
-            return f"raises {type(error).__name__} ({error})"
+            return f"rewritten path raises {type(error).__name__} ({error})"
         if (said := difference((call.outputs, call.left), (outputs, inputs))) is not None:
-            return f"{said} from its own forward"
+            return f"rewritten path {said} from its own forward"
+    path.accept(call.inputs)
     return None

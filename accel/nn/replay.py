@@ -1,8 +1,8 @@
 """Convolutions that follow each other in an inference path, run as one call of the C engine.
 
 Such a segment of the graph is recorded at the first call with inputs of some shape, by `accel.kernels.replay`, and run
-again from the recording while nothing that it came from has changed. Wherever something watches or replaces a layer of
-it, or torch needs to see the calls, its layers run one by one.
+again from the recording until it is told that what it came from has changed. Who runs a segment has made sure that
+nothing watches or replaces a layer of it; where torch needs to see the calls, its layers run one by one.
 """
 
 from __future__ import annotations
@@ -18,22 +18,17 @@ from accel.kernels.replay import Program, engine_state, prepare_replay
 from accel.nn import dense
 from accel.nn.effects import writes
 from accel.nn.folding import is_computed
-from accel.nn.freshness import Freshness
 from accel.nn.graph import module_of
 from accel.nn.perforated import PerforatedConv2d
 
 _KEPT = 8  # programs of a segment: one for every shape of its inputs
-# what a convolution computes with besides its parameters and what `InferencePath` watches; `_folded` comes with a fit
-_SETTINGS = operator.itemgetter("stride", "padding", "dilation")
-_PERFORATED = operator.itemgetter("stride", "padding", "dilation", "config", "_folded")
 
 
-def cut_segments(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+def cut_segments(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[Segment]:
     """Put one call of a `Segment` in the place of every run of two or more convolutions that the engine can repeat."""
     for node in list(graph.nodes):
         _hoist(node, modules)
-    for run in _runs(graph, modules):
-        _replace(graph, run, modules)
+    return [_replace(graph, run, modules) for run in _runs(graph, modules)]
 
 
 def _hoist(node: fx.Node, modules: dict[str, nn.Module]) -> None:
@@ -67,7 +62,7 @@ def _is_repeatable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return layer.config.mask != "adaptive" and layer.config.interpolate != "zero" and not layer.contiguous
 
 
-def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module]) -> None:
+def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module]) -> Segment:
     read = dict.fromkeys(source for node in run for source in node.all_input_nodes)
     attributes = [source for source in read if source.op == "get_attr"]
     inputs = [source for source in read if source not in run and source.op != "get_attr"]
@@ -88,24 +83,28 @@ def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module])
     for node in (*reversed(run), *attributes):
         if not node.users:
             graph.erase_node(node)
+    return segment
 
 
 class Segment:
-    """Convolutions in a row: images in, images out."""
+    """Convolutions in a row: images in, images out.
+
+    Attributes:
+        layers: the modules that it is made from.
+    """
 
     def __init__(self, graph: fx.Graph, root: nn.Module, layers: Sequence[nn.Module]) -> None:
         """`graph` reads the modules of `root`; `layers`: all of those."""
         self._code = compile_graph(graph)
         self._root = root
-        self._layers = [layer.__dict__ for layer in layers]
-        self._convs = [
-            (_PERFORATED if isinstance(layer, PerforatedConv2d) else _SETTINGS, layer.__dict__)
-            for layer in layers
-            if isinstance(layer, nn.Conv2d)
-        ]
-        self._freshness = Freshness(layers)
-        self._settings = self._read_settings()
+        self.layers = list(layers)
+        self.forget()
+
+    def forget(self) -> None:
+        """Record anew: a weight has changed."""
         self._programs: dict[tuple, Program | None] = {}
+        tensors = [t for layer in self.layers for t in (*layer.parameters(), *layer.buffers())]
+        self._counted = not any(t.is_inference() for t in tensors)  # nobody counts the writes to inference tensors
 
     def run(self, *inputs: object) -> Sequence[object]:
         """The outputs that others read."""
@@ -118,26 +117,17 @@ class Segment:
         for x in inputs:
             if type(x) is not Tensor or x.dim() != 4 or x.dtype is not torch.float32 or not x.numel():
                 return False
-        if len({len(x) for x in inputs}) != 1 or active_backend(inputs[0]) != "cpu":
-            return False
-        for attributes in self._layers:
-            if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"] or "forward" in attributes:
-                return False
-        return True
+        return self._counted and len({len(x) for x in inputs}) == 1 and active_backend(inputs[0]) == "cpu"
 
     def _program(self, inputs: tuple[Tensor, ...]) -> Program | None:
-        settings = self._read_settings()
-        if not self._freshness.holds() or settings != self._settings:
-            self._settings = settings
-            self._programs = {}
         key, programs = (engine_state(), *[x.shape for x in inputs]), self._programs
         if key not in programs:
             made = prepare_replay(lambda *some: self._code(self._root, *some), inputs)
-            self._programs = programs = {**dict(list(programs.items())[1 - _KEPT :]), key: made}
+            kept = {**dict(list(programs.items())[1 - _KEPT :]), key: made}
+            if programs is self._programs:  # else a weight has changed meanwhile
+                self._programs = kept
+            programs = kept
         return programs[key]
-
-    def _read_settings(self) -> list[tuple]:
-        return [settings_of(attributes) for settings_of, attributes in self._convs]
 
 
 def compile_graph(graph: fx.Graph) -> Callable:

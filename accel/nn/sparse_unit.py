@@ -40,7 +40,7 @@ class SparseUnit:
         rows, source = state, None
         for step, folded, reach in zip(steps, self._folded, reaches, strict=True):
             last = step is steps[-1]
-            weight, bias = _weights(step, folded)
+            weight, bias = folded.get(step.conv, step.bn)[:2]
             rows = masked_conv2d(
                 rows,
                 weight,
@@ -74,10 +74,6 @@ def _reaches(steps: tuple[BranchStep, ...]) -> list[int]:
         reaches.append(needed)
         needed += max(step.padding)
     return reaches[::-1]
-
-
-def _weights(step: BranchStep, folded: FoldedWeights) -> tuple[Tensor, Tensor | None]:
-    return (step.conv.weight, step.conv.bias) if step.bn is None else folded.get(step.conv, step.bn)[:2]
 
 
 def _dilate(mask: Tensor, reach: int) -> Tensor:

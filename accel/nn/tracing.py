@@ -16,11 +16,13 @@ import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from accel.nn.twin import PLAIN, Twin, has_own_forward, is_leaf
+from accel.nn.witness import Steps, unwatched
 
 _IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "matmul", "and", "or", "xor", "lshift", "rshift")
 IN_PLACE_OPERATORS = {f"__i{name}__": getattr(operator, f"__i{name}__") for name in _IN_PLACE}
@@ -56,14 +58,15 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.proxies: list[weakref.ref] = []
+        self.steps = Steps()
         self._read: dict[str, fx.Proxy] = {}
 
-    def trace_module(self, root: nn.Module, defaults: dict[str, object]) -> fx.Graph | None:
-        """The graph; None where the forward changes attributes. The tracer is of no more use afterwards."""
+    def trace_module(self, root: nn.Module, defaults: dict[str, object]) -> Traced | None:
+        """None where the forward changes attributes. The tracer is of no more use afterwards."""
         twin = Twin(root, self.answer, self.read)
         try:
             self._trace_twin(twin, defaults)
-            return None if twin.changed() else self.graph
+            return None if twin.changed() else Traced(self.graph, self.steps)
         finally:
             twin.close()
             self._read.clear()
@@ -79,12 +82,16 @@ class _Tracer(fx.Tracer):
         }
         names = list(inspect.signature(type(twin.root).forward).parameters)[1:]
         inputs = {name: self.create_proxy("placeholder", name, (), {}) for name in names if name not in defaults}
-        outputs = type(twin.root).forward(twin.root, **inputs, **defaults)
+        with self.steps.watched():
+            outputs = type(twin.root).forward(twin.root, **inputs, **defaults)
         self.create_node("output", "output", (self.create_arg(outputs),), {})
 
     def answer(self, name: str, module: nn.Module, run: Callable, /, *args: object, **kwargs: object) -> object:
         """A call of a submodule: of one that is called as it is, a node; else what its forward gives."""
-        return self.create_proxy("call_module", name, args, kwargs) if is_leaf(module) else run(*args, **kwargs)
+        if not is_leaf(module):
+            return run(*args, **kwargs)
+        with unwatched():
+            return self.create_proxy("call_module", name, args, kwargs)
 
     def read(self, name: str, value: Tensor) -> fx.Proxy:
         """Parameters and buffers are read when the graph runs, not when it is traced."""
@@ -104,34 +111,41 @@ class _Tracer(fx.Tracer):
         return self.create_node("call_function", OrderedDict, (items,), {})
 
 
-def trace(root: nn.Module) -> fx.Graph | None:
-    """The graph of `root`'s forward in evaluation, its optional arguments at their defaults; None where there is none.
+class Traced(NamedTuple):
+    """The graph of a module's forward, and the way through its code that gave it."""
+
+    graph: fx.Graph
+    steps: Steps
+
+
+def trace(root: nn.Module) -> Traced | None:
+    """`root`'s forward in evaluation, its optional arguments at their defaults; None where there is no graph of it.
 
     `root` is left as it was found, and so is everything else.
     """
     for _ in range(_DRAWS):
         before = _random_states()
-        graph = _trace(root)
-        if graph is None or before == (now := _random_states()):
-            return graph
+        traced = _trace(root)
+        if traced is None or before == (now := _random_states()):
+            return traced
         if before[0] != now[0]:
             torch.set_rng_state(torch.frombuffer(bytearray(before[0]), dtype=torch.uint8))
         random.setstate(before[1])
     return None
 
 
-def _trace(root: nn.Module) -> fx.Graph | None:
+def _trace(root: nn.Module) -> Traced | None:
     defaults = optional_arguments(root)
     if defaults is None:
         return None
     tracer = _Tracer()
     try:
-        graph = tracer.trace_module(root, defaults)
+        traced = tracer.trace_module(root, defaults)
     except Exception:  # tracing runs a stranger's forward on proxies: whatever it raises, it does not trace
-        graph = None
+        traced = None
     proxies = tracer.proxies
     del tracer  # with it go all proxies, but those that the forward has put somewhere
-    return None if _left_behind(proxies) else graph
+    return None if _left_behind(proxies) else traced
 
 
 def _left_behind(proxies: list[weakref.ref]) -> bool:
@@ -159,13 +173,13 @@ def _random_states() -> tuple:
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), [bytes(memoryview(drawn[1])), *drawn[2:]]
 
 
-def traced_parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, fx.Graph]]:
-    """(name, module, graph) of the largest parts of the model that trace and hold a convolution."""
+def traced_parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, Traced]]:
+    """(name, module, what was traced) of the largest parts of the model that trace and hold a convolution."""
     if isinstance(model, nn.Conv2d) or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return
-    graph = None if has_own_forward(model) else trace(model)
-    if graph is not None:
-        yield prefix, model, graph
+    traced = None if has_own_forward(model) else trace(model)
+    if traced is not None:
+        yield prefix, model, traced
         return
     for name, child in model.named_children():
         yield from traced_parts(child, f"{prefix}.{name}" if prefix else name)
@@ -182,3 +196,24 @@ def optional_arguments(root: nn.Module) -> dict[str, object] | None:
                 return None
             defaults[name] = parameter.default
     return defaults
+
+
+def retrace(root: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[object, Steps]:
+    """The outputs of `root`'s forward for real inputs, in evaluation, and the way that it took.
+
+    Modules that a graph calls as they are run as their class says. What the forward does to attributes is lost.
+    """
+    steps = Steps()
+
+    def answer(_name: str, module: nn.Module, run: Callable, /, *args: object, **kwargs: object) -> object:
+        if not is_leaf(module):
+            return run(*args, **kwargs)
+        with unwatched():
+            return (module if has_own_forward(module) else type(module).forward.__get__(module))(*args, **kwargs)
+
+    twin = Twin(root, answer)
+    try:
+        with steps.watched():
+            return type(twin.root).forward(twin.root, *inputs), steps
+    finally:
+        twin.close()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
 
 import torch
 from torch import Tensor, nn
 
 from accel.errors import ConversionError
 from accel.nn.residual_units import UnitDescription, describe_unit
+from accel.nn.stamp import BUSY, CHANGED, Stamp
 
 # Relative difference of a right description: 1e-15 where all is double precision, 1e-6 where a unit computes a part in
 # single. A leaky slope of 0.001 for a ReLU comes to 1e-3.
@@ -23,8 +23,6 @@ TOLERANCE = 1e-5
 SCALES = (1.0, 30.0)  # of the drawn images: at the second one activations that clip at 6 show
 MOST_PIXELS = 18  # of a drawn map's side: windows reach no farther, and ResNet-50 at 224x224 is proved in a second
 DEFAULT_SIZE = (10, 7)  # where the size of the unit's input is not known
-
-_GEOMETRY = operator.itemgetter("stride", "padding", "dilation", "groups", "padding_mode")
 
 
 class ProvedUnit:
@@ -39,26 +37,23 @@ class ProvedUnit:
         """`prove_unit` has been called."""
         self.unit, self._name, self._holds = unit, name, True
         self.description = describe_unit(unit)
-        self._state = self._read()
+        self._stamp = self._stamped()
 
     def holds(self) -> bool:
-        """Whether the unit is what the description says. Proved again after a module or its geometry was replaced."""
-        if self._read() != self._state:
+        """Whether the unit is what the description says. Proved again after a module or a setting was replaced; not so
+        while a part of it is in training or hooked."""
+        state = self._stamp.check()
+        if state == CHANGED:
             try:
                 prove_unit(self._name, self.unit)
                 self.description, self._holds = describe_unit(self.unit), True
             except ConversionError:
                 self._holds = False
-            self._state = self._read()
-        return self._holds
+            self._stamp = self._stamped()
+        return self._holds and state != BUSY
 
-    def settings(self) -> list[tuple]:
-        """What the convolutions of the branch and their norms are set to now."""
-        steps = self.description.steps
-        return [(*_GEOMETRY(step.conv.__dict__), None if step.bn is None else step.bn.eps) for step in steps]
-
-    def _read(self) -> tuple:
-        return [(module, dict(module._modules)) for module in self.unit.modules()], self.settings()
+    def _stamped(self) -> Stamp:
+        return Stamp(None, self.unit.modules(), None, ())
 
 
 def prove_unit(name: str, unit: nn.Module, size: tuple[int, int] = DEFAULT_SIZE) -> None:

@@ -25,11 +25,10 @@ from accel.kernels.cpu.sets import (
     ponder_cost,
     select_positions,
 )
-from accel.kernels.cpu.stage import fingerprints, plan_stage
+from accel.kernels.cpu.stage import plan_stage
 
 __all__ = [
     "active_positions",
-    "fingerprints",
     "halting_step",
     "halting_step_",
     "halting_step_backward",

@@ -115,12 +115,6 @@ static PyObject *py_packed_size(PyObject *self, PyObject *const *args, Py_ssize_
     return PyLong_FromLongLong(accel_packed_size(a[0], a[1], a[2], a[3]));
 }
 
-static PyObject *py_fingerprint(PyObject *self, PyObject *const *args, Py_ssize_t given)
-{
-    READ("fingerprint", 2)
-    return PyLong_FromUnsignedLongLong(accel_fingerprint(POINTER(const float *, 0), a[1]));
-}
-
 static PyObject *py_frame(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     READ("frame", 11)
@@ -307,17 +301,6 @@ static PyObject *py_run_stage(PyObject *self, PyObject *const *args, Py_ssize_t 
     Py_RETURN_NONE;
 }
 
-/* One number for many tensors: [count] addresses and [count] sizes. */
-static PyObject *py_fingerprints(PyObject *self, PyObject *const *args, Py_ssize_t given)
-{
-    READ("fingerprints", 3)
-    const int64_t *addresses = POINTER(const int64_t *, 0), *sizes = POINTER(const int64_t *, 1);
-    uint64_t hash = 0;
-    for (int64_t i = 0; i < a[2]; i++)
-        hash = (hash ^ accel_fingerprint((const float *)(intptr_t)addresses[i], sizes[i])) * 0x9E3779B97F4A7C15u;
-    return PyLong_FromUnsignedLongLong(hash);
-}
-
 static PyObject *grad(const char *name, int (*run)(const GradJob *), PyObject *const *args, Py_ssize_t given)
 {
     READ(name, 19)
@@ -361,7 +344,6 @@ static PyMethodDef methods[] = {
     FAST(replay, "replay(7 ints, addresses): the fields of Replay in engine.h in order, then the tensors outside."),
     FAST(pack, "pack(14 ints): weights into panels, the fields of Packing in engine.h in order."),
     FAST(packed_size, "packed_size(groups, k_group, c_group, taps): floats that the panels take."),
-    FAST(fingerprint, "fingerprint(address, count): a hash of some of the values of a dense fp32 tensor."),
     FAST(frame, "frame(11 ints): a padded NHWC copy, the fields of Frame in engine.h in order."),
     FAST(use_huge_pages, "use_huge_pages(address, bytes): ask for pages of 2 MiB where a fresh buffer is large."),
     FAST(interpolate, "interpolate(10 ints): rows to maps, the fields of Fill in engine.h in order."),
@@ -376,7 +358,6 @@ static PyMethodDef methods[] = {
     FAST(halting_step_backward, "halting_step_backward(14 ints, eps): the fields of HaltingGradJob in engine.h in order."),
     FAST(ponder_cost, "ponder_cost(ponder, units, images, pixels, rho, executed): sums of each image."),
     FAST(run_stage, "run_stage(37 ints, eps): an ACT or SACT stage, fields of Stage in engine.h: see kernels/cpu/stage.py."),
-    FAST(fingerprints, "fingerprints(addresses, counts, count): one hash of some values of many dense fp32 tensors."),
     FAST(grad_input, "grad_input(19 ints): dX, the fields of GradJob in engine.h in order."),
     FAST(grad_weight, "grad_weight(19 ints): dW, the fields of GradJob in engine.h in order."),
     FAST(column_sums, "column_sums(rows, count, columns, sums, threads): the sum of every column."),

@@ -189,8 +189,6 @@ typedef struct {
 void accel_pack(const Packing *p);
 int64_t accel_packed_size(int64_t groups, int64_t k_group, int64_t c_group, int64_t taps); /* in floats */
 
-uint64_t accel_fingerprint(const float *w, int64_t count);
-
 /* x, read through its strides -> out [images][pixels][channels]: frame pixels [to, to + count) are those of x from `from`
  * on, or zeros where that is -1. */
 typedef struct {

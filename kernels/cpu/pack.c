@@ -37,19 +37,6 @@ void accel_pack(const Packing *p)
     }
 }
 
-/* A hash of 64 evenly spread values: enough to notice that a whole tensor was filled, scaled or loaded anew. */
-uint64_t accel_fingerprint(const float *w, int64_t count)
-{
-    const int64_t samples = count < 64 ? count : 64;
-    uint64_t hash = 0;
-    for (int64_t i = 0; i < samples; i++) {
-        uint32_t bits;
-        memcpy(&bits, w + (samples == 1 ? 0 : i * (count - 1) / (samples - 1)), sizeof bits);
-        hash = (hash ^ bits) * 0x9E3779B97F4A7C15u;
-    }
-    return hash >> 1; /* positive as a signed integer */
-}
-
 void accel_frame(const Frame *f)
 {
     const int threads = accel_threads(f->threads);

@@ -1,7 +1,7 @@
 """Packed weights, kept while the parameter lives and packed again when it changes.
 
-The key is the tensor itself, its address, version counter, shape and strides, and a fingerprint of some of its values:
-`p.data.fill_()` changes the values without raising `p._version`, and inference tensors have no version at all.
+The key is the tensor itself, its address, version counter, shape and strides; inference tensors have no version, and
+are packed at every call. Writes through `.data` raise none: `torch.autograd.graph.increment_version` tells of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ class Packed:
     storage: Tensor
     address: int
     zero: int
-    count: int  # elements of the weight
 
 
 _cache: dict[tuple[int, str, int], tuple[Packed, tuple, tuple, weakref.ref]] = {}
@@ -35,19 +34,18 @@ def packed_weight(weight: Tensor, groups: int, kind: str) -> Packed:
     `kind`: "conv", "narrow" (panels of one vector), "depthwise" (groups = C = K: lanes are channels) or "input
     gradient" (input and output exchanged).
     """
-    address = weight.data_ptr()
-    version = 0 if weight.is_inference() else weight._version
+    if weight.is_inference():
+        return _pack(weight, groups, kind)
+    address, version = weight.data_ptr(), weight._version
     slot = (id(weight), kind, groups)
     found = _cache.get(slot)
     layout = (weight.shape, weight.stride(), _engine.isa())
     if found is not None:
         packed, seen, seen_layout, _ = found
-        if layout == seen_layout and seen == (address, version, _engine.fingerprint(address, packed.count)):
+        if layout == seen_layout and seen == (address, version):
             return packed
     packed = _pack(weight, groups, kind)
-    if weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last):  # no gaps to fingerprint
-        seen = (address, version, _engine.fingerprint(address, packed.count))
-        _cache[slot] = (packed, seen, layout, weakref.ref(weight, lambda _: _cache.pop(slot, None)))
+    _cache[slot] = (packed, (address, version), layout, weakref.ref(weight, lambda _: _cache.pop(slot, None)))
     return packed
 
 
@@ -70,4 +68,4 @@ def _pack(weight: Tensor, groups: int, kind: str) -> Packed:
         weight.data_ptr(), storage.data_ptr(), stride_g, stride_k, stride_c, weight.stride(2), weight.stride(3), groups,
         outer, inner, kh, kw, most_vectors, torch.get_num_threads(),
     )  # fmt: skip
-    return Packed(storage, storage.data_ptr(), storage.data_ptr() + storage.element_size() * size, weight.numel())
+    return Packed(storage, storage.data_ptr(), storage.data_ptr() + storage.element_size() * size)

@@ -244,12 +244,6 @@ def plan_stage(
         return StagePlan(units, shortcut, in_size, spatial=spatial, eps=eps)
 
 
-def fingerprints(table: Tensor) -> int:
-    """See `accel.kernels.stage.fingerprints`."""
-    addresses, count = table.data_ptr(), table.shape[1]
-    return _engine.fingerprints(addresses, addresses + count * table.element_size(), count)
-
-
 def _keeps_size(conv: StageConv) -> bool:
     window = [(k - 1) * d for k, d in zip(conv.weight.shape[2:], conv.dilation)]
     return conv.stride == (1, 1) and all(2 * p == w for p, w in zip(conv.padding, window))

@@ -203,4 +203,4 @@ def test_the_right_number_of_ints():
     with pytest.raises(TypeError, match="convolve expects 27 ints, got 1"):
         _engine.convolve(0)
     with pytest.raises(TypeError):
-        _engine.fingerprint("address", 1)
+        _engine.packed_size("groups", 1, 1, 1)

@@ -10,6 +10,7 @@ from torch import nn
 
 pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
 
+import accel
 from accel.config import ACT, SACT
 from accel.kernels.stage import StageConv, StageHead, StageUnit, plan_stage
 from accel.nn.adaptive import AdaptiveStage, dense_execution
@@ -191,6 +192,7 @@ def test_a_changed_parameter_is_noticed():
     x = torch.randn(2, 8, 12, 9)
     compare(stage, x)
     stage[1].conv2.weight.data.mul_(0.5)  # through .data: no version is raised
+    accel.refresh(stage)
     compare(stage, x)
     stage[0].halting.bn.running_mean.add_(0.3)
     compare(stage, x)

@@ -44,10 +44,10 @@ def cifar_net(config: ACT, seed: int = 0) -> nn.Module:
 def set_heads(model: nn.Module, bias: float, scale: float = 1.0) -> None:
     for name, module in model.named_modules():
         if name.endswith("halting.conv"):
-            module.bias.data.fill_(bias)
-            module.weight.data.mul_(scale)
+            nn.init.constant_(module.bias, bias)
+            torch.no_grad()(module.weight.mul_)(scale)
         if name.endswith("halting.pooled"):
-            module.weight.data.mul_(scale)
+            torch.no_grad()(module.weight.mul_)(scale)
 
 
 @pytest.mark.parametrize("config", [ACT(), SACT()])

@@ -185,7 +185,7 @@ def test_what_shares_memory_and_what_writes():
         return F.relu(w, inplace=False)
 
     net = Flow(flow)
-    graph = trace(net)
+    graph = trace(net).graph
     effects.annotate(graph, dict(net.named_modules()))
     nodes = {node.name: node for node in graph.nodes}
     assert effects.memory(nodes["conv"]) == {nodes["conv"]}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import accel
 from accel.nn.folding import FoldedWeights, fold
 
 
@@ -39,8 +40,8 @@ def test_folded_weights_are_norm_after_convolution(affine, bias):
 
 CHANGES = {
     "in place": lambda conv, norm: conv.weight.mul_(2),
-    "through data": lambda conv, norm: conv.weight.data.fill_(0.1),
-    "norm through data": lambda conv, norm: norm.running_var.data.mul_(2),
+    "through data, and said": lambda conv, norm: (conv.weight.data.fill_(0.1), accel.refresh(conv)),
+    "statistics through data, and said": lambda conv, norm: (norm.running_var.data.mul_(2), accel.refresh(norm)),
     "bias": lambda conv, norm: conv.bias.add_(1),
     "epsilon": lambda conv, norm: setattr(norm, "eps", 0.5),
     "statistics": lambda conv, norm: norm.train()(torch.randn(4, 6, 5, 5).double()),

@@ -89,7 +89,7 @@ def test_optional_arguments_are_taken_at_their_defaults():
         return x + x if twice else x
 
     model, x = net(forward), image()
-    graph = trace(model)
+    graph = trace(model).graph
     assert [node.name for node in graph.nodes if node.op == "placeholder"] == ["x"]
     torch.testing.assert_close(run(graph, model, x), model(x))
     weight = torch.ones(1)
@@ -99,7 +99,7 @@ def test_optional_arguments_are_taken_at_their_defaults():
 
 def test_parameters_and_buffers_are_read_when_the_graph_runs():
     model = net(lambda self, x: F.conv2d(x, self.conv.weight * 2) * self.scale)
-    graph, x = trace(model), image()
+    graph, x = trace(model).graph, image()
     with torch.no_grad():
         model.conv.weight.mul_(3)
         model.scale.add_(4)
@@ -117,7 +117,7 @@ def test_in_place_operators_keep_their_aliases():
         return alias
 
     model, x = net(forward), image()
-    torch.testing.assert_close(run(trace(model), model, x), model(x))
+    torch.testing.assert_close(run(trace(model).graph, model, x), model(x))
 
 
 def test_the_largest_parts_that_trace():
@@ -132,7 +132,7 @@ def test_the_largest_parts_that_trace():
 
 
 def nodes(model):
-    graph = trace(model)
+    graph = trace(model).graph
     return list(graph.nodes), dict(model.named_modules())
 
 

@@ -62,7 +62,7 @@ def test_a_part_whose_rewritten_path_is_wrong_runs_its_own_forward(lossy, tmp_pa
     for each in (fast, copy.deepcopy(fast), accel.load_converted(tmp_path, net)):
         with torch.no_grad():
             torch.testing.assert_close(each(image()), expected)
-        assert list(refused_parts(each)) == [""] and installed(each)[0][1].code is None
+        assert list(refused_parts(each)) == [""] and installed(each)[0][1].rewritten is None
         assert "nothing fused" in describe_paths(each, image())["0.conv"]
     assert installed(accel.revert_model(fast)) == []
 

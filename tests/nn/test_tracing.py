@@ -85,7 +85,7 @@ def test_copies_run_for_the_first_time_in_many_threads(eager_switches):
             own = copy.deepcopy(fast)
             with torch.no_grad():
                 assert torch.equal(own(image()), expected)
-            assert installed(own)[0][1].code is not None
+            assert installed(own)[0][1].rewritten is not None
 
     assert together(4, work) == [] and nn.Module.__call__ is call
     assert nn.ReLU()(-torch.ones(1)) == 0
@@ -103,7 +103,7 @@ def test_models_are_converted_while_others_run(eager_switches):
         try:
             for _ in range(3):
                 fast = accel.convert_model(Net(base).eval(), HALF, example_inputs=image())
-                assert installed(fast)[0][1].code is not None
+                assert installed(fast)[0][1].rewritten is not None
         finally:
             stop.set()
 
@@ -237,7 +237,7 @@ def test_attributes_are_read_as_the_model_has_them():
     net.helper = types.SimpleNamespace(owner=net)
     net.bound = types.MethodType(base, net)
     net.part = functools.partial(max, 2.0)
-    graph = trace(net)
+    graph = trace(net).graph
     assert graph is not None and [n.target for n in graph.nodes if n.op == "call_module"] == ["conv", "next"]
     assert any(n.target is math.floor for n in graph.nodes)
 
