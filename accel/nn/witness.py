@@ -48,7 +48,7 @@ class Steps:
 
     def _enter(self, frame: FrameType, _event: str, _argument: object) -> object:
         code = frame.f_code
-        if is_library(code.co_filename):
+        if is_library(code.co_filename) or str(frame.f_globals.get("__name__")).startswith("namedtuple_"):
             return None
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
         self.ran[code, id(frame.f_globals)] = frame.f_globals

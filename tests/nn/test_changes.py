@@ -225,6 +225,37 @@ def test_branches_that_a_trace_cannot_tell_are_taken_as_the_forward_takes_them(a
     assert all(path.refused for _, path in installed(fast))
 
 
+def sizes(net, y):
+    n, c, h, w = y.shape
+    first, second = y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w).chunk(2, 1)
+    return torch.cat((first, second.flip(1)), 1)
+
+
+def containers(net, y):
+    found = {"y": y, "more": [y * scale for scale in (1.0, 2.0)]}
+    return sum((value for value in found["more"] if value is not None), found["y"])
+
+
+Pair = collections.namedtuple("Pair", "left right")
+
+
+def named(net, y):
+    pair = Pair(y, right=y * 2)
+    return pair.left + pair._replace(right=y).right
+
+
+def guarded(net, y):
+    if net.training or y is None:
+        raise ValueError(f"{type(y)}")
+    with torch.no_grad():
+        return y if not torch.jit.is_scripting() else -y
+
+
+@pytest.mark.parametrize("after", [sizes, containers, named, guarded], ids=lambda after: after.__name__)
+def test_ways_that_a_trace_can_tell_run_the_plan(after, ran):
+    assert_follows(converted(after), ran)
+
+
 def test_a_branch_that_is_refused_is_said_in_the_report():
     with pytest.warns(UserWarning, match="takes another way through its code than when it was traced"):
         fast = accel.convert_model(Net(BRANCHES["isinstance"]).eval(), HALF, example_inputs=image())
