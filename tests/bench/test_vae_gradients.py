@@ -8,7 +8,7 @@ from accel.bench.runner import Settings, load_kind, read_cases
 
 pytest.importorskip("sklearn")
 
-CASE = {"dim": 2, "steps": 30, "batch": 30, "samples": 2, "draws": 600}  # a tenth of the draws where it is quick
+CASE = {"dim": 2, "steps": 10, "batch": 20, "samples": 2, "draws": 300}  # a tenth of the draws where it is quick
 FILE = "profiles/cases/vae_gradients.toml"
 
 
@@ -19,7 +19,7 @@ def test_the_score_function_is_noisier(latent):
         for row in load_kind("vae_gradients").rows({**CASE, "latent": latent}, Settings(quick=True))
     }
     assert list(rows) == ["implicit", "torch", "score"]
-    assert all(row["correct"] and row["ms"] > 0 and row["draws"] == 60 for row in rows.values())
+    assert all(row["correct"] and row["ms"] > 0 and row["draws"] == 30 for row in rows.values())
     assert rows["implicit"]["times_implicit"] == 1 and 0.5 < rows["torch"]["times_implicit"] < 2
     assert rows["score"]["times_implicit"] > 3
 
