@@ -47,16 +47,20 @@ class Epochs:
     def rows(self, step: int) -> Tensor:
         """int64 [batch], the examples of a step."""
         epoch, place = divmod(step, self.steps)
-        order = torch.randperm(self.count, generator=self._generator(epoch, 0), device="cpu")
         first = (place * self.world + self.rank) * self.batch
-        return order[first : first + self.batch]
+        return _order(self.count, self._seed(epoch, 0))[first : first + self.batch]
 
     def generator(self, step: int) -> torch.Generator:
         """Of what this process draws in a step."""
-        return self._generator(step, 1 + self.rank)
+        return torch.Generator().manual_seed(self._seed(step, 1 + self.rank))
 
-    def _generator(self, index: int, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed * _SEED_STRIDE + index) * 64 + stream)
+    def _seed(self, index: int, stream: int) -> int:
+        return (self.seed * _SEED_STRIDE + index) * 64 + stream
+
+
+@functools.lru_cache(maxsize=1)  # an order is drawn once an epoch, not at every step
+def _order(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 @dataclasses.dataclass(frozen=True)
