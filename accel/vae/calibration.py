@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 
 from accel.errors import ConfigError, DataError
+from accel.reports.tables import rows_as
 from accel.vae import frames
 from accel.vae.columns import Column
 from accel.vae.mask_generators import MCAR, MaskGenerator
@@ -48,7 +49,7 @@ class Calibration:
         return pd.DataFrame(self.rows)
 
     def __str__(self) -> str:
-        return self.frame().to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="")
+        return rows_as("table", self.rows).rstrip()
 
     def _repr_html_(self) -> str:
         return self.to_html()

@@ -32,6 +32,7 @@ class Column:
         classes: of a discrete column, in order; class numbers count from 0.
         mean, scale: of the observed values of a numeric column; a constant one has scale 0.
         low, high: bounds of a numeric column that no imputed value oversteps; None where there is none.
+        sticky: whether fractional values of the column lie on a bound, as zeros do among amounts.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Column:
     scale: float = 1.0
     low: float | None = None
     high: float | None = None
+    sticky: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -122,9 +124,10 @@ def numeric_column(name: str, kind: str, values: np.ndarray, bounds: tuple | Non
     if scale <= 1e-12 * abs(mean):  # the deviation of equal numbers is not always exactly 0
         scale = 0.0
         mean = float(known[0])
-    column = Column(
-        name, kind, (), mean, scale, None if low is None else float(low), None if high is None else float(high)
-    )
+    low, high = (None if bound is None else float(bound) for bound in (low, high))
+    column = Column(name, kind, (), mean, scale, low, high)
+    if not column.whole and np.isin(known, column.bounds).any():
+        column = dataclasses.replace(column, sticky=True)
     check_values(column, known)
     return column
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,11 @@ Given = str | Mapping[str, Any]  # the kind of a column, or kind, low, high, cla
 
 
 def is_frame(table: object) -> bool:
-    return isinstance(table, pd.DataFrame) or hasattr(table, "__dataframe__")
+    return isinstance(table, pd.DataFrame) or hasattr(table, "__dataframe__") or _is_polars(table)
+
+
+def _is_polars(table: object) -> bool:
+    return type(table).__module__.split(".")[0] == "polars"
 
 
 def as_pandas(table: object) -> pd.DataFrame:
@@ -25,8 +30,10 @@ def as_pandas(table: object) -> pd.DataFrame:
     Raises:
         DataError: two columns of one name, or no column.
     """
-    if not isinstance(table, pd.DataFrame):
-        table = table.to_pandas() if hasattr(table, "to_pandas") else pd.api.interchange.from_dataframe(table)
+    if _is_polars(table):
+        table = _from_polars(table)
+    elif not isinstance(table, pd.DataFrame):
+        table = pd.api.interchange.from_dataframe(table)
     if len(twice := table.columns[table.columns.duplicated()]):
         raise DataError(f"two columns are called {twice[0]!r}: rename one")
     if not len(table.columns):
@@ -34,13 +41,27 @@ def as_pandas(table: object) -> pd.DataFrame:
     return table
 
 
-def like_input(frame: pd.DataFrame, table: object) -> object:
-    """`frame` as the kind of data frame that `table` is: pandas and polars stay what they are, others become pandas."""
-    if type(table).__module__.split(".")[0] == "polars":
-        import polars
+def _from_polars(table: Any) -> pd.DataFrame:
+    """Columns keep their nullable types; categories become text."""
+    import polars
 
-        return polars.from_pandas(frame)
-    return frame
+    try:
+        return table.cast({polars.Categorical: polars.String, polars.Enum: polars.String}).to_pandas(
+            use_pyarrow_extension_array=True
+        )
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"a polars frame needs {error.name}: pip install {error.name}, or give a pandas frame"
+        ) from error
+
+
+def like_input(frame: pd.DataFrame, table: Any) -> Any:
+    """`frame` as the kind of data frame that `table` is: pandas and polars stay what they are, others become pandas."""
+    if not _is_polars(table):
+        return frame
+    import polars
+
+    return polars.from_pandas(frame).cast(dict(table.schema))
 
 
 def find_columns(frame: pd.DataFrame, given: Mapping[Any, Given]) -> list[Column]:
@@ -97,6 +118,8 @@ def _found_kind(series: pd.Series) -> str:
     if types.is_numeric_dtype(dtype):
         return found_numeric_kind(_numbers(series), types.is_integer_dtype(dtype))
     known = series.dropna()
+    if len(known) and all(isinstance(one, (dt.date, dt.time, dt.timedelta)) for one in known):
+        return "pass"
     kind = _one_type(str(series.name), known)
     if kind is str or not len(known):
         return "categorical"

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from accel.errors import DataError
+from accel.reports.tables import rows_as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +64,7 @@ class Pooled:
         return [{key: values[one] for key, values in columns.items()} for one in range(len(self.names))]
 
     def __str__(self) -> str:
-        heads = list(self.rows()[0])
-        cells = [heads] + [
-            [row[head] if head == "name" else f"{row[head]:.4g}" for head in heads] for row in self.rows()
-        ]
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells)
+        return rows_as("table", self.rows()).rstrip()
 
 
 def pool(fits: Sequence[Any], df_complete: float | None = None) -> Pooled:

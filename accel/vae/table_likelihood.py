@@ -1,8 +1,9 @@
 """What a network reads of a table's cells and what its outputs say of them, all columns at once.
 
 Cells are floats [*, D] in the columns' units (`Column.scaled`) and class numbers. A numeric column has two outputs,
-mean and raw deviation of a normal; bounds rectify it (what lies beyond counts as the bound), whole numbers take the
-mass of their unit interval. A class has one output, its logit; an ordinal column one, its place among learned cuts.
+mean and raw deviation of a normal. At bounds it is cut off; where cells lie on a bound itself, as zeros among amounts
+do, what is beyond counts as the bound. Whole numbers take the mass of their unit interval. A class has one output, its
+logit; an ordinal column one, its place among learned cuts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from accel.errors import ConfigError
 from accel.vae.columns import Column
 
 LEAST_SCALE = 0.01  # of a learned deviation, in units of the column's own
-_FAR = 40.0  # deviations: an edge that stands for infinity, with a gradient of exactly 0
+_FAR = 40.0  # deviations: an edge that stands for infinity
+_OUTSIDE = 5.0  # deviations that the mean of a normal that is cut off may lie beyond: next to an exponential already
 _AT_BOUND = 1e-5  # deviations: single precision does not bring a bound back to the bit
 _FINEST = (
     0.1  # whole numbers further apart than this share of a deviation take the mass of their interval, others a density
@@ -47,17 +49,21 @@ class TableLikelihood(nn.Module):
     def _lay_out_numeric(self) -> None:
         chosen = [(index, column) for index, column in enumerate(self.columns) if column.numeric]
         self.numeric = [index for index, _ in chosen]
-        edges = torch.full((2, len(chosen)), torch.inf, dtype=torch.float64)
-        edges[0] = -torch.inf
+        unbounded = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)[:, None].repeat(1, len(chosen))
+        edges, sticky, cut = unbounded, unbounded.clone(), unbounded.clone()
         half = torch.zeros(len(chosen), dtype=torch.float64)
-        for place, (_, column) in enumerate(chosen):
-            step = 1 / column.scale if column.whole and self.learned else 0.0
+        for place, (_, column) in enumerate(chosen if self.learned else ()):
+            step = 1 / column.scale if column.whole else 0.0
             half[place] = step / 2 if step > _FINEST else 0.0
-            if self.learned:
-                edges[:, place] = (torch.tensor(column.bounds, dtype=torch.float64) - column.mean) / column.scale
-        self.register_buffer("edges", edges.float(), persistent=False)
-        self.register_buffer("half_step", half.float(), persistent=False)
-        self.bounded, self.stepped = bool(edges.isfinite().any()), bool((half > 0).any())
+            edges[:, place] = (torch.tensor(column.bounds, dtype=torch.float64) - column.mean) / column.scale
+            if column.sticky:
+                sticky[:, place] = edges[:, place]
+            else:
+                cut[:, place] = edges[:, place] + torch.tensor([-step / 2, step / 2])
+        self.stuck, self.truncated = bool(sticky.isfinite().any()), bool(cut.isfinite().any())
+        self.stepped = bool((half > 0).any())
+        for name, values in (("edges", edges), ("sticky", sticky), ("cut", cut), ("half_step", half)):
+            self.register_buffer(name, values.float(), persistent=False)
 
     def _lay_out_discrete(self) -> None:
         self.discrete = [index for index, column in enumerate(self.columns) if column.discrete]
@@ -105,21 +111,30 @@ class TableLikelihood(nn.Module):
         return torch.cat(found, -1)[..., self.place]
 
     def normal(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(means, deviations) of the numeric columns, [*, number of them], before rectification."""
+        """(means, deviations) of the numeric columns' normals, [*, number of them]."""
         mean, raw = outputs[..., : 2 * len(self.numeric)].chunk(2, -1)
-        return mean, F.softplus(raw) + LEAST_SCALE if self.learned else torch.ones_like(raw)
+        scale = F.softplus(raw) + LEAST_SCALE if self.learned else torch.ones_like(raw)
+        if self.truncated:
+            mean = torch.maximum(torch.minimum(mean, self.cut[1] + _OUTSIDE * scale), self.cut[0] - _OUTSIDE * scale)
+        return mean, scale
 
     def _numeric_log_prob(self, mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
         z = (x - mean) / scale
         found = -0.5 * z * z - scale.log() - 0.9189385332046727  # log sqrt(2 pi)
-        if not self.bounded and not self.stepped:
-            return found
-        low, high = self.edges
-        at_low, at_high = x <= low + _AT_BOUND, x >= high - _AT_BOUND
-        upper = torch.where(at_high, _FAR, (x + self.half_step - mean) / scale).clamp(-_FAR, _FAR)
-        lower = torch.where(at_low, -_FAR, (x - self.half_step - mean) / scale).clamp(-_FAR, _FAR)
-        mass = at_low | at_high | (self.half_step > 0)
-        return torch.where(mass, _log_mass(torch.where(mass, lower, -1.0), torch.where(mass, upper, 1.0)), found)
+        if self.stepped:
+            wide = torch.where(self.half_step > 0, self.half_step, 1.0)
+            mass = _log_mass((x - wide - mean) / scale, (x + wide - mean) / scale)
+            found = torch.where(self.half_step > 0, mass, found)
+        if self.stuck:
+            found = torch.where(x <= self.sticky[0] + _AT_BOUND, _log_ndtr(z), found)
+            found = torch.where(x >= self.sticky[1] - _AT_BOUND, _log_ndtr(-z), found)
+        return found - _log_mass(*self._cuts(mean, scale)) if self.truncated else found
+
+    def _cuts(self, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the normals are cut off, in their own deviations."""
+        low, high = torch.where(self.cut.isfinite(), self.cut, 0.0)
+        lower = torch.where(self.cut[0].isfinite(), (low - mean) / scale, -_FAR).clamp(min=-_FAR)
+        return lower, torch.where(self.cut[1].isfinite(), (high - mean) / scale, _FAR).clamp(max=_FAR)
 
     def class_log_probs(self, outputs: Tensor) -> Tensor:
         """log p of every class, [*, discrete columns, most classes], minus infinity beyond a column's classes."""
@@ -139,23 +154,26 @@ class TableLikelihood(nn.Module):
     def mean(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """(means of the numeric columns, class probabilities [*, discrete columns, most classes])."""
         mean, scale = self.normal(outputs)
-        return (self._rectified_mean(mean, scale) if self.bounded else mean), self.class_log_probs(outputs).exp()
+        if self.truncated:
+            lower, upper = self._cuts(mean, scale)
+            mean = mean + scale * (_density(lower) - _density(upper)) / _log_mass(lower, upper).exp()
+        return (self._rectified_mean(mean, scale) if self.stuck else mean), self.class_log_probs(outputs).exp()
 
     def _rectified_mean(self, mean: Tensor, scale: Tensor) -> Tensor:
-        below, above = (self.edges[0] - mean) / scale, (self.edges[1] - mean) / scale
+        below, above = (self.sticky[0] - mean) / scale, (self.sticky[1] - mean) / scale
         inside = torch.special.ndtr(above) - torch.special.ndtr(below)
-        density = [torch.exp(-0.5 * edge**2) * 0.3989422804014327 for edge in (below, above)]  # 1 / sqrt(2 pi)
-        edges = torch.where(self.edges.isfinite(), self.edges, 0.0)
-        ends = edges[0] * torch.special.ndtr(below) + edges[1] * torch.special.ndtr(-above)
-        return mean * inside + scale * (density[0] - density[1]) + ends
+        ends = torch.where(self.sticky.isfinite(), self.sticky, 0.0)
+        beyond = ends[0] * torch.special.ndtr(below) + ends[1] * torch.special.ndtr(-above)
+        return mean * inside + scale * (_density(below) - _density(above)) + beyond
 
     def sample(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
         """Cells [*, D] for uniforms [*, D] in (0, 1), by inverse distribution functions; means where they are fixed."""
         cells = torch.empty_like(uniforms)
         if self.numeric:
             mean, scale = self.normal(outputs)
-            drawn = mean + scale * torch.special.ndtri(uniforms[..., self.numeric]) if self.learned else mean
-            cells[..., self.numeric] = drawn.clamp(self.edges[0], self.edges[1])
+            lower, upper = (torch.special.ndtr(cut) for cut in self._cuts(mean, scale))
+            drawn = mean + scale * torch.special.ndtri(lower + uniforms[..., self.numeric] * (upper - lower))
+            cells[..., self.numeric] = drawn.clamp(self.edges[0], self.edges[1]) if self.learned else mean
         if self.discrete:
             reached = self.class_log_probs(outputs).exp().cumsum(-1)
             if self.learned:
@@ -166,9 +184,20 @@ class TableLikelihood(nn.Module):
         return cells
 
 
+def _density(z: Tensor) -> Tensor:
+    return torch.exp(-0.5 * z * z) * 0.3989422804014327  # 1 / sqrt(2 pi)
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """log Phi(x) with a gradient far out: there torch's hangs on a difference of large numbers, and is no number."""
+    far = x.clamp(max=-20.0)
+    tail = -0.5 * far * far - (-far).log() - 0.9189385332046727 + torch.log1p(-1 / far**2 + 3 / far**4 - 15 / far**6)
+    return torch.where(x < -20.0, tail, torch.special.log_ndtr(x.clamp(min=-20.0)))
+
+
 def _log_mass(lower: Tensor, upper: Tensor) -> Tensor:
     """log(Phi(upper) - Phi(lower)) for lower < upper, to the last digits in both tails."""
     flipped = lower + upper > 0
     a, b = torch.where(flipped, -upper, lower), torch.where(flipped, -lower, upper)
-    top, bottom = torch.special.log_ndtr(b), torch.special.log_ndtr(a)
+    top, bottom = _log_ndtr(b), _log_ndtr(a)
     return top + torch.log(-torch.expm1((bottom - top).clamp(max=-1e-6)))

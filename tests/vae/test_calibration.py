@@ -49,7 +49,7 @@ def test_it_tells_columns_that_can_be_known_from_those_that_cannot():
         covered = [rows[name][f"coverage_{level}"] for level in (50, 80, 90, 95)]
         assert covered == sorted(covered) and 0.75 < covered[2] <= 1
         assert 80 < rows[name]["hidden"] < 160 and len(found.observed[name]) == len(found.imputed[name])
-    assert str(found).count("\n") == 5 and "nrmse" in found.to_html() and found.plot().axes
+    assert str(found).count("\n") == 6 and "nrmse" in found.to_html() and found.plot().axes
 
 
 def test_a_fitted_model_is_judged_as_it_is():

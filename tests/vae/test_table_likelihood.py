@@ -8,7 +8,7 @@ import torch
 from accel.errors import ConfigError
 from accel.tests.vae.models import seeded
 from accel.vae.columns import Column
-from accel.vae.table_likelihood import TableLikelihood, _log_mass
+from accel.vae.table_likelihood import TableLikelihood, _log_mass, _log_ndtr
 
 
 def outputs_of(likelihood, rows=6, spread=1.0):
@@ -51,8 +51,25 @@ def test_counts_add_up_to_one_and_whole_numbers_too():
         )  # single-precision steps
 
 
-def test_a_bounded_number_is_a_density_inside_and_mass_at_the_bounds():
-    likelihood = made(Column("a", "real", low=-0.5, high=1.0))
+@pytest.mark.parametrize("low, high", [(-0.5, 1.0), (-0.5, None), (None, 1.0)])
+def test_a_number_is_cut_off_where_no_value_lies_on_the_bound(low, high):
+    likelihood = made(Column("a", "real", low=low, high=high))
+    outputs = outputs_of(likelihood, spread=4.0)  # means beyond the bounds among them
+    ends = (-40.0 if low is None else low, 40.0 if high is None else high)
+    grid = torch.linspace(*ends, 200_001, dtype=torch.float64)[:, None, None]
+    density = likelihood.log_prob(outputs[None], grid.expand(-1, 6, 1))[..., 0].exp()
+    total = torch.trapezoid(density, grid[:, 0, 0], dim=0)
+    torch.testing.assert_close(total, torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-4)
+    moment = torch.trapezoid(density * grid[..., 0], grid[:, 0, 0], dim=0)
+    torch.testing.assert_close(likelihood.mean(outputs)[0][:, 0], moment, rtol=0, atol=1e-3)
+    uniforms = torch.linspace(0, 1, 10_001, dtype=torch.float64)[1:-1, None].expand(-1, 6)[..., None]
+    drawn = likelihood.sample(outputs.expand(len(uniforms), -1, -1), uniforms)
+    assert drawn.min() >= ends[0] and drawn.max() <= ends[1] and (drawn.diff(dim=0) > 0).all()
+    torch.testing.assert_close(drawn.mean(0)[:, 0], moment, rtol=0, atol=1e-2)
+
+
+def test_a_sticky_number_is_a_density_inside_and_mass_at_the_bounds():
+    likelihood = made(Column("a", "real", low=-0.5, high=1.0, sticky=True))
     outputs = outputs_of(likelihood)
     grid = torch.linspace(-0.5, 1.0, 100_001, dtype=torch.float64)[:, None, None]
     density = likelihood.log_prob(outputs[None], grid.expand(-1, 6, 1))[..., 0].exp()
@@ -65,7 +82,7 @@ def test_a_bounded_number_is_a_density_inside_and_mass_at_the_bounds():
 
 def test_samples_have_the_likelihoods_shares_and_stay_inside():
     columns = (
-        Column("a", "nonnegative", mean=1.0, scale=2.0, low=0.0),
+        Column("a", "nonnegative", mean=1.0, scale=2.0, low=0.0, sticky=True),
         Column("b", "categorical", ("x", "y", "z")),
         Column("c", "ordinal", (1, 2, 3, 4)),
     )
@@ -102,12 +119,14 @@ def test_features_are_values_and_bits_and_nothing_where_hidden():
 def test_gradients_are_right_and_stay_finite_far_out():
     likelihood = made(
         Column("a", "count", mean=2.0, scale=1.5, low=0.0),
-        Column("b", "real", low=-1.0),
+        Column("b", "real", low=-1.0, sticky=True),
+        Column("e", "real", low=-1.0),
         Column("c", "ordinal", (0, 1, 2)),
         Column("d", "categorical", (0, 1)),
     )
     outputs = outputs_of(likelihood, rows=3).requires_grad_()
-    cells = torch.tensor([[-2 / 1.5, -1.0, 0.0, 1.0], [0.0, 0.5, 1.0, 0.0], [1 / 1.5, 2.0, 2.0, 1.0]]).double()
+    rows = [[-2 / 1.5, -1.0, -0.9, 0.0, 1.0], [0.0, 0.5, 0.5, 1.0, 0.0], [1 / 1.5, 2.0, 9.0, 2.0, 1.0]]
+    cells = torch.tensor(rows, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda given: likelihood.log_prob(given, cells), outputs)
     for far in (-1e3, 1e3):
         outputs = torch.full((3, likelihood.num_outputs), far, requires_grad=True)
@@ -123,6 +142,11 @@ def test_the_mass_of_an_interval_in_both_tails():
     exact = torch.special.log_ndtr(torch.tensor([-29.0, 0.0, -8.0, -29.0], dtype=torch.float64))
     assert ((found - exact).abs() < torch.tensor([1e-9, 0.4, 1e-3, 1e-9])).all() and found[1] < exact[1]
     assert (found - expected).abs()[1] < 1e-3
+
+
+def test_the_logarithm_of_phi_joins_its_tail():
+    x = torch.tensor([-1e5, -300.0, -20.0 - 1e-9, -20.0 + 1e-9, -1.0, 5.0], dtype=torch.float64)
+    torch.testing.assert_close(_log_ndtr(x), torch.special.log_ndtr(x), rtol=1e-8, atol=1e-6)
 
 
 def test_no_column_is_refused():

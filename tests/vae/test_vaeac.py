@@ -17,7 +17,7 @@ from accel.vae.vaeac import divergence, regulariser, table_vaeac
 COLUMNS = [
     Column("a", "real"),
     Column("b", "categorical", ("x", "y", "z")),
-    Column("c", "nonnegative", low=0.0, mean=1.0, scale=2.0),
+    Column("c", "nonnegative", low=0.0, mean=1.0, scale=2.0, sticky=True),
     Column("d", "count", low=0.0, mean=3.0, scale=2.0),
     Column("e", "ordinal", (0, 1, 2, 3)),
     Column("f", "boolean", (False, True)),
