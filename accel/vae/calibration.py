@@ -116,7 +116,8 @@ def examine(
     judged = clone(imputer) if refit else imputer
     truth = judged._read(X, reset=refit)
     generator = torch.Generator().manual_seed(random_state)
-    hidden = (masks or MCAR(share))(torch.from_numpy(truth), generator).numpy() & ~np.isnan(truth)
+    scaled = np.stack([column.scaled(truth[:, place]) for place, column in enumerate(judged.columns_)], 1)
+    hidden = (masks or MCAR(share))(torch.from_numpy(scaled), generator).numpy() & ~np.isnan(truth)
     if refit:
         labels = list(frames.as_pandas(X).columns) if frames.is_frame(X) else range(truth.shape[1])
         kinds = {label: column.given() for label, column in zip(labels, judged.columns_)}

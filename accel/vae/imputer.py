@@ -20,7 +20,7 @@ from accel.vae.columns import describe
 from accel.vae.conditional import checked_mask, long_frame
 from accel.vae.imputer_training import Training, train
 from accel.vae.inference import Sampler
-from accel.vae.mask_generators import MCAR, MaskGenerator
+from accel.vae.mask_generators import MCAR, MaskGenerator, OfTable
 from accel.vae.memory import need_memory
 from accel.vae.table_likelihood import TableLikelihood
 from accel.vae.vaeac import VAEAC, table_vaeac
@@ -44,8 +44,8 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         scale: "learned": each numeric cell has a deviation of its own, and imputations are samples; "fixed":
             deviations are 1, and imputations are means given the latent, as in the official code: for point errors,
             not for intervals.
-        masks: what is hidden in training, an `accel.vae.MaskGenerator`; None: every cell with a probability drawn for
-            each row between 0 and 1/2.
+        masks: what is hidden in training, an `accel.vae.MaskGenerator` that numbers the columns of the table; None:
+            every cell with a probability drawn for each row between 0 and 1/2.
         epochs: passes over the table; None: as many as make 3000 batches.
         batch_size, learning_rate: of the training (Adam; the rate is the highest of its schedule).
         width, depth, latent: of the networks: units of a layer, layers, latent variables.
@@ -137,7 +137,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         _check_count(num_imputations, "num_imputations")
         table = self._read(X, reset=False)
-        need_memory(table.nbytes * (num_imputations + 2), f"{num_imputations} imputations of {table.shape} cells")
+        need_memory(2 * table.nbytes * (num_imputations + 1), f"{num_imputations} imputations of {table.shape} cells")
         drawn = self._draw(table, num_imputations)
         return [self._fill(X, drawn[:, draw]) for draw in range(num_imputations)]
 
@@ -290,7 +290,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if not self._modelled:
             return None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed_)
+            torch.default_generator.manual_seed(self.seed_)
             return self._model().to(self.device or "cpu")
 
     def _model(self) -> VAEAC:
@@ -311,8 +311,9 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         steps = _STEPS if self.epochs is None else max(1, round(self.epochs * rows / min(self.batch_size, rows)))
         settings = Training(steps, self.batch_size, self.learning_rate, self.validation, self.patience)
         generator = torch.Generator(device=device).manual_seed(self.seed_)
+        masks = OfTable(self.masks or MCAR((0.0, 0.5)), tuple(self._modelled), table.shape[1])
         with self._progress(steps) as tick:
-            trained = train(self.model_, cells, self.masks or MCAR((0.0, 0.5)), settings, generator, tick)
+            trained = train(self.model_, cells, masks, settings, generator, tick)
         self.bounds_ = [*self.bounds_, *trained.bounds]
 
     @contextlib.contextmanager

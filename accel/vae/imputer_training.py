@@ -59,7 +59,7 @@ def train(
     Raises:
         DataError: the loss is no longer finite.
     """
-    order = torch.randperm(len(cells), generator=generator).to(cells.device)
+    order = torch.randperm(len(cells), generator=generator, device=cells.device)
     held = round(settings.validation * len(cells))
     held = held if held >= _LEAST_VALIDATION else 0
     validation, rows = cells[order[:held]], cells[order[held:]]
@@ -70,7 +70,8 @@ def train(
     every = max(1, settings.steps // _CHECKS)
     for step in range(1, settings.steps + 1):
         _set_lr(optimizer, settings, step)
-        chosen = torch.randint(len(rows), (min(settings.batch, len(rows)),), generator=generator).to(cells.device)
+        count = min(settings.batch, len(rows))
+        chosen = torch.randint(len(rows), (count,), generator=generator, device=cells.device)
         _step(model, optimizer, rows[chosen], masks, generator, step)
         with torch.no_grad():
             share = 1 - min(_AVERAGE, step / (step + 10))

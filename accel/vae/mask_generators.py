@@ -195,6 +195,27 @@ class Mixture(MaskGenerator):
         return drawn[chosen, torch.arange(len(cells), device=cells.device)]
 
 
+@dataclasses.dataclass(frozen=True)
+class OfTable(MaskGenerator):
+    """Masks of some columns of a table, drawn by a generator that numbers all of them; the others count as missing.
+
+    Attributes:
+        base: draws masks of the whole table.
+        places: numbers of the columns given.
+        width: columns of the table.
+    """
+
+    base: MaskGenerator
+    places: tuple[int, ...]
+    width: int
+
+    def __call__(self, cells: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        whole = cells.new_full((len(cells), self.width), math.nan)
+        places = list(self.places)
+        whole[:, places] = cells
+        return self.base(whole, generator)[:, places]
+
+
 GENERATORS = {kind.__name__: kind for kind in (MCAR, MAR, Monotone, MaskList, Groups, Patterns, Mixture)}
 
 

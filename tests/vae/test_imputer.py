@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 pd = pytest.importorskip("pandas", reason="the extra impute brings pandas")
 pytest.importorskip("sklearn", reason="the extra impute brings scikit-learn")
@@ -23,6 +24,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
 from accel.errors import WeightsError  # noqa: E402
 from accel.vae import MAR, MCAR, Groups, Imputer, MaskList, Mixture, Monotone  # noqa: E402
+from accel.vae.mask_generators import OfTable  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = {"epochs": 5, "width": 16, "depth": 1, "latent": 4, "random_state": 0}
@@ -165,6 +167,21 @@ def test_masks_and_kinds_go_into_files(tmp_path):
     assert loaded.masks == masks and loaded.columns == given and loaded.columns_[2].high == 9.0
 
 
+def test_masks_number_the_columns_of_the_table():
+    """Columns that are handed through or constant count, though the model never sees them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4))
+    x[:, 1] = 3.0
+    given = {0: "pass"}
+    for masks in (MaskList(((False, False, True, False),)), MAR(0.4, (3,)), Groups(((1, 3),)), Monotone((3, 2, 1, 0))):
+        assert Imputer(given, masks=masks, **SMALL).fit(x).model_ is not None
+    cells = torch.randn(50, 2)
+    hidden = OfTable(MaskList(((False, False, True, False),)), (2, 3), 4)(cells)
+    assert hidden[:, 0].all() and not hidden[:, 1].any()
+    hidden = OfTable(MAR(0.5, (3,), strength=100.0), (2, 3), 4)(cells)
+    assert not hidden[:, 1].any() and cells[hidden[:, 0], 1].min() > cells[~hidden[:, 0], 1].max() - 0.3
+
+
 def test_damaged_and_foreign_files_are_refused(fitted, tmp_path):
     fitted.save(path := tmp_path / "m.safetensors")
     whole = path.read_bytes()
@@ -209,8 +226,6 @@ def test_new_rows_and_pipelines(fitted, frame):
 
 
 def test_fitting_twice_is_the_same_and_leaves_torch_alone(frame):
-    import torch
-
     torch.manual_seed(5)
     before = torch.get_rng_state()
     imputer = Imputer({"id": "pass"}, **SMALL).fit(frame)
