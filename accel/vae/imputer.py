@@ -202,7 +202,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         ends = np.repeat(table[None], 2, 0)
         if lacking.any():
             drawn = self._draw(table[lacking], num_samples)
-            quantiles = np.quantile(drawn, [(1 - coverage) / 2, (1 + coverage) / 2], axis=1)
+            quantiles = np.quantile(drawn, [(1 - coverage) / 2, (1 + coverage) / 2], axis=1, method="weibull")
             ends[:, lacking] = np.where(np.isnan(table[lacking]), quantiles, table[lacking])
         numeric = [place for place, column in enumerate(self.columns_) if column.numeric]
         if frames.is_frame(X):

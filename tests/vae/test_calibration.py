@@ -8,7 +8,8 @@ pytest.importorskip("sklearn", reason="the extra impute brings scikit-learn")
 
 from accel.errors import ConfigError, DataError  # noqa: E402
 from accel.vae import MAR, Imputer  # noqa: E402
-from accel.vae.calibration import crps  # noqa: E402
+from accel.vae.calibration import _numeric_row, crps  # noqa: E402
+from accel.vae.columns import Column  # noqa: E402
 
 SMALL = {"epochs": 20, "width": 16, "depth": 1, "latent": 4, "random_state": 0}
 
@@ -38,7 +39,7 @@ def test_crps_is_the_definition():
 def test_it_tells_columns_that_can_be_known_from_those_that_cannot():
     data = table()
     found = Imputer(**(SMALL | {"epochs": 120, "learning_rate": 3e-3})).calibration_report(
-        data, share=0.3, num_samples=20
+        data, share=0.3, num_samples=100
     )
     rows = {row["column"]: row for row in found.rows}
     assert set(rows) == {"a", "b", "c", "noise", "flag"} and found.refitted
@@ -71,6 +72,13 @@ def test_rare_classes_and_arrays():
         assert Imputer(**(SMALL | {"epochs": 1})).calibration_report(data, share=0.5, random_state=seed).rows
     x = np.random.default_rng(0).normal(size=(100, 2))
     assert {row["column"] for row in Imputer(**SMALL).calibration_report(x).rows} == {"0", "1"}
+
+
+def test_intervals_of_few_draws_are_not_too_narrow():
+    """Of 39 draws the ends fall on draws themselves, so that nothing is interpolated."""
+    rng = np.random.default_rng(0)
+    row = _numeric_row(Column("a", "real"), rng.normal(size=20_000), np.zeros(20_000), rng.normal(size=(20_000, 39)))
+    assert abs(row["coverage_50"] - 0.5) < 0.02 and abs(row["coverage_90"] - 0.9) < 0.01
 
 
 def test_what_cannot_be_judged_is_refused():
