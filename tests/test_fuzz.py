@@ -21,6 +21,7 @@ from torch import nn
 import accel
 from accel import Perforate
 from accel.convert import perforated_layers
+from accel.nn import pipeline
 from accel.nn.inference import InferencePath, installed, refused_parts
 from accel.ops import use_backend
 from accel.running import one_by_one
@@ -292,14 +293,25 @@ def reference(fast, inputs):
 @pytest.fixture
 def took(monkeypatch):
     """Whether the rewritten path was taken, of every call of one since."""
-    seen = []
-    own = InferencePath._is_current
+    seen, ran, call, compiled = [], [], InferencePath.__call__, pipeline.compile_graph
 
-    def is_current(self):
-        seen.append(own(self))
-        return seen[-1]
+    def counted(graph):
+        forward = compiled(graph)
 
-    monkeypatch.setattr(InferencePath, "_is_current", is_current)
+        def run(*inputs):
+            ran.append(forward)
+            return forward(*inputs)
+
+        return run
+
+    def called(self, *inputs, **named):
+        before = len(ran)
+        outputs = call(self, *inputs, **named)
+        seen.append(len(ran) > before)
+        return outputs
+
+    monkeypatch.setattr(pipeline, "compile_graph", counted)
+    monkeypatch.setattr(InferencePath, "__call__", called)
     return seen
 
 

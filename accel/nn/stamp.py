@@ -109,7 +109,8 @@ class _Module(NamedTuple):
         found = {name: frozen(attributes[name]) for name in names}
         before = read({**found, "training": False, **{name: {} for name in hooks}})
         forward = attributes["forward"] if has_own_forward(module) else None
-        size = len(names) + (forward is not None)
+        observed = getattr(attributes.get("forward"), "observes_only", False)
+        size = len(attributes) - observed
         return _Module(module, type(module), attributes, size, read, before, names, forward, hooks)
 
     def difference(self) -> int:

@@ -17,6 +17,7 @@ import accel
 from accel import Perforate
 from accel.nn.inference import describe_paths, installed
 from accel.nn.replay import Segment
+from accel.nn.stamp import Stamp
 from accel.running import one_by_one
 from accel.zoo.registry import get_model
 
@@ -175,6 +176,15 @@ class Mark:
         return False
 
     __hash__ = None
+
+
+@pytest.mark.parametrize("of", [lambda net: net, copy.deepcopy], ids=["the model", "a copy"])
+def test_an_unchanged_model_is_looked_at_in_one_pass(of, ran, monkeypatch):
+    """The second, slow look says what changed; taken at every call it cost 1.3 ms for a MobileNetV3."""
+    net = of(converted())
+    run(net)
+    monkeypatch.setattr(Stamp, "_difference", lambda self: pytest.fail("looked twice"))
+    assert_follows(net, ran)
 
 
 def test_values_that_are_not_equal_to_themselves_change_nothing(ran):
