@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from accel.kernels.dispatch import implementation, is_direct
+from accel.kernels.dispatch import define, implementation, is_direct
 from accel.kernels.positions import INT32_MAX, ActiveSet
 
 
@@ -46,16 +46,9 @@ def active_positions(mask: Tensor, *, dilate: int = 0) -> ActiveSet:
     return ActiveSet(positions, counts, *mask.shape)
 
 
-@torch.library.custom_op(
-    "accel::active_positions", mutates_args=(), schema="(Tensor mask, SymInt dilate) -> (Tensor, Tensor)"
-)
-def _active(mask, dilate):
-    return implementation("active_positions", mask)(mask, dilate)
-
-
-@_active.register_fake
-def _(mask, dilate):
+def _fake(mask, dilate):
     return mask.new_empty(mask.numel(), dtype=torch.int32), mask.new_empty(mask.shape[0], dtype=torch.int32)
 
 
+define("active_positions", "(Tensor mask, SymInt dilate) -> (Tensor, Tensor)", _fake)
 _ACTIVE = torch.ops.accel.active_positions.default

@@ -9,23 +9,27 @@ from torch._ops import OpOverload
 
 from accel.kernels.counting import Work, register_macs
 from accel.kernels.dispatch import implementation
+from accel.kernels.geometry import CallGeometry
 
 
-def register_conv_backward(op: str, arguments: str) -> OpOverload:
-    """Register `accel::<op>_backward(grad, x, weight, ...) -> (dX, dW, db)`; `arguments` is the rest of its schema.
+def register_conv_backward(op: str, sets: str, fields: str) -> OpOverload:
+    """Register `accel::<op>_backward(grad, x, weight, ...) -> (dX, dW, db)`.
+
+    The rest of its schema are `sets`, tensors, and the `fields` of its geometry, which backends get whole.
 
     `grad` is [rows, K]. dX has the shape of x (channels_last if a map), dW that of the weight. An op of its own, so
     that every backend may have it and the counters see it: dX and dW cost the forward's MACs each.
     """
-    name = f"{op}_backward"
+    name, tensors = f"{op}_backward", sets.count(",") + 1
 
     @torch.library.custom_op(
         f"accel::{name}",
         mutates_args=(),
-        schema=f"(Tensor grad, Tensor x, Tensor weight, {arguments}) -> (Tensor, Tensor, Tensor)",
+        schema=f"(Tensor grad, Tensor x, Tensor weight, {sets}, {fields}) -> (Tensor, Tensor, Tensor)",
     )
-    def backward(grad, *rest):
-        d_x, d_weight, d_bias = implementation(name, grad, op)(grad, *rest)
+    def backward(grad, x, weight, *rest):
+        geometry = CallGeometry.of(rest[tensors:])
+        d_x, d_weight, d_bias = implementation(name, grad, op)(grad, x, weight, *rest[:tensors], geometry)
         return d_x, d_weight.contiguous(), d_bias
 
     @backward.register_fake

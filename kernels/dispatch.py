@@ -18,11 +18,12 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
@@ -88,6 +89,26 @@ def find(backend: str, op: str, module: str) -> Callable | None:
         return getattr(_engine(), op, None)
     path = f"accel.kernels.{backend}.{module}"
     return getattr(importlib.import_module(path), op, None) if importlib.util.find_spec(path) else None
+
+
+def define(
+    op: str, schema: str, fake: Callable, *, module: str | None = None, of: int = 0, mutates: Sequence[str] = ()
+) -> CustomOpDef:
+    """Register `accel::<op>`, which every backend may implement in a function of that name.
+
+    Args:
+        schema: of its arguments, as torch writes it; fake gives outputs of the right shapes for them.
+        module: the file that the function lives in, where the names differ.
+        of: the place of the argument whose device and dtype choose the backend.
+        mutates: the arguments that it writes to.
+    """
+
+    @torch.library.custom_op(f"accel::{op}", mutates_args=mutates, schema=schema)
+    def run(*arguments):
+        return implementation(op, arguments[of], module)(*arguments)
+
+    run.register_fake(fake)
+    return run
 
 
 def is_direct(*tensors: Tensor | None) -> bool:

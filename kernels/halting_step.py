@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.checks import check_device, check_shape
-from accel.kernels.dispatch import implementation, is_direct
+from accel.kernels.dispatch import define, implementation, is_direct
 
 
 def halting_step(
@@ -102,47 +102,40 @@ def _check(h, x, remainder, ponder, units, output, eps, last):
 _STATE = "Tensor{} remainder, Tensor{} ponder, Tensor{} units, Tensor{} output, float eps, bool last"
 
 
-@torch.library.custom_op(
-    "accel::halting_step",
-    mutates_args=(),
-    schema=f"(Tensor? h, Tensor x, {_STATE.format('', '', '', '')}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _step(h, x, *arguments):
-    return implementation("halting_step", x)(h, x, *arguments)
-
-
-@torch.library.custom_op(
-    "accel::halting_step_",
-    mutates_args=("remainder", "ponder", "units", "output"),
-    schema=f"(Tensor? h, Tensor x, {_STATE.format('(a!)', '(b!)', '(c!)', '(d!)')}) -> Tensor",
-)
-def _step_in_place(h, x, *arguments):
-    return implementation("halting_step_", x, "halting_step")(h, x, *arguments)
-
-
-@torch.library.custom_op(
-    "accel::halting_step_backward",
-    mutates_args=(),
-    schema="(Tensor? h, Tensor x, Tensor remainder, Tensor d_remainder, Tensor d_ponder, Tensor d_output, "
-    "Tensor d_weight, float eps, bool last) -> (Tensor, Tensor, Tensor)",
-)
-def _step_backward(h, x, *arguments):
-    return implementation("halting_step_backward", x, "halting_step")(h, x, *arguments)
-
-
-@_step.register_fake
-def _(h, x, remainder, ponder, units, output, eps, last):
+def _fake_step(h, x, remainder, ponder, units, output, eps, last):
     return *(torch.empty_like(state) for state in (remainder, ponder, units, output)), torch.empty_like(remainder)
 
 
-@_step_in_place.register_fake
-def _(h, x, remainder, ponder, units, output, eps, last):
+def _fake_in_place(h, x, remainder, *rest):
     return torch.empty_like(remainder, dtype=torch.bool)
 
 
-@_step_backward.register_fake
-def _(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last):
+def _fake_backward(h, x, remainder, *rest):
     return torch.empty_like(remainder), torch.empty_like(x), torch.empty_like(remainder)
+
+
+_step = define(
+    "halting_step",
+    f"(Tensor? h, Tensor x, {_STATE.format('', '', '', '')}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake_step,
+    of=1,
+)
+define(
+    "halting_step_",
+    f"(Tensor? h, Tensor x, {_STATE.format('(a!)', '(b!)', '(c!)', '(d!)')}) -> Tensor",
+    _fake_in_place,
+    module="halting_step",
+    of=1,
+    mutates=("remainder", "ponder", "units", "output"),
+)
+define(
+    "halting_step_backward",
+    "(Tensor? h, Tensor x, Tensor remainder, Tensor d_remainder, Tensor d_ponder, Tensor d_output, Tensor d_weight, "
+    "float eps, bool last) -> (Tensor, Tensor, Tensor)",
+    _fake_backward,
+    module="halting_step",
+    of=1,
+)
 
 
 def _setup(ctx, inputs, output):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.checks import autocast, check_activation, check_device, check_same, check_shape, sizes
-from accel.kernels.dispatch import implementation, is_direct, needs_grad
+from accel.kernels.dispatch import define, implementation, is_direct, needs_grad
 from accel.kernels.positions import Neighbors, PositionSet
 from accel.kernels.reference.activation import FUSED_BACKWARD, activate
 
@@ -94,11 +94,34 @@ def _check_fitted(rows, positions, neighbors, weights, constant):
     check_device("interpolate", rows, "neighbors", neighbors.rows)
 
 
-@torch.library.custom_op(
-    "accel::interpolate", mutates_args=(), schema="(Tensor rows, Tensor nearest, SymInt batch, SymInt[] size) -> Tensor"
+def _fake_map(rows, batch, size):
+    shape = (batch, rows.shape[1], *size)
+    return torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=torch.channels_last)
+
+
+def _fake_fitted_backward(grad, rows, positions, skipped, neighbors, starts, weights):
+    return torch.empty_like(rows), torch.empty_like(weights), weights.new_empty(weights.shape[0], weights.shape[2])
+
+
+_LISTS = "Tensor positions, Tensor skipped, Tensor neighbors, Tensor starts, Tensor weights"
+_interpolate = define(
+    "interpolate",
+    "(Tensor rows, Tensor nearest, SymInt batch, SymInt[] size) -> Tensor",
+    lambda rows, nearest, batch, size: _fake_map(rows, batch, size),
 )
-def _interpolate(rows, nearest, batch, size):
-    return implementation("interpolate", rows)(rows, nearest, batch, size)
+_fitted = define(
+    "interpolate_fitted",
+    f"(Tensor rows, {_LISTS}, Tensor constant, SymInt batch, SymInt[] size, str activation, Tensor? residual=None) "
+    "-> Tensor",
+    lambda rows, _p, _s, _n, _t, _w, _c, batch, size, *_: _fake_map(rows, batch, size),
+    module="interpolate",
+)
+define(
+    "interpolate_fitted_backward",
+    f"(Tensor grad, Tensor rows, {_LISTS}) -> (Tensor, Tensor, Tensor)",
+    _fake_fitted_backward,
+    module="interpolate",
+)
 
 
 @torch.library.custom_op(
@@ -110,46 +133,9 @@ def _interpolate_backward(grad, nearest, count):
     return implementation("interpolate_backward", grad, "interpolate")(grad, nearest, count)
 
 
-@torch.library.custom_op(
-    "accel::interpolate_fitted",
-    mutates_args=(),
-    schema="(Tensor rows, Tensor positions, Tensor skipped, Tensor neighbors, Tensor starts, Tensor weights, "
-    "Tensor constant, SymInt batch, SymInt[] size, str activation, Tensor? residual=None) -> Tensor",
-)
-def _fitted(rows, *arguments):
-    return implementation("interpolate_fitted", rows, "interpolate")(rows, *arguments)
-
-
-@torch.library.custom_op(
-    "accel::interpolate_fitted_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor rows, Tensor positions, Tensor skipped, Tensor neighbors, Tensor starts, "
-    "Tensor weights) -> (Tensor, Tensor, Tensor)",
-)
-def _fitted_backward(grad, *arguments):
-    return implementation("interpolate_fitted_backward", grad, "interpolate")(grad, *arguments)
-
-
-@_interpolate.register_fake
-def _(rows, nearest, batch, size):
-    shape = (batch, rows.shape[1], *size)
-    return torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=torch.channels_last)
-
-
 @_interpolate_backward.register_fake
 def _(grad, nearest, count):
     return grad.new_empty(grad.shape[0] * count, grad.shape[1])
-
-
-@_fitted.register_fake
-def _(rows, positions, skipped, neighbors, starts, weights, constant, batch, size, activation, residual=None):
-    shape = (batch, rows.shape[1], *size)
-    return torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=torch.channels_last)
-
-
-@_fitted_backward.register_fake
-def _(grad, rows, positions, skipped, neighbors, starts, weights):
-    return torch.empty_like(rows), torch.empty_like(weights), weights.new_empty(weights.shape[0], weights.shape[2])
 
 
 def _setup_interpolate(ctx, inputs, output):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.checks import sizes
-from accel.kernels.dispatch import implementation, is_direct
+from accel.kernels.dispatch import define, implementation, is_direct
 from accel.kernels.positions import INT32_MAX
 
 
@@ -41,14 +41,9 @@ def local_deviation(x: Tensor, channels: int = 16) -> Tensor:
     return run(x, channels)
 
 
-@torch.library.custom_op("accel::local_deviation", mutates_args=(), schema="(Tensor x, SymInt channels) -> Tensor")
-def _deviation(x, channels):
-    return implementation("local_deviation", x)(x, channels)
-
-
-@_deviation.register_fake
-def _(x, channels):
+def _fake(x, channels):
     return x.new_empty(x.shape[0], *x.shape[2:])
 
 
+define("local_deviation", "(Tensor x, SymInt channels) -> Tensor", _fake)
 _DEVIATION = torch.ops.accel.local_deviation.default

@@ -22,6 +22,7 @@ from accel.kernels.checks import autocast, check_conv, check_device, check_shape
 from accel.kernels.conv_backward import register_conv_backward
 from accel.kernels.counting import Work, dense_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
+from accel.kernels.geometry import FIELDS, CallGeometry
 from accel.kernels.positions import ActiveSet, output_size
 from accel.kernels.reference.activation import FUSED_BACKWARD
 from accel.kernels.reference.gather import pixel_table
@@ -68,9 +69,11 @@ def masked_conv2d(
     if activation not in FUSED_BACKWARD and needs_grad(x, weight, bias, residual):
         raise ValueError(f"masked_conv2d: {activation} has no backward; use one of {', '.join(FUSED_BACKWARD)}")
     sets = (active.positions, active.counts, None if source is None else source.positions)
-    geometry = (in_size, (active.height, active.width), stride, padding, dilation, groups)
-    run = implementation("masked_conv2d", x) if is_direct(x, weight, bias, residual) else _CONV
-    return run(x, weight, bias, *sets, residual, *geometry, activation)
+    size = (active.height, active.width)
+    geometry = CallGeometry(in_size, size, tuple(stride), tuple(padding), tuple(dilation), groups)
+    if is_direct(x, weight, bias, residual):
+        return implementation("masked_conv2d", x)(x, weight, bias, *sets, residual, geometry, activation)
+    return _CONV(x, weight, bias, *sets, residual, *geometry[:-1], activation)
 
 
 def masked_conv2d_(
@@ -115,10 +118,13 @@ def masked_conv2d_(
     if needs_grad(out, x, weight, bias):
         raise ValueError("masked_conv2d_ has no backward: call masked_conv2d, or run it under torch.no_grad()")
     sets = (active.positions, active.counts, None if source is None else source.positions)
-    geometry = (in_size, (active.height, active.width), stride, padding, dilation, groups)
-    direct = is_direct(out, x, weight, bias)
-    run = implementation("masked_conv2d_", x, "masked_conv2d") if direct else _CONV_IN_PLACE
-    run(out, x, weight, bias, *sets, *geometry, activation, accumulate)
+    size = (active.height, active.width)
+    geometry = CallGeometry(in_size, size, tuple(stride), tuple(padding), tuple(dilation), groups)
+    if is_direct(out, x, weight, bias):
+        run = implementation("masked_conv2d_", x, "masked_conv2d")
+        run(out, x, weight, bias, *sets, geometry, activation, accumulate)
+    else:
+        _CONV_IN_PLACE(out, x, weight, bias, *sets, *geometry[:-1], activation, accumulate)
     return out
 
 
@@ -153,22 +159,25 @@ def _check_sets(x, weight, active, residual, in_size, stride, padding, dilation)
     "accel::masked_conv2d",
     mutates_args=(),
     schema="(Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor counts, Tensor? source_positions, "
-    "Tensor? residual, SymInt[] in_size, SymInt[] out_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
-    "SymInt groups, str activation) -> Tensor",
+    f"Tensor? residual, {FIELDS}, str activation) -> Tensor",
 )
-def _conv(x, *arguments):
-    return implementation("masked_conv2d", x)(x, *arguments)
+def _conv(x, weight, bias, positions, counts, source_positions, residual, *fields):
+    *fields, activation = fields
+    sets = (positions, counts, source_positions)
+    run = implementation("masked_conv2d", x)
+    return run(x, weight, bias, *sets, residual, CallGeometry.of(fields), activation)
 
 
 @torch.library.custom_op(
     "accel::masked_conv2d_",
     mutates_args=("out",),
     schema="(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor counts, "
-    "Tensor? source_positions, SymInt[] in_size, SymInt[] out_size, SymInt[] stride, SymInt[] padding, "
-    "SymInt[] dilation, SymInt groups, str activation, bool accumulate) -> ()",
+    f"Tensor? source_positions, {FIELDS}, str activation, bool accumulate) -> ()",
 )
-def _conv_in_place(out, x, *arguments):
-    implementation("masked_conv2d_", x, "masked_conv2d")(out, x, *arguments)
+def _conv_in_place(out, x, weight, bias, positions, counts, source_positions, *fields):
+    *fields, activation, accumulate = fields
+    run = implementation("masked_conv2d_", x, "masked_conv2d")
+    run(out, x, weight, bias, positions, counts, source_positions, CallGeometry.of(fields), activation, accumulate)
 
 
 @_conv_in_place.register_fake
@@ -184,9 +193,7 @@ def _(x, weight, bias, positions, counts, source_positions, residual, *rest):
 
 
 _CONV_BACKWARD = register_conv_backward(
-    "masked_conv2d",
-    "Tensor positions, Tensor counts, Tensor? source_positions, SymInt[] in_size, SymInt[] out_size, SymInt[] stride, "
-    "SymInt[] padding, SymInt[] dilation, SymInt groups",
+    "masked_conv2d", "Tensor positions, Tensor counts, Tensor? source_positions", FIELDS
 )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.checks import check_device
-from accel.kernels.dispatch import implementation, is_direct
+from accel.kernels.dispatch import define, implementation, is_direct
 
 
 def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
@@ -42,16 +42,9 @@ def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
     return run(rows, taps, batch)
 
 
-@torch.library.custom_op(
-    "accel::max_rows", mutates_args=(), schema="(Tensor rows, Tensor taps, SymInt batch) -> Tensor"
-)
-def _max_rows(rows, taps, batch):
-    return implementation("max_rows", rows)(rows, taps, batch)
-
-
-@_max_rows.register_fake
-def _(rows, taps, batch):
+def _fake(rows, taps, batch):
     return rows.new_empty(batch * taps.shape[1], rows.shape[1])
 
 
+define("max_rows", "(Tensor rows, Tensor taps, SymInt batch) -> Tensor", _fake)
 _MAX_ROWS = torch.ops.accel.max_rows.default

@@ -20,6 +20,7 @@ from accel.kernels.checks import PADDING_MODES, autocast, check_conv, check_devi
 from accel.kernels.conv_backward import register_conv_backward
 from accel.kernels.counting import Work, dense_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
+from accel.kernels.geometry import FIELDS, CallGeometry
 from accel.kernels.interpolate import interpolate
 from accel.kernels.positions import PositionSet, output_size
 from accel.kernels.reference.activation import FUSED_BACKWARD, activate
@@ -66,15 +67,15 @@ def perforated_conv2d(
     """
     x, weight, bias, residual = autocast(x, weight, bias, residual)
     direct = is_direct(x, weight, bias, residual)
-    geometry = (tuple(stride), tuple(padding), tuple(dilation), groups, padding_mode)
-    call = (x, weight, bias, residual, positions, source, geometry, activation, compact)
+    steps = (tuple(stride), tuple(padding), tuple(dilation), groups, padding_mode)
+    call = (x, weight, bias, residual, positions, source, steps, activation, compact)
     in_size = _checked_before(*call) if direct else _check(*call)
     source_nearest = None if source is None else source.nearest
     sets = (positions.positions, positions.nearest, source_nearest)
-    geometry = (in_size, (positions.height, positions.width), *geometry)
+    geometry = CallGeometry(in_size, (positions.height, positions.width), *steps)
     if direct:
         run = implementation("perforated_conv2d", x)
-        return run(x, weight, bias, *sets, residual, *geometry, activation, compact)
+        return run(x, weight, bias, *sets, residual, geometry, activation, compact)
     if activation in FUSED_BACKWARD or not needs_grad(x, weight, bias, residual):
         return _CONV(x, weight, bias, *sets, residual, *geometry, activation, compact)
     rows = _CONV(x, weight, bias, *sets, None, *geometry, "none", True)
@@ -139,11 +140,13 @@ def _input_size(x: Tensor, source: PositionSet | None) -> tuple[int, int, int]:
     "accel::perforated_conv2d",
     mutates_args=(),
     schema="(Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor nearest, Tensor? source_nearest, "
-    "Tensor? residual, SymInt[] in_size, SymInt[] out_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
-    "SymInt groups, str padding_mode, str activation, bool compact) -> Tensor",
+    f"Tensor? residual, {FIELDS}, str padding_mode, str activation, bool compact) -> Tensor",
 )
-def _conv(x, *arguments):
-    return implementation("perforated_conv2d", x)(x, *arguments)
+def _conv(x, weight, bias, positions, nearest, source_nearest, residual, *fields):
+    *fields, activation, compact = fields
+    sets = (positions, nearest, source_nearest)
+    run = implementation("perforated_conv2d", x)
+    return run(x, weight, bias, *sets, residual, CallGeometry.of(fields), activation, compact)
 
 
 @_conv.register_fake
@@ -156,9 +159,7 @@ def _(x, weight, bias, positions, nearest, source_nearest, residual, in_size, ou
 
 
 _CONV_BACKWARD = register_conv_backward(
-    "perforated_conv2d",
-    "Tensor positions, Tensor? source_nearest, SymInt[] in_size, SymInt[] out_size, SymInt[] stride, SymInt[] padding, "
-    "SymInt[] dilation, SymInt groups, str padding_mode",
+    "perforated_conv2d", "Tensor positions, Tensor? source_nearest", f"{FIELDS}, str padding_mode"
 )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.checks import check_device, check_shape
-from accel.kernels.dispatch import implementation, is_direct
+from accel.kernels.dispatch import define, implementation, is_direct
 
 
 def ponder_cost(ponder: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,15 +39,7 @@ def ponder_cost(ponder: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
     return run(ponder, units)
 
 
-@torch.library.custom_op(
-    "accel::ponder_cost", mutates_args=(), schema="(Tensor ponder, Tensor units) -> (Tensor, Tensor)"
-)
-def _ponder(ponder, units):
-    return implementation("ponder_cost", ponder)(ponder, units)
-
-
-@_ponder.register_fake
-def _(ponder, units):
+def _fake(ponder, units):
     return ponder.new_empty(ponder.shape[0]), units.new_empty(units.shape[0], dtype=torch.int64)
 
 
@@ -59,5 +51,6 @@ def _grad(ctx, d_rho, d_units):
     return d_rho.view(-1, *[1] * (len(ctx.shape) - 1)).expand(ctx.shape), None
 
 
-_ponder.register_autograd(_grad, setup_context=_setup)
+_op = define("ponder_cost", "(Tensor ponder, Tensor units) -> (Tensor, Tensor)", _fake)
+_op.register_autograd(_grad, setup_context=_setup)
 _PONDER = torch.ops.accel.ponder_cost.default

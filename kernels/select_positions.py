@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accel.kernels.dispatch import implementation, is_direct
+from accel.kernels.dispatch import define, implementation, is_direct
 from accel.kernels.positions import INT32_MAX, ActiveSet
 
 
@@ -45,17 +45,10 @@ def select_positions(score: Tensor, budget: int) -> ActiveSet:
     return ActiveSet(positions, counts, batch, height, width)
 
 
-@torch.library.custom_op(
-    "accel::select_positions", mutates_args=(), schema="(Tensor score, SymInt budget) -> (Tensor, Tensor)"
-)
-def _select(score, budget):
-    return implementation("select_positions", score)(score, budget)
-
-
-@_select.register_fake
-def _(score, budget):
+def _fake(score, budget):
     batch = score.shape[0]
     return score.new_empty(batch * budget, dtype=torch.int32), score.new_empty(batch, dtype=torch.int32)
 
 
+define("select_positions", "(Tensor score, SymInt budget) -> (Tensor, Tensor)", _fake)
 _SELECT = torch.ops.accel.select_positions.default

@@ -10,7 +10,7 @@ PAGE = (ROOT / "accel" / "README.md").read_text(encoding="utf-8")
 ANSWERS = {  # what a reader has to find in the file that answers
     "fitted fill solved": "def _least_squares(",
     "add a mask": "def build_mask(",
-    "add an op": "torch.library.custom_op(",
+    "add an op": 'define("ponder_cost"',
     "converted VGG": "class InferencePath",
     "batch norm folded": "def fold(",
     "MACs counted": "def count_macs(",

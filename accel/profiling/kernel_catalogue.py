@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from accel.kernels.geometry import CallGeometry
+
 BATCH, CHANNELS, SIDE = 2, 128, 8
 NEIGHBORS = 12  # of a fitted position: `Perforate`'s default
 GEOMETRY = ((1, 1), (1, 1, 1, 1), (1, 1), 1)  # stride, padding, dilation, groups of a 3x3 convolution
@@ -30,7 +32,8 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     )
 
     count = SIDE * SIDE
-    size, in_size = (SIDE, SIDE), (BATCH, SIDE, SIDE)
+    size = (SIDE, SIDE)
+    geometry = CallGeometry((BATCH, SIDE, SIDE), size, *GEOMETRY)
     everywhere = torch.arange(count, dtype=torch.int32, device="cpu")
     active = torch.arange(BATCH * count, dtype=torch.int32, device="cpu")
     counts = torch.full((BATCH,), count, dtype=torch.int32, device="cpu")
@@ -48,17 +51,13 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     factors, constant = weight.new_zeros(2, NEIGHBORS, CHANNELS), weight.new_zeros(2, CHANNELS)
     return {
         "perforated_conv2d": lambda: perforated_conv2d.perforated_conv2d(
-            rows, weight, bias, *static, maps, in_size, size, *GEOMETRY, "zeros", "relu", False
+            rows, weight, bias, *static, maps, geometry, "relu", False
         ),
         "perforated_conv2d_backward": lambda: perforated_conv2d.perforated_conv2d_backward(
-            rows, maps, weight, everywhere, None, in_size, size, *GEOMETRY, "zeros"
+            rows, maps, weight, everywhere, None, geometry
         ),
-        "masked_conv2d": lambda: masked_conv2d.masked_conv2d(
-            rows, weight, bias, *dynamic, maps, in_size, size, *GEOMETRY, "relu"
-        ),
-        "masked_conv2d_backward": lambda: masked_conv2d.masked_conv2d_backward(
-            rows, rows, weight, *dynamic, in_size, size, *GEOMETRY
-        ),
+        "masked_conv2d": lambda: masked_conv2d.masked_conv2d(rows, weight, bias, *dynamic, maps, geometry, "relu"),
+        "masked_conv2d_backward": lambda: masked_conv2d.masked_conv2d_backward(rows, rows, weight, *dynamic, geometry),
         "interpolate": lambda: interpolate.interpolate(rows, everywhere, BATCH, size),
         "interpolate_backward": lambda: interpolate.interpolate_backward(maps, everywhere, count),
         "interpolate_fitted": lambda: interpolate.interpolate_fitted(
@@ -88,8 +87,8 @@ def convolution(out_channels: int, in_channels: int, kernel: tuple[int, int], st
     everywhere = PositionSet.full(*out_size)
     weight = torch.zeros(out_channels, in_channels, *kernel, dtype=torch.float16, device="cpu")
     x, bias = image_maps(in_channels, SIDE, torch.float16), weight.new_zeros(out_channels)
-    geometry = ((BATCH, SIDE, SIDE), out_size, stride, padding, (1, 1), 1, "zeros", "relu", False)
-    perforated_conv2d(x, weight, bias, everywhere.positions, everywhere.nearest, None, None, *geometry)
+    geometry = CallGeometry((BATCH, SIDE, SIDE), out_size, stride, padding, (1, 1), 1)
+    perforated_conv2d(x, weight, bias, everywhere.positions, everywhere.nearest, None, None, geometry, "relu", False)
 
 
 def image_maps(channels: int, side: int, dtype: torch.dtype) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -23,18 +21,8 @@ _readers = IdentityCache()
 
 
 def interpolate_fitted(
-    rows: Tensor,
-    positions: Tensor,
-    skipped: Tensor,
-    neighbors: Tensor,
-    starts: Tensor,
-    weights: Tensor,
-    constant: Tensor,
-    batch: int,
-    size: Sequence[int],
-    activation: str,
-    residual: Tensor | None = None,
-) -> Tensor:
+    rows, positions, skipped, neighbors, starts, weights, constant, batch, size, activation, residual=None
+):
     """Rows to a dense map; arguments and result as in `accel.kernels.reference.interpolate`."""
     require_float32(rows, weights, constant, residual)
     out = empty((batch, rows.shape[1], *size), memory_format=torch.channels_last)
@@ -61,15 +49,7 @@ def interpolate_fitted(
     return out
 
 
-def interpolate_fitted_backward(
-    grad: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    skipped: Tensor,
-    neighbors: Tensor,
-    starts: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def interpolate_fitted_backward(grad, rows, positions, skipped, neighbors, starts, weights):
     """Gradients to (rows, weights, constant); arguments as in `accel.kernels.reference.interpolate`."""
     require_float32(grad, rows, weights)
     if not rows.numel():

@@ -18,38 +18,17 @@ from accel.kernels.cpu.replay import tape
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3}
 
 
-def perforated_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    positions: Tensor,
-    nearest: Tensor,
-    source_nearest: Tensor | None,
-    residual: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-    activation: str,
-    compact: bool,
-) -> Tensor:
+def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, residual, geometry, activation, compact):
     """Convolution at a static position set; arguments and result as in `accel.kernels.reference.perforated_conv2d`."""
     require_float32(x, weight, bias, residual)
-    sizes = (tuple(in_size), tuple(out_size), weight.shape, tuple(stride), tuple(padding), tuple(dilation))
-    call = _calls.get(
-        (positions, nearest, source_nearest),
-        (*sizes, groups, padding_mode, activation, compact),
-        lambda sets: _prepare(x, sets, *sizes, groups, padding_mode, activation, compact),
-    )
+    key = (weight.shape, geometry, activation, compact)
+    call = _calls.get((positions, nearest, source_nearest), key, lambda sets: _prepare(x, sets, *key))
     x = pixels_first(x)
     if residual is not None:
         residual = pixels_first(residual)
     if bias is not None:
         bias = bias.contiguous()
-    packed = packed_weight(weight, groups, call.kind)
+    packed = packed_weight(weight, geometry.groups, call.kind)
     if compact:
         out = empty(call.out_shape)
     else:
@@ -85,18 +64,17 @@ class _Call(NamedTuple):
 _calls = IdentityCache()
 
 
-def _prepare(
-    x, sets, in_size, out_size, kernel, stride, padding, dilation, groups, padding_mode, activation, compact
-) -> _Call:
-    batch, height, width = in_size
+def _prepare(x, sets, kernel, geometry, activation, compact) -> _Call:
+    batch, height, width = geometry.in_size
+    out_size, groups = geometry.out_size, geometry.groups
     out_channels, c_group, kh, kw = kernel
     channels = c_group * groups
     in_pixels = height * width if sets[2] is None else x.shape[0] // max(batch, 1)
-    geometry = Geometry((height, width), (kh, kw), stride, padding, dilation, padding_mode)
+    table = Geometry((height, width), (kh, kw), *geometry.taps)
     kind, narrow = forward_kind(kernel, groups), is_narrow(out_channels, groups)
     out_pixels = out_size[0] * out_size[1]
     if kind == "depthwise" or narrow:
-        plan = static_plan(geometry, *sets, out_size, in_pixels, False)
+        plan = static_plan(table, *sets, out_size, in_pixels, False)
         images = images_together(batch, plan.count)
         footprints = plan.footprints(compact, images, narrow)
         if footprints.few:
@@ -107,8 +85,8 @@ def _prepare(
                 ACTIVATIONS[activation], not compact, False, narrow,
             )  # fmt: skip
             return _Call(plan, footprints, "narrow" if narrow else kind, out_shape, constants)
-    as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and dilation[1] == 1 and sets[2] is None
-    plan = static_plan(geometry, *sets, out_size, in_pixels, as_runs)
+    as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and geometry.dilation[1] == 1 and sets[2] is None
+    plan = static_plan(table, *sets, out_size, in_pixels, as_runs)
     rows = batch * plan.count
     out_shape = (rows, out_channels) if compact else (batch, out_channels, *out_size)
     constants = (
@@ -119,22 +97,7 @@ def _prepare(
     return _Call(plan, None, kind, out_shape, constants)
 
 
-def masked_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    positions: Tensor,
-    counts: Tensor,
-    source_positions: Tensor | None,
-    residual: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> Tensor:
+def masked_conv2d(x, weight, bias, positions, counts, source_positions, residual, geometry, activation):
     """Convolution at a dynamic position set; arguments and result as in `accel.kernels.reference.masked_conv2d`."""
     require_float32(residual)
     rows, out_channels = int(counts.sum()), weight.shape[0]
@@ -142,74 +105,31 @@ def masked_conv2d(
         out = empty((positions.numel(), out_channels))
         out[rows:] = 0
     else:
-        out = empty((in_size[0], out_channels, *out_size), memory_format=torch.channels_last)
-        out.copy_(residual)
-    geometry = _zero_padded(in_size, weight, stride, padding, dilation)
-    # the copy already holds the residual
-    _convolve_active(
-        out, x, weight, bias, positions, rows, source_positions, in_size[0], out_size, geometry, groups, activation,
-        scatter=residual is not None, accumulate=residual is not None,
-    )  # fmt: skip
+        out = empty((geometry.in_size[0], out_channels, *geometry.out_size), memory_format=torch.channels_last)
+        out.copy_(residual)  # so that it is added to what `out` holds
+    adds = residual is not None
+    _convolve_active(out, x, weight, bias, positions, rows, source_positions, geometry, activation, adds, adds)
     return out
 
 
-def masked_conv2d_(
-    out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    positions: Tensor,
-    counts: Tensor,
-    source_positions: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-    accumulate: bool,
-) -> None:
+def masked_conv2d_(out, x, weight, bias, positions, counts, source_positions, geometry, activation, accumulate):
     """The same in place; arguments as in `accel.kernels.reference.masked_conv2d`."""
     require_float32(out)
-    geometry = _zero_padded(in_size, weight, stride, padding, dilation)
-    _convolve_active(
-        out, x, weight, bias, positions, int(counts.sum()), source_positions, in_size[0], out_size, geometry, groups,
-        activation, scatter=True, accumulate=accumulate,
-    )  # fmt: skip
-
-
-def _zero_padded(
-    in_size: Sequence[int], weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Geometry:
-    return Geometry(
-        tuple(in_size[1:]), tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), "zeros"
-    )
+    rows = int(counts.sum())
+    _convolve_active(out, x, weight, bias, positions, rows, source_positions, geometry, activation, True, accumulate)
 
 
 def _convolve_active(
-    out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    positions: Tensor,
-    rows: int,
-    source_positions: Tensor | None,
-    batch: int,
-    out_size: Sequence[int],
-    geometry: Geometry,
-    groups: int,
-    activation: str,
-    scatter: bool,
-    accumulate: bool,
-) -> None:
+    out, x, weight, bias, positions, rows, source_positions, geometry, activation, scatter, accumulate
+):
     """Write the first `rows` active positions: to rows of `out`, or with `scatter` to their places in a map."""
     require_float32(x, weight, bias)
     if rows == 0:
         return
     out_channels, c_group, kh, kw = weight.shape
-    in_pixels, out_pixels = geometry.in_size[0] * geometry.in_size[1], out_size[0] * out_size[1]
-    table = full_table(geometry)
+    batch, height, width = geometry.in_size
+    in_pixels, out_pixels, groups = height * width, geometry.out_size[0] * geometry.out_size[1], geometry.groups
+    table = full_table(Geometry((height, width), (kh, kw), *geometry.taps))
     inverse = None if source_positions is None else invert(source_positions, batch * in_pixels)
     x, positions = pixels_first(x), positions.contiguous()
     bias = None if bias is None else bias.contiguous()

@@ -73,7 +73,7 @@ class Plan:
         table: [taps, P] pixel of the input (row of a compact input) that each tap reads, -1: zeros. With `as_runs` a
             tap is a row of the kernel, and -1 - e is edge e: a row across the border, copied to a buffer before.
         segments: CSR of the positions that each row stands for; None where the plan was made without a nearest map.
-        in_pixels: pixels of one image of what the table points into.
+        in_pixels: pixels (or compact rows) of one image of what the table points into.
         edges: with `as_runs`, the pieces that fill this buffer, and the pixels that it has per image.
     """
 
@@ -144,16 +144,8 @@ def frame_pieces(pixel_of: Tensor, cols: int) -> Tensor:
 _plans = IdentityCache()
 
 
-def static_plan(
-    geometry: Geometry,
-    positions: Tensor,
-    nearest: Tensor | None,
-    source_nearest: Tensor | None,
-    out_size: Pair,
-    in_pixels: int,
-    as_runs: bool,
-) -> Plan:
-    """The plan of a static set, made now or found; `in_pixels`: pixels (or compact rows) of one image of the input."""
+def static_plan(geometry, positions, nearest, source_nearest, out_size, in_pixels, as_runs) -> Plan:
+    """The plan of a static set, made now or found; arguments as of `Plan`."""
     sets = (positions, nearest, source_nearest)
     return _plans.get(
         sets,

@@ -96,16 +96,7 @@ def local_deviation(x: Tensor, channels: int) -> Tensor:
     return score
 
 
-def halting_step(
-    h: Tensor | None,
-    x: Tensor,
-    remainder: Tensor,
-    ponder: Tensor,
-    units: Tensor,
-    output: Tensor,
-    eps: float,
-    last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def halting_step(h, x, remainder, ponder, units, output, eps, last):
     """One step, functional; arguments and result as in `accel.kernels.reference.halting_step`."""
     if not _takes(x, remainder):
         return reference.halting_step(h, x, remainder, ponder, units, output, eps, last)
@@ -117,16 +108,7 @@ def halting_step(
     return (*map(_like, given, state, new), _like(remainder, state[0], weight))
 
 
-def halting_step_(
-    h: Tensor | None,
-    x: Tensor,
-    remainder: Tensor,
-    ponder: Tensor,
-    units: Tensor,
-    output: Tensor,
-    eps: float,
-    last: bool,
-) -> Tensor:
+def halting_step_(h, x, remainder, ponder, units, output, eps, last):
     """One step, in place; arguments and result as in `accel.kernels.reference.halting_step_`."""
     if not _takes(x, remainder):
         return reference.halting_step_(h, x, remainder, ponder, units, output, eps, last)
@@ -140,17 +122,7 @@ def halting_step_(
     return _like(remainder, state[0], running)
 
 
-def halting_step_backward(
-    h: Tensor | None,
-    x: Tensor,
-    remainder: Tensor,
-    d_remainder: Tensor,
-    d_ponder: Tensor,
-    d_output: Tensor,
-    d_weight: Tensor,
-    eps: float,
-    last: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last):
     """Gradients of one step; arguments and result as in `accel.kernels.reference.halting_step`."""
     if not _takes(x, remainder):
         return reference.halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last)

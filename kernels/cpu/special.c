@@ -352,25 +352,16 @@ static PyObject *call(block_function block, const char *name, PyObject *const *a
     Py_RETURN_NONE;
 }
 
-static PyObject *py_gamma(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    return call(gamma_block, "gamma_gradient", args, count);
-}
+#define METHOD(python, block, name) \
+    static PyObject *python(PyObject *self, PyObject *const *args, Py_ssize_t count) { \
+        (void)self; \
+        return call(block, name, args, count); \
+    }
 
-static PyObject *py_von_mises(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    return call(von_mises_block, "von_mises_gradient", args, count);
-}
-
-static PyObject *py_beta(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    return call(beta_block, "beta_gradient", args, count);
-}
-
-static PyObject *py_student(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    (void)self;
-    return call(student_block, "student_t_gradient", args, count);
-}
+METHOD(py_gamma, gamma_block, "gamma_gradient")
+METHOD(py_von_mises, von_mises_block, "von_mises_gradient")
+METHOD(py_beta, beta_block, "beta_gradient")
+METHOD(py_student, student_block, "student_t_gradient")
 
 static PyMethodDef methods[] = {
     {"gamma_gradient", (PyCFunction)(void (*)(void))py_gamma, METH_FASTCALL, "alpha, z, 0 -> dz/dalpha"},

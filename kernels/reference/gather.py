@@ -46,14 +46,7 @@ def gathered_conv_backward(
 
 
 @functools.lru_cache(maxsize=256)
-def cached_tap_map(
-    in_size: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    padding_mode: str,
-) -> Tensor:
+def cached_tap_map(in_size, kernel, stride, padding, dilation, padding_mode) -> Tensor:
     """`tap_map`, kept per geometry; int64, as torch indexes."""
     with torch.inference_mode(False):  # an inference tensor in the cache could not be used by a later training step
         return tap_map(in_size, kernel, stride, padding, dilation, padding_mode).long()

@@ -75,16 +75,7 @@ def halting_step_backward(
     return d_h, d_output * spread(weight, x), d_old
 
 
-def halting_step_(
-    h: Tensor | None,
-    x: Tensor,
-    remainder: Tensor,
-    ponder: Tensor,
-    units: Tensor,
-    output: Tensor,
-    eps: float,
-    last: bool,
-) -> Tensor:
+def halting_step_(h, x, remainder, ponder, units, output, eps, last):
     """The same step, in place on remainder, ponder, units and output. Returns bool, shape of h: what still runs."""
     *state, _ = halting_step(h, x, remainder, ponder, units, output, eps, last)
     for old, new in zip((remainder, ponder, units, output), state):

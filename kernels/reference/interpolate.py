@@ -90,15 +90,7 @@ def interpolate_fitted(
     return activate(out, activation).to(rows.dtype, memory_format=torch.channels_last)
 
 
-def interpolate_fitted_backward(
-    grad: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    skipped: Tensor,
-    neighbors: Tensor,
-    starts: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def interpolate_fitted_backward(grad, rows, positions, skipped, neighbors, starts, weights):
     """Gradients of `rows`, `weights` and `constant`; `grad` [N, C, H, W] is the one before the activation."""
     batch, channels = grad.shape[:2]
     wide = torch.promote_types(grad.dtype, torch.float32)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from accel.kernels.geometry import CallGeometry
 from accel.kernels.reference.activation import activate
 from accel.kernels.reference.gather import (
     cached_tap_map,
@@ -25,12 +26,7 @@ def masked_conv2d(
     counts: Tensor,
     source_positions: Tensor | None,
     residual: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: CallGeometry,
     activation: str,
 ) -> Tensor:
     """Convolution at the positions of an ActiveSet; zero padding.
@@ -42,14 +38,13 @@ def masked_conv2d(
         source_positions: int32 [source capacity], the input position of every row of x (-1: an unused row); input
             positions that are not among them read as zeros.
         residual: [N, K, H_out, W_out].
-        in_size, out_size: (N, H, W) of the input map and (H_out, W_out).
 
     Returns:
         with a residual: a copy of it, channels_last, holding activation(residual + conv) at the active positions;
         without: rows [capacity, K], zeros at and after the total.
     """
-    index = active_tap_rows(weight, positions, source_positions, in_size, out_size, stride, padding, dilation)
-    rows = gathered_conv(pixel_table(x), index, weight, groups)
+    index = active_tap_rows(weight, positions, source_positions, geometry)
+    rows = gathered_conv(pixel_table(x), index, weight, geometry.groups)
     if bias is not None:
         rows = rows + bias
     live = positions >= 0
@@ -61,23 +56,7 @@ def masked_conv2d(
     return table_to_input(table, residual)
 
 
-def masked_conv2d_(
-    out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    positions: Tensor,
-    counts: Tensor,
-    source_positions: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-    accumulate: bool,
-) -> None:
+def masked_conv2d_(out, x, weight, bias, positions, counts, source_positions, geometry, activation, accumulate):
     """Set the active positions of `out` [N, K, H_out, W_out] to activation(conv), or activation(out + conv).
 
     Args:
@@ -85,56 +64,32 @@ def masked_conv2d_(
     """
     live = positions >= 0
     where = positions[live].long()
-    height, width = out_size
+    height, width = geometry.out_size
     place = (where // (height * width), slice(None), where // width % height, where % width)
-    rows = masked_conv2d(
-        x, weight, bias, positions, counts, source_positions, None, in_size, out_size, stride, padding, dilation,
-        groups, "none",
-    )[live]  # fmt: skip
+    rows = masked_conv2d(x, weight, bias, positions, counts, source_positions, None, geometry, "none")[live]
     out[place] = activate(out[place] + rows if accumulate else rows, activation)
 
 
-def masked_conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    positions: Tensor,
-    counts: Tensor,
-    source_positions: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def masked_conv2d_backward(grad, x, weight, positions, counts, source_positions, geometry):
     """(dX, dW, db) from the gradient [capacity, K] of the rows before activation; rows past the total are ignored."""
-    index = active_tap_rows(weight, positions, source_positions, in_size, out_size, stride, padding, dilation)
+    index = active_tap_rows(weight, positions, source_positions, geometry)
     grad = grad * (positions >= 0)[:, None]
-    d_table, d_weight, d_bias = gathered_conv_backward(grad, pixel_table(x), index, weight, groups)
+    d_table, d_weight, d_bias = gathered_conv_backward(grad, pixel_table(x), index, weight, geometry.groups)
     return table_to_input(d_table, x), d_weight, d_bias
 
 
 def active_tap_rows(
-    weight: Tensor,
-    positions: Tensor,
-    source_positions: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    weight: Tensor, positions: Tensor, source_positions: Tensor | None, geometry: CallGeometry
 ) -> Tensor:
     """int64 [capacity, kh * kw]: the row of `pixel_table(x)` that every tap of every active position reads, or -1."""
-    _, height, width = in_size
-    geometry = (tuple(stride), tuple(padding), tuple(dilation), "zeros")
-    tap_map = cached_tap_map((height, width), tuple(weight.shape[2:]), *geometry).to(positions.device)
-    image = positions // (out_size[0] * out_size[1])
-    taps = tap_map[positions % (out_size[0] * out_size[1])]
+    _, height, width = geometry.in_size
+    pixels = geometry.out_size[0] * geometry.out_size[1]
+    tap_map = cached_tap_map((height, width), tuple(weight.shape[2:]), *geometry.taps).to(positions.device)
+    image, taps = positions // pixels, tap_map[positions % pixels]
     taps = torch.where((taps < 0) | (positions < 0)[:, None], -1, taps + image[:, None] * (height * width))
     if source_positions is None:
         return taps
-    inverse = _inverse_map(source_positions, in_size)
+    inverse = _inverse_map(source_positions, geometry.in_size)
     return torch.where(taps < 0, -1, inverse[taps])
 
 

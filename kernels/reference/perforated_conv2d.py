@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from accel.kernels.geometry import CallGeometry
 from accel.kernels.reference.activation import activate
 from accel.kernels.reference.gather import (
     cached_tap_map,
@@ -26,13 +25,7 @@ def perforated_conv2d(
     nearest: Tensor,
     source_nearest: Tensor | None,
     residual: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
+    geometry: CallGeometry,
     activation: str,
     compact: bool,
 ) -> Tensor:
@@ -44,57 +37,33 @@ def perforated_conv2d(
         positions, nearest: of the output's PositionSet: int32 [P], int32 [H_out * W_out].
         source_nearest: int32 [H * W], for every input pixel the row of x (within its image) that holds its value.
         residual: added before the activation: [N, K, H_out, W_out], at every position; rows [N * P, K] when `compact`.
-        in_size, out_size: (N, H, W) of the input map and (H_out, W_out).
-        stride, padding, dilation: (vertical, horizontal); padding is (top, bottom, left, right).
         activation: a key of ACTIVATIONS.
 
     Returns:
         rows [N * P, K] when `compact`, else [N, K, H_out, W_out] channels_last, every position holding the value of
         its stand-in, plus its own of the residual.
     """
-    index = tap_rows(x, weight, positions, source_nearest, in_size, stride, padding, dilation, padding_mode)
-    rows = gathered_conv(pixel_table(x), index, weight, groups)
+    index = tap_rows(x, weight, positions, source_nearest, geometry)
+    rows = gathered_conv(pixel_table(x), index, weight, geometry.groups)
     if bias is not None:
         rows = rows + bias
-    out = rows if compact else interpolate(rows, nearest, in_size[0], out_size)
+    out = rows if compact else interpolate(rows, nearest, geometry.in_size[0], geometry.out_size)
     return activate(out if residual is None else out + residual, activation)
 
 
-def perforated_conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    positions: Tensor,
-    source_nearest: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def perforated_conv2d_backward(grad, x, weight, positions, source_nearest, geometry):
     """(dX, dW, db) from the gradient [N * P, K] of the rows before activation; dX has the shape of x."""
-    index = tap_rows(x, weight, positions, source_nearest, in_size, stride, padding, dilation, padding_mode)
-    d_table, d_weight, d_bias = gathered_conv_backward(grad, pixel_table(x), index, weight, groups)
+    index = tap_rows(x, weight, positions, source_nearest, geometry)
+    d_table, d_weight, d_bias = gathered_conv_backward(grad, pixel_table(x), index, weight, geometry.groups)
     return table_to_input(d_table, x), d_weight, d_bias
 
 
 def tap_rows(
-    x: Tensor,
-    weight: Tensor,
-    positions: Tensor,
-    source_nearest: Tensor | None,
-    in_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    padding_mode: str,
+    x: Tensor, weight: Tensor, positions: Tensor, source_nearest: Tensor | None, geometry: CallGeometry
 ) -> Tensor:
     """int64 [N * P, kh * kw]: the row of `pixel_table(x)` that every tap of every computed position reads, or -1."""
-    batch, height, width = in_size
-    geometry = (tuple(stride), tuple(padding), tuple(dilation), padding_mode)
-    taps = cached_tap_map((height, width), tuple(weight.shape[2:]), *geometry).to(x.device)[positions]
+    batch, height, width = geometry.in_size
+    taps = cached_tap_map((height, width), tuple(weight.shape[2:]), *geometry.taps).to(x.device)[positions]
     if source_nearest is not None:
         taps = torch.where(taps < 0, taps, source_nearest[taps].long())
     per_image = x.shape[0] // max(batch, 1) if source_nearest is not None else height * width

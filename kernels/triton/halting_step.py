@@ -157,16 +157,7 @@ def step_backward_state(
 
 
 @on_its_device
-def halting_step(
-    h: Tensor | None,
-    x: Tensor,
-    remainder: Tensor,
-    ponder: Tensor,
-    units: Tensor,
-    output: Tensor,
-    eps: float,
-    last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def halting_step(h, x, remainder, ponder, units, output, eps, last):
     """See `accel.kernels.reference.halting_step`."""
     state = _plain(remainder, ponder, units)
     new = tuple(torch.empty_like(old) for old in state)
@@ -176,16 +167,7 @@ def halting_step(
 
 
 @on_its_device
-def halting_step_(
-    h: Tensor | None,
-    x: Tensor,
-    remainder: Tensor,
-    ponder: Tensor,
-    units: Tensor,
-    output: Tensor,
-    eps: float,
-    last: bool,
-) -> Tensor:
+def halting_step_(h, x, remainder, ponder, units, output, eps, last):
     """See `accel.kernels.reference.halting_step`."""
     old = (remainder, ponder, units)
     state = _plain(*old)
@@ -201,17 +183,7 @@ def halting_step_(
 
 
 @on_its_device
-def halting_step_backward(
-    h: Tensor | None,
-    x: Tensor,
-    remainder: Tensor,
-    d_remainder: Tensor,
-    d_ponder: Tensor,
-    d_output: Tensor,
-    d_weight: Tensor,
-    eps: float,
-    last: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last):
     """See `accel.kernels.reference.halting_step`."""
     check_dtype("halting_step_backward", remainder, d_remainder, d_ponder, d_weight)
     check_dtype("halting_step_backward", x, d_output)

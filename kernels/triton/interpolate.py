@@ -311,18 +311,8 @@ def _sum_segments(values: Tensor, starts: Tensor, order: Tensor, out: Tensor, ba
 
 @on_its_device
 def interpolate_fitted(
-    rows: Tensor,
-    positions: Tensor,
-    skipped: Tensor,
-    neighbors: Tensor,
-    starts: Tensor,
-    weights: Tensor,
-    constant: Tensor,
-    batch: int,
-    size: Sequence[int],
-    activation: str,
-    residual: Tensor | None = None,
-) -> Tensor:
+    rows, positions, skipped, neighbors, starts, weights, constant, batch, size, activation, residual=None
+):
     """See `accel.kernels.reference.interpolate`."""
     check_dtype("interpolate_fitted", rows, weights, constant, residual)
     residual = None if residual is None else channels_last(residual)
@@ -340,15 +330,7 @@ def interpolate_fitted(
 
 
 @on_its_device
-def interpolate_fitted_backward(
-    grad: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    skipped: Tensor,
-    neighbors: Tensor,
-    starts: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def interpolate_fitted_backward(grad, rows, positions, skipped, neighbors, starts, weights):
     """See `accel.kernels.reference.interpolate`."""
     check_dtype("interpolate_fitted_backward", grad, rows, weights)
     batch, channels = grad.shape[:2]

@@ -17,14 +17,7 @@ BLOCK_POSITIONS, BLOCK_CHANNELS = 128, 16  # 16 values of each of five pixels a 
 
 @triton.jit(do_not_specialize=["height", "width"])
 def deviations(
-    x,
-    out,
-    height,
-    width,
-    C: tl.constexpr,
-    TAKEN: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    x, out, height, width, C: tl.constexpr, TAKEN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """Grid: (blocks of positions, images)."""
     image = tl.program_id(1).to(tl.int64)

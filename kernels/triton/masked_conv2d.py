@@ -7,11 +7,10 @@ without one it writes compact rows. A compact input is read through the inverse 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from accel.kernels.geometry import CallGeometry
 from accel.kernels.triton.gather_conv import (
     Rows,
     invert,
@@ -26,22 +25,7 @@ from accel.kernels.triton.launch import channels_last, check_dtype, new_channels
 
 
 @on_its_device
-def masked_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    positions: Tensor,
-    counts: Tensor,
-    source_positions: Tensor | None,
-    residual: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-) -> Tensor:
+def masked_conv2d(x, weight, bias, positions, counts, source_positions, residual, geometry, activation):
     """See `accel.kernels.reference.masked_conv2d`."""
     check_dtype("masked_conv2d", x, weight, bias, residual)
     if residual is None:
@@ -52,10 +36,10 @@ def masked_conv2d(
     return multiply(
         pixel_rows(x),
         pack_forward(weight),
-        _active_rows(positions, source_positions, in_size, out_size),
-        taps(weight.shape[2:], stride, padding, dilation),
+        _active_rows(positions, source_positions, geometry),
+        taps(weight.shape[2:], *geometry.taps),
         out,
-        groups=groups,
+        groups=geometry.groups,
         store="rows" if residual is None else "positions",
         bias=bias,
         residual=residual,
@@ -64,31 +48,18 @@ def masked_conv2d(
 
 
 @on_its_device
-def masked_conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    positions: Tensor,
-    counts: Tensor,
-    source_positions: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def masked_conv2d_backward(grad, x, weight, positions, counts, source_positions, geometry):
     """See `accel.kernels.reference.masked_conv2d`."""
     check_dtype("masked_conv2d_backward", grad, x, weight)
-    batch, height, width = in_size
+    (batch, height, width), out_size, groups = geometry.in_size, geometry.out_size, geometry.groups
     grad = grad.contiguous()
-    geometry = taps(weight.shape[2:], stride, padding, dilation)
+    reads = taps(weight.shape[2:], *geometry.taps)
     total = counts.sum(dtype=torch.int32).view(1)
     d_weight = weight_gradient(
         pixel_rows(x),
         grad,
-        _active_rows(positions, source_positions, in_size, out_size),
-        geometry,
+        _active_rows(positions, source_positions, geometry),
+        reads,
         weight,
         groups=groups,
         total=total,
@@ -109,7 +80,7 @@ def masked_conv2d_backward(
         grad,
         pack_transposed(weight, groups),
         readers,
-        geometry,
+        reads,
         torch.zeros_like(x) if compact else new_channels_last(x, batch, channels, height, width),
         groups=groups,
         store="rows",
@@ -119,15 +90,13 @@ def masked_conv2d_backward(
     return d_x, d_weight, torch.where(live, grad, 0).sum(0)
 
 
-def _active_rows(
-    positions: Tensor, source_positions: Tensor | None, in_size: Sequence[int], out_size: Sequence[int]
-) -> Rows:
-    batch, height, width = in_size
+def _active_rows(positions: Tensor, source_positions: Tensor | None, geometry: CallGeometry) -> Rows:
+    batch, height, width = geometry.in_size
     compact = source_positions is not None
     return Rows(
         count=len(positions),
         in_size=(height, width),
-        out_size=out_size,
+        out_size=geometry.out_size,
         positions=positions,
         dynamic=True,
         source=invert(source_positions, batch * height * width) if compact else None,

@@ -14,15 +14,7 @@ from accel.kernels.triton.launch import cdiv, check_dtype, copy_block, on_its_de
 
 @triton.jit(do_not_specialize=["windows", "per_image"])
 def largest_rows(
-    rows,
-    taps,
-    out,
-    windows,
-    per_image,
-    C: tl.constexpr,
-    T: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    rows, taps, out, windows, per_image, C: tl.constexpr, T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """Grid: (blocks of windows, images, blocks of channels)."""
     image = tl.program_id(1).to(tl.int64)

@@ -11,10 +11,9 @@ float16, bfloat16 and float32 (tf32 or exact, as torch's convolutions are set), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
+from accel.kernels.geometry import CallGeometry
 from accel.kernels.positions import tap_map
 from accel.kernels.triton.gather_conv import (
     Rows,
@@ -31,41 +30,24 @@ from accel.kernels.triton.launch import channels_last, check_dtype, new_channels
 
 
 @on_its_device
-def perforated_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    positions: Tensor,
-    nearest: Tensor,
-    source_nearest: Tensor | None,
-    residual: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-    activation: str,
-    compact: bool,
-) -> Tensor:
+def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, residual, geometry, activation, compact):
     """See `accel.kernels.reference.perforated_conv2d`."""
     check_dtype("perforated_conv2d", x, weight, bias, residual)
-    batch, out_channels = in_size[0], weight.shape[0]
-    rows = _static_rows(x, positions, source_nearest, in_size, out_size)
+    batch, out_channels = geometry.in_size[0], weight.shape[0]
+    rows = _static_rows(x, positions, source_nearest, geometry)
     if compact:
         out = x.new_empty(rows.count, out_channels)
         residual = None if residual is None else residual.contiguous()
     else:
-        out = new_channels_last(x, batch, out_channels, *out_size)
+        out = new_channels_last(x, batch, out_channels, *geometry.out_size)
         residual = None if residual is None else channels_last(residual)
     return multiply(
         pixel_rows(x),
         pack_forward(weight),
         rows,
-        taps(weight.shape[2:], stride, padding, dilation, padding_mode),
+        taps(weight.shape[2:], *geometry.taps),
         out,
-        groups=groups,
+        groups=geometry.groups,
         store="rows" if compact else "segments",
         bias=bias,
         residual=residual,
@@ -75,40 +57,23 @@ def perforated_conv2d(
 
 
 @on_its_device
-def perforated_conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    positions: Tensor,
-    source_nearest: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def perforated_conv2d_backward(grad, x, weight, positions, source_nearest, geometry):
     """See `accel.kernels.reference.perforated_conv2d`."""
     check_dtype("perforated_conv2d_backward", grad, x, weight)
     grad = grad.contiguous()
-    rows = _static_rows(x, positions, source_nearest, in_size, out_size)
-    geometry = taps(weight.shape[2:], stride, padding, dilation, padding_mode)
-    d_weight = weight_gradient(pixel_rows(x), grad, rows, geometry, weight, groups=groups)
-    d_x = _input_gradient(
-        grad, x, weight, positions, source_nearest, in_size, out_size, stride, padding, dilation, groups, padding_mode
-    )
+    rows = _static_rows(x, positions, source_nearest, geometry)
+    reads = taps(weight.shape[2:], *geometry.taps)
+    d_weight = weight_gradient(pixel_rows(x), grad, rows, reads, weight, groups=geometry.groups)
+    d_x = _input_gradient(grad, x, weight, positions, source_nearest, geometry)
     return d_x, d_weight, grad.sum(0)
 
 
-def _static_rows(
-    x: Tensor, positions: Tensor, source_nearest: Tensor | None, in_size: Sequence[int], out_size: Sequence[int]
-) -> Rows:
-    batch = in_size[0]
+def _static_rows(x: Tensor, positions: Tensor, source_nearest: Tensor | None, geometry: CallGeometry) -> Rows:
+    batch = geometry.in_size[0]
     return Rows(
         count=batch * len(positions),
-        in_size=in_size[1:],
-        out_size=out_size,
+        in_size=geometry.in_size[1:],
+        out_size=geometry.out_size,
         positions=positions,
         per_image=len(positions),
         source=source_nearest,
@@ -116,23 +81,11 @@ def _static_rows(
     )
 
 
-def _input_gradient(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    positions: Tensor,
-    source_nearest: Tensor | None,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-) -> Tensor:
+def _input_gradient(grad, x, weight, positions, source_nearest, geometry):
     """dX: the transposed gather over the input map, or over the padded one where padding repeats pixels."""
-    batch, height, width = in_size
-    fold = source_nearest
+    (batch, height, width), out_size, groups = geometry.in_size, geometry.out_size, geometry.groups
+    stride, padding, dilation, padding_mode = geometry.taps
+    pixels, fold = height * width, source_nearest
     if padding_mode != "zeros":
         # the padded map's pixels are copies of the input's: sum them by pixel, as positions are summed by stand-in
         top, bottom, left, right = padding
@@ -162,5 +115,5 @@ def _input_gradient(
         return dense
     if x.dim() == 2:
         return interpolate_backward(dense, fold, x.shape[0] // max(batch, 1))
-    folded = interpolate_backward(dense, fold, in_size[1] * in_size[2])
-    return folded.view(batch, in_size[1], in_size[2], channels).permute(0, 3, 1, 2)
+    folded = interpolate_backward(dense, fold, pixels)
+    return folded.view(batch, *geometry.in_size[1:], channels).permute(0, 3, 1, 2)

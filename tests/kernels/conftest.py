@@ -9,6 +9,7 @@ import torch
 
 from accel.kernels import dispatch
 from accel.kernels.positions import PositionSet
+from accel.tests.drawn_sets import draw_set
 
 try:
     from accel.kernels.cpu import _engine
@@ -69,12 +70,7 @@ def random_set():
     """(height, width, keep, seed=0) -> a set in random order, with a random stand-in for each position left out."""
 
     def draw(height: int, width: int, keep: float, seed: int = 0) -> PositionSet:
-        generator = torch.Generator().manual_seed(seed)
-        count = max(1, round(keep * height * width))
-        positions = torch.randperm(height * width, generator=generator)[:count].to(torch.int32)
-        nearest = torch.randint(count, (height * width,), generator=generator, dtype=torch.int32)
-        nearest[positions.long()] = torch.arange(count, dtype=torch.int32)
-        return PositionSet(positions, nearest, height, width)
+        return draw_set(height, width, max(1, round(keep * height * width)), torch.Generator().manual_seed(seed))
 
     return draw
 

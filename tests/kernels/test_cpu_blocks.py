@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -14,8 +13,10 @@ binding = pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine 
 
 from accel.kernels.cpu import _engine  # noqa: E402
 from accel.kernels.cpu.arguments import LARGE, empty  # noqa: E402
+from accel.kernels.geometry import CallGeometry  # noqa: E402
 from accel.kernels.positions import PositionSet  # noqa: E402
 from accel.profiling.memory import peak_activation_bytes  # noqa: E402
+from accel.tests.threads import in_threads  # noqa: E402
 
 SHAPE = (2, 64, 256, 384)  # 50 MB
 
@@ -75,10 +76,10 @@ def test_a_large_map_is_a_convolution():
     weight = torch.randn(16, 3, 3, 3, generator=g)
     full = PositionSet.full(700, 900)
     for _ in range(2):  # in fresh memory, and in what the first one leaves
+        geometry = CallGeometry((1, 700, 900), (700, 900), (1, 1), (1, 1, 1, 1), (1, 1), 1)
         out = binding.perforated_conv2d(
-            x, weight, None, full.positions, full.nearest, None, None, (1, 700, 900), (700, 900), (1, 1), (1, 1, 1, 1),
-            (1, 1), 1, "zeros", "none", False,
-        )  # fmt: skip
+            x, weight, None, full.positions, full.nearest, None, None, geometry, "none", False
+        )
         assert out.numel() * 4 >= LARGE
         assert torch.allclose(out, F.conv2d(x, weight, padding=1), atol=1e-4)
         del out
@@ -93,9 +94,5 @@ def test_threads_share_them():
             if not bool((mine == value).all()):
                 wrong.append(value)
 
-    threads = [threading.Thread(target=work, args=(float(i),)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, ((float(i),) for i in range(4)))
     assert not wrong

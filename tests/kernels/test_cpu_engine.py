@@ -12,6 +12,7 @@ import torch.nn.functional as F
 binding = pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
 
 from accel.kernels.cpu import _engine  # noqa: E402
+from accel.kernels.geometry import CallGeometry  # noqa: E402
 from accel.kernels.positions import PositionSet, output_size  # noqa: E402
 
 ACTIVATIONS = {"none": lambda v: v, "relu": F.relu, "leaky_relu": F.leaky_relu, "hardswish": F.hardswish}
@@ -69,10 +70,10 @@ class Case:
         batch = self.x.shape[0] if source is not None else x.shape[0]
         source_nearest = None if source is None else source.nearest
         rest = self.rows_of(self.residual) if compact else self.residual
+        geometry = CallGeometry((batch, *self.x.shape[2:]), self.out_size, *self.geometry)
         return binding.perforated_conv2d(
             x, self.weight, self.bias if bias else None, self.set.positions, self.set.nearest,
-            source_nearest, rest if residual else None, (batch, *self.x.shape[2:]), self.out_size, *self.geometry[:4],
-            self.geometry[4], activation or self.activation, compact,
+            source_nearest, rest if residual else None, geometry, activation or self.activation, compact,
         )  # fmt: skip
 
     def expected(self, *, bias=True, residual=False, compact=False, activation=None):
@@ -163,8 +164,8 @@ def test_nan_and_infinity_pass_the_activations(isa):
     where = torch.zeros(1, dtype=torch.int32)
     for name, act in ACTIVATIONS.items():
         got = binding.perforated_conv2d(
-            x, torch.ones(40, 1, 1, 1), None, where, where, None, None, (1, 1, 1), (1, 1), (1, 1), (0, 0, 0, 0),
-            (1, 1), 40, "zeros", name, True,
+            x, torch.ones(40, 1, 1, 1), None, where, where, None, None,
+            CallGeometry((1, 1, 1), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 40), name, True,
         )  # fmt: skip
         torch.testing.assert_close(got, act(x.flatten(1)), equal_nan=True)
 
@@ -204,7 +205,7 @@ def test_compact_source(isa):
         second.x = first.run()
         got = binding.perforated_conv2d(
             rows, second.weight, second.bias, second.set.positions, second.set.nearest, first.set.nearest, None,
-            (3, 9, 8), second.out_size, *second.geometry, "relu", True,
+            CallGeometry((3, 9, 8), second.out_size, *second.geometry), "relu", True,
         )  # fmt: skip
         assert_close(got, second.expected(compact=True, activation="relu"))
 

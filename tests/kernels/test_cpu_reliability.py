@@ -6,7 +6,6 @@ import ctypes
 import mmap
 import multiprocessing
 import sys
-import threading
 
 import pytest
 import torch
@@ -15,7 +14,9 @@ import torch.nn.functional as F
 binding = pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
 
 from accel.kernels.cpu import _engine  # noqa: E402
+from accel.kernels.geometry import CallGeometry  # noqa: E402
 from accel.kernels.positions import PositionSet, output_size  # noqa: E402
+from accel.tests.threads import in_threads  # noqa: E402
 
 PAGE = mmap.PAGESIZE
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses mprotect and fork of Linux")
@@ -58,12 +59,9 @@ def problem(c: int, k: int, groups: int, kernel: int, size: int = 7, seed: int =
 
 
 def run(x, weight, bias, residual, where: PositionSet, geometry, compact: bool = False):
-    size = (x.shape[0], *x.shape[2:])
+    geometry = CallGeometry((x.shape[0], *x.shape[2:]), (where.height, where.width), *geometry)
     sets = (where.positions, where.nearest, None)
-    out_size = (where.height, where.width)
-    return binding.perforated_conv2d(
-        x, weight, bias, *sets, residual, size, out_size, *geometry, "zeros", "relu", compact
-    )
+    return binding.perforated_conv2d(x, weight, bias, *sets, residual, geometry, "relu", compact)
 
 
 SHAPES = [
@@ -97,9 +95,8 @@ def test_backward_stays_inside_its_inputs(isa, shape):
     grad = torch.randn(2 * len(where), weight.shape[0], generator=torch.Generator().manual_seed(1))
 
     def gradients(grad, x, weight, positions):
-        size = (2, *x.shape[2:])
-        out_size = (where.height, where.width)
-        return binding.perforated_conv2d_backward(grad, x, weight, positions, None, size, out_size, *geometry, "zeros")
+        whole = CallGeometry((2, *x.shape[2:]), (where.height, where.width), *geometry)
+        return binding.perforated_conv2d_backward(grad, x, weight, positions, None, whole)
 
     expected = gradients(grad, x, weight, where.positions)
     got = gradients(*(guard(tensor) for tensor in (grad, x, weight, where.positions)))
@@ -115,7 +112,7 @@ def test_dynamic_sets_stay_inside_their_inputs(isa):
     positions, counts = binding.active_positions(guard(mask), 0)
     first = (guard(wide), wide_counts, None)
     second = (guard(positions), counts, guard(wide))
-    geometry = ((2, 7, 7), (7, 7), *geometry, "relu")
+    geometry = (CallGeometry((2, 7, 7), (7, 7), *geometry), "relu")
     rows = binding.masked_conv2d(guard(x), guard(weight), guard(bias), *first, None, *geometry)
     again = torch.randn(24, 24, 3, 3, generator=torch.Generator().manual_seed(3))
     got = binding.masked_conv2d(guard(rows), guard(again), None, *second, guard(residual), *geometry)
@@ -144,11 +141,7 @@ def test_several_python_threads_at_once():
             if not torch.equal(run(*problems[i]), expected[i]):
                 wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, ((i,) for i in range(4)))
     assert not wrong
 
 
@@ -187,12 +180,8 @@ def test_gradients_do_not_depend_on_the_thread_count(isa, shape):
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            out_size = (where.height, where.width)
-            results.append(
-                binding.perforated_conv2d_backward(
-                    grad, x, weight, where.positions, None, (2, 13, 13), out_size, *geometry, "zeros"
-                )
-            )
+            whole = CallGeometry((2, 13, 13), (where.height, where.width), *geometry)
+            results.append(binding.perforated_conv2d_backward(grad, x, weight, where.positions, None, whole))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

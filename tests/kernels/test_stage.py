@@ -1,7 +1,6 @@
 """Whole stages on the C engine, forced through every instruction set, against the loop that says what they compute."""
 
 import copy
-import threading
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from accel.config import ACT, SACT
 from accel.kernels.stage import StageConv, StageHead, StageUnit, plan_stage
 from accel.nn.adaptive import AdaptiveStage, dense_execution
 from accel.nn.stage_outputs import recorded_stages
+from accel.tests.threads import in_threads
 
 
 @pytest.fixture(autouse=True)
@@ -168,11 +168,7 @@ def test_a_plan_serves_several_python_threads_at_once(threads):
             if not torch.equal(plan.run(x, x).output, right):
                 wrong.append(len(x))
 
-    callers = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    in_threads(work, zip(inputs, expected))
     assert not wrong
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from accel.kernels.positions import PositionSet
+from accel.tests.drawn_sets import draw_set
 from accel.tests.triton_tools.interp_switch import interpret
 
 
@@ -45,10 +46,7 @@ def random_set(generator):
     """(height, width, count) -> a set in random order, with a random stand-in for each position left out."""
 
     def draw(height: int, width: int, count: int) -> PositionSet:
-        positions = torch.randperm(height * width, generator=generator)[:count].to(torch.int32)
-        nearest = torch.randint(count, (height * width,), generator=generator, dtype=torch.int32)
-        nearest[positions.long()] = torch.arange(count, dtype=torch.int32)
-        return PositionSet(positions, nearest, height, width)
+        return draw_set(height, width, count, generator)
 
     return draw
 

@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.errors import InterpreterError
 
+from accel.kernels.geometry import CallGeometry
 from accel.kernels.positions import output_size
 from accel.kernels.reference import active_positions as reference_active
 from accel.kernels.reference import masked_conv2d as reference_masked
@@ -44,7 +45,7 @@ def test_perforated_over_several_tiles(interpreter, generator, random_set, asser
     weight, bias = draw(generator, dtype, K, C, 3, 2) / 20, draw(generator, dtype, K)
     residual = draw(generator, dtype, *((N * 95, K) if compact else (N, K, *size)))
     tensors = (x, weight, bias, here.positions, here.nearest, source.nearest, residual)
-    geometry = ((N, H, W), size, (1, 1), (1, 1, 1, 0), (1, 1), 1, "zeros", "relu", compact)
+    geometry = (CallGeometry((N, H, W), size, (1, 1), (1, 1, 1, 0), (1, 1), 1), "relu", compact)
     got = perforated.perforated_conv2d(*tensors, *geometry)
     assert_close(got, reference.perforated_conv2d(*doubled(tensors), *geometry))
 
@@ -56,7 +57,7 @@ def test_perforated_gradients_over_several_tiles(interpreter, generator, random_
     here, source = random_set(*size, 90), random_set(23, W, 150)
     grad, x = draw(generator, dtype, N * 90, K), draw(generator, dtype, N * 150, C)
     tensors = (grad, x, draw(generator, dtype, K, C, 3, 2) / 25, here.positions, source.nearest)
-    geometry = ((N, 23, W), size, stride, padding, (1, 1), 1, "zeros")
+    geometry = (CallGeometry((N, 23, W), size, stride, padding, (1, 1), 1),)
     got = perforated.perforated_conv2d_backward(*tensors, *geometry)
     for one, expected in zip(got, reference.perforated_conv2d_backward(*doubled(tensors), *geometry), strict=True):
         assert_close(one, expected)
@@ -68,7 +69,7 @@ def test_the_shares_of_the_weight_gradient_add_up(interpreter, generator, random
     here = random_set(H, W, 143)
     tensors = (draw(generator, torch.float32, 5 * 143, 8), draw(generator, torch.float32, 5, 8, H, W))
     tensors += (draw(generator, torch.float32, 8, 8, 1, 1), here.positions, None)
-    geometry = ((5, H, W), (H, W), (1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros")
+    geometry = (CallGeometry((5, H, W), (H, W), (1, 1), (0, 0, 0, 0), (1, 1), 1),)
     got = perforated.perforated_conv2d_backward(*tensors, *geometry)
     for one, expected in zip(got, reference.perforated_conv2d_backward(*doubled(tensors), *geometry), strict=True):
         assert_close(one, expected)
@@ -99,7 +100,7 @@ def test_masked(interpreter, generator, assert_close, dtype, fraction, with_resi
         source,
         residual,
     )
-    geometry = ((3, H, W), (H, W), (1, 1), (1, 1, 1, 1), (1, 1), 1, "relu")
+    geometry = (CallGeometry((3, H, W), (H, W), (1, 1), (1, 1, 1, 1), (1, 1), 1), "relu")
     got = masked.masked_conv2d(*tensors, *geometry)
     clean = (torch.where((source < 0)[:, None], 0, x), *tensors[1:])
     expected = reference_masked.masked_conv2d(*doubled(clean), *geometry)
@@ -124,7 +125,7 @@ def test_masked_gradients(interpreter, generator, assert_close, dtype, compact):
     clean = torch.where((positions < 0)[:, None], 0, grad)
     grad[positions < 0] = float("nan")  # the gradient of rows past the total is not a number that counts
     rest = (x, draw(generator, dtype, K, C, 3, 3) / 25, positions, counts, source)
-    geometry = ((3, H, W), (H, W), (1, 1), (1, 1, 1, 1), (1, 1), 1)
+    geometry = (CallGeometry((3, H, W), (H, W), (1, 1), (1, 1, 1, 1), (1, 1), 1),)
     got = masked.masked_conv2d_backward(grad, *rest, *geometry)
     expected = reference_masked.masked_conv2d_backward(*doubled((clean, *rest)), *geometry)
     for one, other in zip(got, expected, strict=True):
@@ -139,7 +140,7 @@ def test_idle_programs_touch_nothing(interpreter, generator):
     x = torch.full((1, 8, 25, 28), float("nan")).to(memory_format=torch.channels_last)
     x[:, :, 0, :count] = 1.0
     counts = torch.tensor([count], dtype=torch.int32)
-    geometry = ((1, 25, 28), (25, 28), (1, 1), (0, 0, 0, 0), (1, 1), 1, "none")
+    geometry = (CallGeometry((1, 25, 28), (25, 28), (1, 1), (0, 0, 0, 0), (1, 1), 1), "none")
     rows = masked.masked_conv2d(x, torch.ones(8, 8, 1, 1), None, positions, counts, None, None, *geometry)
     assert torch.equal(rows[:count], torch.full((count, 8), 8.0))
     assert not rows[count:].any()
@@ -149,7 +150,7 @@ def test_idle_programs_touch_nothing(interpreter, generator):
 def test_a_nan_stays_one(interpreter, random_set, activation):
     here = random_set(2, 2, 4)
     x = torch.tensor([[1.0, float("nan"), -1.0, 4.0]]).view(1, 1, 2, 2)
-    geometry = ((1, 2, 2), (2, 2), (1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros", activation, False)
+    geometry = (CallGeometry((1, 2, 2), (2, 2), (1, 1), (0, 0, 0, 0), (1, 1), 1), activation, False)
     tensors = (x, torch.ones(1, 1, 1, 1), None, here.positions, here.nearest, None, None)
     got = perforated.perforated_conv2d(*tensors, *geometry)
     torch.testing.assert_close(got, reference.perforated_conv2d(*tensors, *geometry), equal_nan=True)
@@ -166,13 +167,14 @@ def test_addresses_have_64_bits(interpreter, op):
     side = 2**15
     last, nearest = torch.tensor([side * side - 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     x, weight, one = torch.zeros(1, 8, 1, 1).half(), torch.zeros(8, 8, 1, 1).half(), torch.ones(1, dtype=torch.int32)
-    geometry = ((side, side), (1, 1), (0, 0, 0, 0), (1, 1), 1)
+    sizes = ((side, side), (1, 1), (0, 0, 0, 0), (1, 1), 1)
     with pytest.raises(InterpreterError, match="OutOfBounds") as caught:
         if op == "perforated":
             sets = (last, nearest, None, None)
-            perforated.perforated_conv2d(x, weight, None, *sets, (1, side, side), *geometry, "zeros", "none", True)
+            geometry = CallGeometry((1, side, side), *sizes)
+            perforated.perforated_conv2d(x, weight, None, *sets, geometry, "none", True)
         else:  # the input is one pixel, the residual as large as the map
-            masked.masked_conv2d(x, weight, None, last, one, None, x, (1, 1, 1), *geometry, "none")
+            masked.masked_conv2d(x, weight, None, last, one, None, x, CallGeometry((1, 1, 1), *sizes), "none")
     distance = int(re.search(r"byte (-?\d+) of", str(caught.value))[1])
     assert 2**33 < distance < 2**35
 
@@ -180,14 +182,13 @@ def test_addresses_have_64_bits(interpreter, op):
 def test_an_empty_batch_launches_nothing(interpreter, random_set):
     here = random_set(4, 4, 5)
     x, weight = torch.zeros(0, 8, 4, 4), torch.ones(8, 8, 1, 1)
-    geometry = ((0, 4, 4), (4, 4), (1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros")
+    geometry = CallGeometry((0, 4, 4), (4, 4), (1, 1), (0, 0, 0, 0), (1, 1), 1)
     out = perforated.perforated_conv2d(
-        x, weight, None, here.positions, here.nearest, None, None, *geometry, "none", False
+        x, weight, None, here.positions, here.nearest, None, None, geometry, "none", False
     )
     assert out.shape == (0, 8, 4, 4)
-    d_x, d_weight, d_bias = perforated.perforated_conv2d_backward(
-        torch.zeros(0, 8), x, weight, here.positions, None, *geometry
-    )
+    grad = torch.zeros(0, 8)
+    d_x, d_weight, d_bias = perforated.perforated_conv2d_backward(grad, x, weight, here.positions, None, geometry)
     assert d_x.shape == x.shape and not d_weight.any() and not d_bias.any()
 
 
@@ -195,7 +196,7 @@ def test_an_empty_batch_launches_nothing(interpreter, random_set):
 def test_other_dtypes_are_refused(interpreter, random_set, dtypes):
     here = random_set(4, 4, 5)
     x, weight = torch.zeros(1, 8, 4, 4, dtype=dtypes[0]), torch.ones(8, 8, 1, 1, dtype=dtypes[1])
-    geometry = ((1, 4, 4), (4, 4), (1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros", "none", False)
+    geometry = (CallGeometry((1, 4, 4), (4, 4), (1, 1), (0, 0, 0, 0), (1, 1), 1), "none", False)
     with pytest.raises(TypeError, match=r"perforated_conv2d on the triton backend takes .* got .*cast them"):
         perforated.perforated_conv2d(x, weight, None, here.positions, here.nearest, None, None, *geometry)
 

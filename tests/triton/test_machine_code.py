@@ -10,6 +10,7 @@ import contextlib
 import pytest
 import torch
 
+from accel.kernels.geometry import CallGeometry
 from accel.kernels.positions import PositionSet
 from accel.kernels.triton import launch
 from accel.kernels.triton.perforated_conv2d import perforated_conv2d
@@ -119,8 +120,8 @@ def test_float32_does_not_spill(target, precision):
 
 def one_layer(x, weight) -> None:
     here = PositionSet.full(*x.shape[2:])
-    geometry = ((len(x), *x.shape[2:]), x.shape[2:], (1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros", "none", False)
-    perforated_conv2d(x, weight, None, here.positions, here.nearest, None, None, *geometry)
+    geometry = CallGeometry((len(x), *x.shape[2:]), x.shape[2:], (1, 1), (0, 0, 0, 0), (1, 1), 1)
+    perforated_conv2d(x, weight, None, here.positions, here.nearest, None, None, geometry, "none", False)
 
 
 def misaligned(monkeypatch):
