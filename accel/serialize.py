@@ -190,13 +190,15 @@ def _sha256(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+def _unreadable(path: pathlib.Path, error: OSError) -> WeightsError:
+    return WeightsError(f"cannot read {path} ({error.strerror}): expected a folder made by save_converted")
+
+
 def _read_config(path: pathlib.Path) -> dict:
     try:
         config = json.loads(path.read_text())
     except OSError as error:
-        raise WeightsError(
-            f"cannot read {path} ({error.strerror}): expected a folder made by save_converted"
-        ) from error
+        raise _unreadable(path, error) from error
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON ({error}): save the converted model again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
@@ -225,9 +227,7 @@ def _read_tensors(path: pathlib.Path, sha256: str) -> dict[str, Tensor]:
             )
         return load_file(path)
     except OSError as error:
-        raise WeightsError(
-            f"cannot read {path} ({error.strerror}): expected a folder made by save_converted"
-        ) from error
+        raise _unreadable(path, error) from error
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a safetensors file ({error}): save the converted model again") from error
 

@@ -20,8 +20,7 @@ class Two(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.a = nn.Conv2d(3, 6, 3, padding=1)
-        self.b = nn.Conv2d(2, 6, 3, padding=1)
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(2, 6, 3, padding=1)
         self.last = nn.Conv2d(6, 4, 3, padding=1)
 
     def forward(self, left, right, gain=1.0):

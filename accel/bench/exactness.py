@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from accel.bench.layers import at_positions
 from accel.bench.runner import Row, Settings
 from accel.profiling.distances import relative_norm
 from accel.running import output_tensors
@@ -67,7 +68,6 @@ def layer_errors(model: nn.Module, x: Tensor, generator: torch.Generator) -> dic
     import torch
     from torch import nn
 
-    from accel import ops
     from accel.kernels.positions import PositionSet
 
     errors: dict[str, float] = {}
@@ -76,19 +76,7 @@ def layer_errors(model: nn.Module, x: Tensor, generator: torch.Generator) -> dic
         height, width = dense.shape[2:]
         order = torch.randperm(height * width, generator=generator)
         positions = PositionSet(order.int(), torch.argsort(order).int(), height, width)
-        (top, left) = conv.padding
-        ours = ops.perforated_conv2d(
-            inputs[0],
-            conv.weight,
-            conv.bias,
-            positions,
-            stride=conv.stride,
-            padding=(top, top, left, left),
-            dilation=conv.dilation,
-            groups=conv.groups,
-            padding_mode=conv.padding_mode,
-        )
-        errors[name] = relative_norm(ours, dense)
+        errors[name] = relative_norm(at_positions(conv, inputs[0], positions), dense)
 
     handles = [
         module.register_forward_hook(lambda conv, inputs, out, name=name: compare(name, conv, inputs, out))

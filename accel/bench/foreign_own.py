@@ -159,16 +159,19 @@ def pruned() -> nn.Module:
 
 def checkpointed() -> nn.Module:
     """torch.utils.checkpoint around the blocks, in evaluation too."""
-    return _Checkpointed()
+    block = nn.Sequential(nn.Conv2d(48, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48), nn.ReLU())
+    return _Checkpointed(block=block, head=nn.Linear(48, 10))
 
 
-class _Checkpointed(nn.Module):
-    def __init__(self) -> None:
+class _OnTrunk(nn.Module):
+    def __init__(self, **heads: nn.Module) -> None:
         super().__init__()
         self.trunk = _trunk()
-        self.block = nn.Sequential(nn.Conv2d(48, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48), nn.ReLU())
-        self.head = nn.Linear(48, 10)
+        for name, head in heads.items():
+            self.add_module(name, head)
 
+
+class _Checkpointed(_OnTrunk):
     def forward(self, x: Tensor) -> Tensor:
         x = checkpoint(self.trunk, x, use_reentrant=False)
         x = x + checkpoint(self.block, x, use_reentrant=False)
@@ -177,15 +180,10 @@ class _Checkpointed(nn.Module):
 
 def dict_output() -> nn.Module:
     """A dict of lists and tensors, and a number that is no tensor."""
-    return _DictOutput()
+    return _DictOutput(edges=nn.Conv2d(48, 1, 1), depth=nn.Conv2d(48, 4, 3, padding=1))
 
 
-class _DictOutput(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = _trunk()
-        self.edges, self.depth = nn.Conv2d(48, 1, 1), nn.Conv2d(48, 4, 3, padding=1)
-
+class _DictOutput(_OnTrunk):
     def forward(self, x: Tensor) -> dict[str, object]:
         x = self.trunk(x)
         return {"maps": [self.edges(x).sigmoid(), self.depth(x)], "mean": x.mean((2, 3)), "stride": 4}

@@ -11,6 +11,7 @@ perforation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -144,25 +145,17 @@ def _times(timings: Mapping[str, Timing], keep: float, kept: float) -> Row:
 
 def engine_side(conv: nn.Conv2d, x: Tensor, kept: PositionSet, compact: bool) -> Callable[[], Tensor]:
     """Our op with bias and ReLU fused."""
+    return functools.partial(at_positions, conv, x, kept, activation="relu", compact=compact)
+
+
+def at_positions(conv: nn.Conv2d, x: Tensor, kept: PositionSet, **options: Any) -> Tensor:
+    """Our op in the place of a convolution."""
     from accel import ops
+    from accel.nn.geometry import geometry_of
 
-    (top, left) = conv.padding
-
-    def call() -> Tensor:
-        return ops.perforated_conv2d(
-            x,
-            conv.weight,
-            conv.bias,
-            kept,
-            stride=conv.stride,
-            padding=(top, top, left, left),
-            dilation=conv.dilation,
-            groups=conv.groups,
-            activation="relu",
-            compact=compact,
-        )
-
-    return call
+    _, stride, padding, dilation, groups, mode = geometry_of(conv)
+    sizes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "padding_mode": mode}
+    return ops.perforated_conv2d(x, conv.weight, conv.bias, kept, **sizes, **options)
 
 
 def torch_side(conv: nn.Conv2d, x: Tensor, form: str) -> Callable[[], Tensor]:

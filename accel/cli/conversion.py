@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import TYPE_CHECKING
 
-from accel.cli import common
+from accel.cli import common, models
 from accel.errors import ConfigError
 from accel.files import read_toml
 
@@ -28,6 +28,14 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mask", metavar="KIND", help="which positions ('accel list masks' names the kinds)")
     group.add_argument("--interpolate", metavar="HOW", help="fill the others: nearest, fitted, weighted, zero")
     group.add_argument("--rules", type=pathlib.Path, metavar="FILE", help="Rules as .toml or .json, instead of --keep")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """All that a verb takes which shows what a conversion does."""
+    models.add_model(parser)
+    add_conversion(parser)
+    add_example(parser)
+    common.add_format(parser)
 
 
 def add_example(parser: argparse.ArgumentParser) -> None:

@@ -19,10 +19,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "show what a conversion would do, layer by layer",
         "accel plan torchvision:resnet18 --keep 0.5 --mask lattice --size 224",
     )
-    models.add_model(parser)
-    conversion.add_conversion(parser)
-    conversion.add_example(parser)
-    common.add_format(parser)
+    conversion.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

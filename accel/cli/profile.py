@@ -15,10 +15,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "show MACs and milliseconds per layer, dense and converted side by side",
         "accel profile torchvision:vgg16 --keep 0.5 --size 224 --batch 8",
     )
-    models.add_model(parser)
-    conversion.add_conversion(parser)
-    conversion.add_example(parser)
-    common.add_format(parser)
+    conversion.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -135,14 +135,7 @@ def avg_pool(
 
 
 @functools.lru_cache(maxsize=64)
-def _pool_taps(
-    positions: PositionSet,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    ceil_mode: bool,
-) -> tuple[Tensor, Tensor, tuple[int, int]]:
+def _pool_taps(positions, kernel, stride, padding, dilation, ceil_mode) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """(rows int32 [taps, windows], inside bool [taps, windows], output size) of a pooling that reads through the map.
 
     A tap outside the map repeats one that its window has inside: the maximum does not notice, the mean masks it.

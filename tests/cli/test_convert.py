@@ -36,13 +36,6 @@ def number():
 
 
 @pytest.fixture
-def nets(tmp_path):
-    path = tmp_path / "nets.py"
-    path.write_text(NETS)
-    return path
-
-
-@pytest.fixture
 def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

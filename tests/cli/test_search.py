@@ -28,13 +28,6 @@ def classes():
 
 
 @pytest.fixture
-def nets(tmp_path):
-    path = tmp_path / "nets.py"
-    path.write_text(NETS)
-    return path
-
-
-@pytest.fixture
 def photos(tmp_path):
     folder = tmp_path / "photos"
     for index in range(8):

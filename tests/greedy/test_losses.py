@@ -24,8 +24,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.first = nn.Conv2d(2, 6, 3, padding=1)
-        self.shared = nn.Conv2d(6, 6, 3, padding=1)
+        self.first, self.shared = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
         self.norm = nn.BatchNorm2d(6)
         self.last = nn.Conv2d(6, 3, 3, padding=1)
         self.act = nn.ReLU(inplace=True)

@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+from accel import dense_execution
+from accel.ops import use_backend
+
 
 def spread_scores(net: nn.Module, x: torch.Tensor, width: float = 2.0) -> nn.Module:
     """Shift and scale the heads so that their scores on x lie on both sides of one half, `width` deviations apart."""
@@ -19,6 +22,16 @@ def spread_scores(net: nn.Module, x: torch.Tensor, width: float = 2.0) -> nn.Mod
     for handle in handles:
         handle.remove()
     return net
+
+
+def three_ways(net: nn.Module, x: torch.Tensor) -> tuple:
+    """What an adaptive net gives as it runs best, unit by unit on the reference, and densely under its mask."""
+    with torch.no_grad():
+        sparse = net(x)
+        with use_backend("reference"):
+            one_by_one = net(x)
+        with dense_execution(net):
+            return sparse, one_by_one, net(x)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

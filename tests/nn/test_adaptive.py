@@ -14,7 +14,7 @@ from accel.errors import ConfigError, ConversionError, WeightsError
 from accel.nn.adaptive import HaltingHead, adaptive_stages, dense_execution, make_adaptive, ponder_loss
 from accel.nn.residual_units import BranchStep, UnitDescription, register_unit
 from accel.nn.sparse_unit import SparseUnit
-from accel.tests.nn.halting_nets import relative, spread_scores
+from accel.tests.nn.halting_nets import relative, spread_scores, three_ways
 from accel.zoo.registry import get_model
 
 STAGES = {"resnet20": ("layer1", "layer2", "layer3"), "torchvision": ("layer1", "layer2", "layer3", "layer4")}
@@ -333,12 +333,7 @@ def test_frozen_batch_norms_as_pretrained_detectors_have_them():
     net = make_adaptive(model, dict.fromkeys(STAGES["torchvision"], SACT(eps=0.1)))
     set_heads(net, 0.0, 1.0)
     x = torch.randn(2, 3, 64, 48)
-    with torch.no_grad():
-        fused = net(x)
-        with accel.ops.use_backend("reference"):
-            one_by_one = net(x)
-        with dense_execution(net):
-            dense = net(x)
+    fused, one_by_one, dense = three_ways(net, x)
     assert relative(fused.logits, dense.logits) < 1e-5
     assert relative(one_by_one.logits, dense.logits) < 1e-5
 

@@ -13,6 +13,7 @@ from accel.nn import effects
 from accel.nn.inference import installed
 from accel.nn.tracing import trace
 from accel.running import one_by_one
+from accel.tests.nn.flows import Flow, convs
 
 CONFIGS = {
     "dense": Rules({"other": Perforate(keep=0.5, mask="lattice"), "*": None}),
@@ -22,21 +23,21 @@ CONFIGS = {
 }
 
 
-class Flow(nn.Module):
-    """A forward given as a function of two maps, over a few layers."""
-
-    def __init__(self, forward):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv, self.next, self.last = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
-        self.other = nn.Conv2d(4, 4, 1)
-        self.norm = nn.BatchNorm2d(4)
-        nn.init.normal_(self.norm.running_mean), nn.init.uniform_(self.norm.running_var, 0.5, 2)
-        self.relu, self.drop, self.same = nn.ReLU(inplace=True), nn.Dropout(), nn.Identity()
-        self.flow = forward
+class TwoMaps(Flow):
+    """The same with two inputs; a 1x1 convolution reads what the function returns."""
 
     def forward(self, x, u):
         return self.other(self.flow(self, x, u))
+
+
+def effects_net(flow):
+    torch.manual_seed(0)
+    conv, following, last = convs(3)
+    other, norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    nn.init.normal_(norm.running_mean), nn.init.uniform_(norm.running_var, 0.5, 2)
+    rest = {"relu": nn.ReLU(inplace=True), "drop": nn.Dropout(), "same": nn.Identity()}
+    layers = {"conv": conv, "next": following, "last": last, "other": other, "norm": norm, **rest}
+    return TwoMaps(flow, **layers)
 
 
 def inputs():
@@ -46,7 +47,7 @@ def inputs():
 
 def check(flow, config):
     """The rewritten path computes what the modules do one by one, and writes to the inputs alike; keep 1 as torch."""
-    net, (x, u) = Flow(flow).eval(), inputs()
+    net, (x, u) = effects_net(flow).eval(), inputs()
     fast = accel.convert_model(net, CONFIGS[config], example_inputs=inputs())
     with torch.no_grad():
         found = fast(x, u)
@@ -184,7 +185,7 @@ def test_what_shares_memory_and_what_writes():
         torch.add(w, 1, out=w)
         return F.relu(w, inplace=False)
 
-    net = Flow(flow)
+    net = effects_net(flow)
     graph = trace(net).graph
     effects.annotate(graph, dict(net.named_modules()))
     nodes = {node.name: node for node in graph.nodes}

@@ -17,6 +17,7 @@ from accel import Perforate, Rules
 from accel.nn.inference import describe_paths, installed
 from accel.nn.perforated import PerforatedConv2d
 from accel.running import one_by_one
+from accel.tests.nn.flows import Flow, convs
 
 HALF = Perforate(keep=0.5, mask="uniform")
 
@@ -116,7 +117,7 @@ def test_a_sum_is_fused_whichever_way_it_is_written(rules):
         "what broadcasts": ({"conv": ["residual", "relu"]}, lambda net, x: F.relu(net.conv(x) + net.gap(x))),
     }
     for name, (fused, run) in expected.items():
-        flow = converted(Flow(run), Rules({"one": None, "*": rules}))
+        flow = converted(flowing(run), Rules({"one": None, "*": rules}))
         assert {k: v for k, v in chains(flow).fused.items() if v} == fused, name
         torch.testing.assert_close(*both(flow))
 
@@ -139,7 +140,9 @@ def changed_between(net, x):
     ],
 )
 def test_sums_that_stay_apart(run):
-    flow = converted(Flow(run), Rules({"one": None, "*": Perforate(keep=0.5, mask="uniform", interpolate="weighted")}))
+    flow = converted(
+        flowing(run), Rules({"one": None, "*": Perforate(keep=0.5, mask="uniform", interpolate="weighted")})
+    )
     assert not installed(flow) or "residual" not in str(chains(flow).fused)
     with torch.no_grad():
         fused = flow(image())
@@ -147,18 +150,10 @@ def test_sums_that_stay_apart(run):
             torch.testing.assert_close(fused, flow(image()))
 
 
-class Flow(nn.Module):
-    """A forward given as a function, over a few layers."""
-
-    def __init__(self, forward):
-        super().__init__()
-        self.conv, self.next = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.one = nn.Conv2d(4, 4, 1)
-        self.bn, self.pool, self.gap = nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)
-        self.run = forward
-
-    def forward(self, x):
-        return self.run(self, x)
+def flowing(flow):
+    conv, following = convs(2)
+    pools = {"pool": nn.MaxPool2d(2), "gap": nn.AdaptiveAvgPool2d(1)}
+    return Flow(flow, conv=conv, next=following, one=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4), **pools)
 
 
 def skip(net, x):
@@ -227,7 +222,7 @@ FLOWS = {
 
 @pytest.mark.parametrize("flow, expected", FLOWS.items(), ids=[flow.__name__ for flow in FLOWS])
 def test_rows_are_passed_where_every_reader_takes_them(flow, expected):
-    net = converted(Flow(flow), Rules({"one": None, "*": HALF}))
+    net = converted(flowing(flow), Rules({"one": None, "*": HALF}))
     paths = installed(net)
     found = {name: sorted(set(readers)) for name, readers in paths[0][1].chains.compact.items()} if paths else {}
     assert found == {name: sorted(readers) for name, readers in expected.items()}

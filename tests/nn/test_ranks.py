@@ -9,6 +9,7 @@ import accel
 from accel import Perforate
 from accel.nn.inference import installed
 from accel.running import one_by_one
+from accel.tests.nn.flows import Flow, convs
 
 CONFIGS = {
     "whole": Perforate(keep=1.0),
@@ -21,19 +22,12 @@ CONFIGS = {
 }
 
 
-class Flow(nn.Module):
-    """A forward given as a function, over a few layers."""
-
-    def __init__(self, forward):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv, self.next = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.one, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
-        self.max, self.avg, self.gap = nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)
-        self.flow = forward
-
-    def forward(self, x):
-        return self.flow(self, x)
+def ranked(flow):
+    torch.manual_seed(0)
+    conv, following = convs(2)
+    small = {"one": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4)}
+    pools = {"max": nn.MaxPool2d(2), "avg": nn.AvgPool2d(2), "gap": nn.AdaptiveAvgPool2d(1)}
+    return Flow(flow, conv=conv, next=following, **small, **pools)
 
 
 def shared(net, x):
@@ -55,7 +49,7 @@ FLOWS = {
 
 
 def converted(flow, config, example):
-    net = Flow(flow).eval()
+    net = ranked(flow).eval()
     config = CONFIGS[config]
     given = {"calibration": [torch.randn(2, 4, 8, 8)]} if config.interpolate == "fitted" else {}
     rules = accel.Rules({"conv": config, "next": config, "*": None})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import threading
 import time
 
 import pytest
@@ -20,6 +19,7 @@ from accel.nn.inference import installed
 from accel.nn.replay import Segment
 from accel.ops import perforated_conv2d, use_backend
 from accel.running import one_by_one
+from accel.tests.threads import in_threads
 
 _engine = pytest.importorskip("accel.kernels.cpu._engine", reason="the C engine was not built", exc_type=ImportError)
 
@@ -247,11 +247,7 @@ def test_threads_of_python_share_a_model():
             if not all(torch.equal(a, b) for a, b in zip(net_outputs(net, images(4, seed=seed)), expected[seed])):
                 errors.append(seed)
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    in_threads(work, ((seed,) for seed in range(4)))
     assert not errors
 
 

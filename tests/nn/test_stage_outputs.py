@@ -16,6 +16,7 @@ from accel.errors import ConversionError
 from accel.nn import stage_outputs
 from accel.nn.adaptive import AdaptiveOutput, dense_execution, make_adaptive
 from accel.nn.stage_outputs import recorded_stages
+from accel.tests.threads import in_threads
 from accel.zoo.registry import get_model
 
 
@@ -104,11 +105,7 @@ def test_threads_with_batches_of_their_own(densely):
         except Exception as error:  # a thread's exception would be lost
             faults.append(error)
 
-    threads = [threading.Thread(target=run, args=pair) for pair in zip(inputs, expected)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(run, zip(inputs, expected))
     assert not faults
     assert not any(stage._dense for stage in (net.layer1, net.layer2, net.layer3))
 

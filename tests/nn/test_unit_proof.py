@@ -13,7 +13,7 @@ from accel.errors import ConfigError, ConversionError
 from accel.nn.adaptive import dense_execution, make_adaptive
 from accel.nn.residual_units import BranchStep, UnitDescription, register_unit
 from accel.nn.stage_outputs import recorded_stages
-from accel.tests.nn.halting_nets import relative, spread_scores
+from accel.tests.nn.halting_nets import relative, spread_scores, three_ways
 
 CHANNELS = 8
 
@@ -174,12 +174,7 @@ def test_windows_of_any_shape_find_what_they_read(kind, dtype, monkeypatch):
     monkeypatch.setattr("accel.nn.adaptive.DENSE_ABOVE", 1.0)
     model, x = drawn(Net(**RIGHT[kind])).to(dtype), torch.randn(2, 3, 16, 18, dtype=dtype)
     net = spread_scores(accel.convert_model(model, SACT(eps=0.3), example_inputs=x), x, width=3.0)
-    with torch.no_grad():
-        sparse = net(x)
-        with accel.ops.use_backend("reference"):
-            one_by_one = net(x)
-        with dense_execution(net):
-            dense = net(x)
+    sparse, one_by_one, dense = three_ways(net, x)
     assert 0.2 < (dense.stages[0].num_units > 1).float().mean() < 0.9
     for got in (sparse, one_by_one):
         assert relative(got.logits, dense.logits) < 1e-5
