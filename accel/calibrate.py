@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from accel.config import Perforate
@@ -27,7 +28,7 @@ _WEIGHT_RIDGE = 0.1  # of the patches' mean variance; CIFAR ResNet-32 at keep 1/
 _CHANGE = 4.0  # times the length of the weights that a change of theirs may reach
 _ROUNDING = 16.0  # steps of the floating-point grid, about a mean, that are no signal
 _SAMPLES = 1 << 12  # per class
-_DOUBT = 2.0  # standard errors of what a fit gains: with 1, one in six that gain nothing on other pictures would pass
+_DOUBT = 0.02  # of the fits that gain nothing on other pictures pass
 LIMIT = 1 << 20  # input pixels that a fit uses
 _CHUNK = 1 << 21  # values gathered at a time, 8 MB
 
@@ -122,10 +123,15 @@ def _loses(
 
 
 def is_lost(ours: Tensor, nearest: Tensor) -> bool:
-    """Whether, of two losses for each picture, [N], the first is not smaller by _DOUBT standard errors at least."""
+    """Whether, of two losses for each picture, [N], the first is not surely smaller, by Student's t.
+
+    One or two pictures tell nothing of their spread: each of them must gain.
+    """
     gain = nearest - ours
-    doubt = _DOUBT * gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-    return not bool(gain.mean() >= doubt)  # NaN is not
+    if len(gain) < 3:
+        return not bool((gain >= 0).all())  # NaN is not
+    doubt = float(stdtrit(len(gain) - 1, 1 - _DOUBT)) * gain.std() / len(gain) ** 0.5
+    return not bool(gain.mean() >= doubt)
 
 
 def _distances(outputs: list[Tensor], target: list[Tensor], count: int) -> Tensor:

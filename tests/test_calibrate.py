@@ -297,7 +297,15 @@ def test_a_network_left_to_nearest_filling_is_filled_as_by_nearest_filling():
 
 @pytest.mark.parametrize(
     ("gains", "lost"),
-    [([0.3, 0.4, 0.2], False), ([0.4, 0.1, 0.05], True), ([0.3, float("nan"), 0.2], True), ([0.1], False)],
+    [
+        ([0.3, 0.4, 0.2], False),
+        ([0.4, 0.1, 0.05], True),
+        ([0.03, 0.04, 0.09], True),  # three pictures: 2.9 standard errors are too few
+        ([0.3, float("nan"), 0.2], True),
+        ([0.1], False),
+        ([0.1, 0.3], False),
+        ([0.3, -0.1], True),
+    ],
 )
-def test_a_gain_counts_where_it_is_larger_than_twice_its_standard_error(gains, lost):
+def test_a_gain_counts_where_it_is_surely_one(gains, lost):
     assert calibrate.is_lost(1 - torch.tensor(gains), torch.ones(len(gains))) == lost
