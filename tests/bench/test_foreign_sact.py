@@ -47,8 +47,8 @@ def test_what_is_refused_says_why_and_the_rest_is_compared():
 def test_what_is_wrong_shows(column, monkeypatch):
     right = FusedStage.run
 
-    def wrong(self, x, macs):
-        found = right(self, x, macs)
+    def wrong(self, x):
+        found = right(self, x)
         if found is not None and self._spatial == (column == "sact"):
             found.output.mul_(1.01)
         return found
