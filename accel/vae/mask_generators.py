@@ -109,7 +109,7 @@ class Monotone(MaskGenerator):
             raise ConfigError(f"Monotone's order must name each of the {width} columns once, got {order}")
         start = 1 + (_uniform(len(cells), 1, like=cells, generator=generator) * (width - 1)).long()
         rank = torch.empty(width, dtype=torch.long, device=cells.device)
-        rank[torch.tensor(order, device=cells.device)] = torch.arange(width, device=cells.device)
+        rank[torch.tensor(order, dtype=torch.long, device=cells.device)] = torch.arange(width, device=cells.device)
         return rank >= start
 
 
@@ -134,7 +134,7 @@ class MaskList(MaskGenerator):
         _check_weights(self.weights, len(self.masks), "masks")
 
     def __call__(self, cells: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        masks = torch.tensor(self.masks, device=cells.device)
+        masks = torch.tensor(self.masks, dtype=torch.bool, device=cells.device)
         if masks.shape[1] != cells.shape[1]:
             raise ConfigError(f"MaskList's masks are for {masks.shape[1]} columns, the table has {cells.shape[1]}")
         return masks[_choose(self.weights, len(masks), cells, generator)]

@@ -42,24 +42,32 @@ class TableLikelihood(nn.Module):
             raise ConfigError("a table likelihood needs a column")
         self._lay_out_numeric()
         self._lay_out_discrete()
-        self.register_buffer("place", torch.tensor(self.numeric + self.discrete).argsort(), persistent=False)
+        self.register_buffer(
+            "place",
+            torch.tensor(self.numeric + self.discrete, dtype=torch.long, device="cpu").argsort(),
+            persistent=False,
+        )
         self.num_outputs = 2 * len(self.numeric) + sum(self.widths)
         self.num_features = len(self.numeric) + sum(len(self.columns[one].classes) for one in self.discrete)
 
     def _lay_out_numeric(self) -> None:
         chosen = [(index, column) for index, column in enumerate(self.columns) if column.numeric]
         self.numeric = [index for index, _ in chosen]
-        unbounded = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)[:, None].repeat(1, len(chosen))
+        unbounded = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64, device="cpu")[:, None].repeat(
+            1, len(chosen)
+        )
         edges, sticky, cut = unbounded, unbounded.clone(), unbounded.clone()
-        half = torch.zeros(len(chosen), dtype=torch.float64)
+        half = torch.zeros(len(chosen), dtype=torch.float64, device="cpu")
         for place, (_, column) in enumerate(chosen if self.learned else ()):
             step = 1 / column.scale if column.whole else 0.0
             half[place] = step / 2 if step > _FINEST else 0.0
-            edges[:, place] = (torch.tensor(column.bounds, dtype=torch.float64) - column.mean) / column.scale
+            edges[:, place] = (
+                torch.tensor(column.bounds, dtype=torch.float64, device="cpu") - column.mean
+            ) / column.scale
             if column.sticky:
                 sticky[:, place] = edges[:, place]
             else:
-                cut[:, place] = edges[:, place] + torch.tensor([-step / 2, step / 2])
+                cut[:, place] = edges[:, place] + torch.tensor([-step / 2, step / 2], dtype=torch.float64, device="cpu")
         self.stuck, self.truncated = bool(sticky.isfinite().any()), bool(cut.isfinite().any())
         self.stepped = bool((half > 0).any())
         for name, values in (("edges", edges), ("sticky", sticky), ("cut", cut), ("half_step", half)):
@@ -70,21 +78,26 @@ class TableLikelihood(nn.Module):
         chosen = [self.columns[index] for index in self.discrete]
         self.most = max((len(column.classes) for column in chosen), default=0)
         self.widths = [1 if column.kind == "ordinal" else len(column.classes) for column in chosen]
-        sources = torch.zeros(len(chosen), self.most, dtype=torch.long)  # output of each class, among the discrete ones
-        absent = torch.zeros(len(chosen), self.most)
+        sources = torch.zeros(
+            len(chosen), self.most, dtype=torch.long, device="cpu"
+        )  # output of each class, among the discrete ones
+        absent = torch.zeros(len(chosen), self.most, dtype=torch.float32, device="cpu")
         start = 0
         self.ordinal = [place for place, column in enumerate(chosen) if column.kind == "ordinal"]
         for place, (column, width) in enumerate(zip(chosen, self.widths)):
             count = len(column.classes)
             if column.kind != "ordinal":
-                sources[place, :count] = start + torch.arange(count)
+                sources[place, :count] = start + torch.arange(count, device="cpu")
             else:
                 sources[place] = start
             absent[place, count:] = -torch.inf
             start += width
         self.register_buffer("sources", sources, persistent=False)
         self.register_buffer("absent", absent, persistent=False)
-        starts = [torch.linspace(-2.0, 2.0, len(chosen[place].classes) - 1) for place in self.ordinal]
+        starts = [
+            torch.linspace(-2.0, 2.0, len(chosen[place].classes) - 1, dtype=torch.float32, device="cpu")
+            for place in self.ordinal
+        ]
         self.first_cuts = nn.ParameterList([start[:1].clone() for start in starts])
         self.raw_gaps = nn.ParameterList([torch.log(torch.expm1(start.diff())) for start in starts])
 
