@@ -8,6 +8,7 @@ says which names from outside the model its forward reads.
 from __future__ import annotations
 
 import contextlib
+import gc
 import pathlib
 import sys
 import sysconfig
@@ -38,13 +39,19 @@ class Steps:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Within the block the steps of this thread are taken down; a debugger is out of work meanwhile."""
-        before = sys.gettrace()
+        """Within the block the steps of this thread are taken down; a debugger is out of work meanwhile.
+
+        The garbage collector rests: what it calls, finalizers and `gc.callbacks`, is no part of a forward.
+        """
+        before, collects = sys.gettrace(), gc.isenabled()
+        gc.disable()
         sys.settrace(self._enter)
         try:
             yield
         finally:
             sys.settrace(before)
+            if collects:
+                gc.enable()
 
     def _enter(self, frame: FrameType, _event: str, _argument: object) -> object:
         code = frame.f_code

@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import gc
 import random
 import types
 import warnings
@@ -264,6 +265,22 @@ def guarded(net, y):
 @pytest.mark.parametrize("after", [sizes, containers, named, guarded], ids=lambda after: after.__name__)
 def test_ways_that_a_trace_can_tell_run_the_plan(after, ran):
     assert_follows(converted(after), ran)
+
+
+def test_what_the_collector_calls_is_no_way_of_the_forward(ran):
+    def counted(_phase, _info):  # as Hypothesis and profilers count collections
+        calls.append(_phase)
+
+    calls, threshold = [], gc.get_threshold()
+    gc.callbacks.append(counted)
+    gc.set_threshold(1)
+    try:
+        fast = converted(sizes)
+        assert calls and gc.isenabled()
+        assert_follows(fast, ran)
+    finally:
+        gc.callbacks.remove(counted)
+        gc.set_threshold(*threshold)
 
 
 def test_a_branch_that_is_refused_is_said_in_the_report():
