@@ -12,6 +12,7 @@ import gc
 import pathlib
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator
 from types import CodeType, FrameType
 
@@ -23,6 +24,9 @@ from accel.kernels import dispatch
 _LIBRARIES = tuple(f"{pathlib.Path(file).parent}/" for file in (torch.__file__, __file__, dispatch.__file__))
 _STANDARD = f"{sysconfig.get_path('stdlib')}/"
 _FROZEN = "<frozen "
+
+_lock = threading.Lock()
+_watching, _collects = 0, True  # forwards that are watched now; whether the collector ran before
 
 
 class Steps:
@@ -39,19 +43,14 @@ class Steps:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Within the block the steps of this thread are taken down; a debugger is out of work meanwhile.
-
-        The garbage collector rests: what it calls, finalizers and `gc.callbacks`, is no part of a forward.
-        """
-        before, collects = sys.gettrace(), gc.isenabled()
-        gc.disable()
-        sys.settrace(self._enter)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
-            if collects:
-                gc.enable()
+        """Within the block the steps of this thread are taken down; a debugger is out of work meanwhile."""
+        before = sys.gettrace()
+        with _no_collections():
+            sys.settrace(self._enter)
+            try:
+                yield
+            finally:
+                sys.settrace(before)
 
     def _enter(self, frame: FrameType, _event: str, _argument: object) -> object:
         code = frame.f_code
@@ -65,6 +64,27 @@ class Steps:
         if event == "opcode":
             self.taken.append((frame.f_code, frame.f_lasti))
         return self._step
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """The garbage collector rests: what it calls, finalizers and `gc.callbacks`, is no part of a forward.
+
+    It does so for all threads, until the last of them that watches is done.
+    """
+    global _watching, _collects
+    with _lock:
+        if not _watching:
+            _collects = gc.isenabled()
+        _watching += 1
+        gc.disable()
+    try:
+        yield
+    finally:
+        with _lock:
+            _watching -= 1
+            if not _watching and _collects:
+                gc.enable()
 
 
 @contextlib.contextmanager

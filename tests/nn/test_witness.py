@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import accel
+from accel.nn import witness
 from accel.nn.inference import describe_paths, installed
 from accel.tests.nn.changing import HALF, Net, assert_follows, converted, image, modules_one_by_one, run
 
@@ -89,6 +90,15 @@ def test_what_the_collector_calls_is_no_way_of_the_forward(ran):
     finally:
         gc.callbacks.remove(counted)
         gc.set_threshold(*threshold)
+
+
+def test_the_collector_rests_until_the_last_thread_is_done():
+    first, second = witness._no_collections(), witness._no_collections()
+    first.__enter__()
+    with second:
+        first.__exit__(None, None, None)
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_a_branch_that_is_refused_is_said_in_the_report():
