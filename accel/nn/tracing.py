@@ -12,21 +12,23 @@ import inspect
 import math
 import operator
 import random
-import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.nn.twin import PLAIN, Twin, has_own_forward, is_leaf
 from accel.nn.witness import Steps, unwatched
 
 _IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "matmul", "and", "or", "xor", "lshift", "rshift")
 IN_PLACE_OPERATORS = {f"__i{name}__": getattr(operator, f"__i{name}__") for name in _IN_PLACE}
-_DRAWS = 3  # tries to trace without random numbers: other threads may draw at the same time
+_DRAWS = 3  # tries to trace without Python's random numbers: other threads may draw at the same time
 
 
 class _Proxy(fx.Proxy):
@@ -124,14 +126,29 @@ def trace(root: nn.Module) -> Traced | None:
     `root` is left as it was found, and so is everything else.
     """
     for _ in range(_DRAWS):
-        before = _random_states()
-        traced = _trace(root)
-        if traced is None or before == (now := _random_states()):
+        before, state, numpy_state = _python_states(), torch.get_rng_state(), np.random.get_state()
+        with _TorchDraws() as torch_draws:
+            traced = _trace(root)
+        if torch_draws.seen:
+            torch.set_rng_state(state)
+        drew = before != _python_states()
+        if drew:
+            random.setstate(before[0]), np.random.set_state(numpy_state)
+        if traced is None or torch_draws.seen:
+            return None
+        if not drew:
             return traced
-        if before[0] != now[0]:
-            torch.set_rng_state(torch.frombuffer(bytearray(before[0]), dtype=torch.uint8))
-        random.setstate(before[1])
     return None
+
+
+class _TorchDraws(TorchDispatchMode):
+    """Whether this thread draws random numbers by torch within the block; the others may."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: OpOverload, _types: object, args: tuple = (), kwargs: Mapping | None = None):
+        self.seen |= torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
 
 
 def _trace(root: nn.Module) -> Traced | None:
@@ -166,11 +183,10 @@ def _left_behind(proxies: list[weakref.ref]) -> bool:
     return bool(left)
 
 
-def _random_states() -> tuple:
-    """The states of the generators that a forward may draw from: torch's, Python's and NumPy's."""
-    numpy = sys.modules.get("numpy")
-    drawn = numpy.random.get_state() if numpy is not None else ()
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), [bytes(memoryview(drawn[1])), *drawn[2:]]
+def _python_states() -> tuple:
+    """The states of Python's and NumPy's generators, which all threads share."""
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), (name, keys.tobytes(), *rest)
 
 
 def traced_parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, Traced]]:

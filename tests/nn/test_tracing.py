@@ -10,6 +10,7 @@ import threading
 import types
 import typing
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -200,17 +201,29 @@ def test_a_model_that_collects_what_it_computes_goes_on_collecting():
 
 @pytest.mark.parametrize(
     "draw",
-    [random.random, lambda: torch.rand(()).item(), lambda: __import__("numpy").random.rand()],
+    [random.random, lambda: torch.rand(()).item(), np.random.rand],
     ids=["python", "torch", "numpy"],
 )
 def test_random_branches_are_refused_and_draw_nothing(draw):
     net, before = Net(lambda net, x: base(net, x) if draw() < 0.5 else x).eval(), (random.getstate(), torch.rand(0))
-    torch_before = torch.get_rng_state()
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
     assert trace(net) is None
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), torch_before)
+    assert (np.random.get_state()[1] == numpy_before).all()
 
 
-def test_other_threads_may_draw_while_one_traces(monkeypatch):
+def test_other_threads_draw_by_torch_as_often_as_they_like():
+    def run(net, x):
+        thread = threading.Thread(target=torch.rand, args=(3,))
+        thread.start(), thread.join()
+        return base(net, x)
+
+    before = torch.get_rng_state()
+    assert trace(Net(run)) is not None
+    assert not torch.equal(torch.get_rng_state(), before)  # what they drew is not drawn again
+
+
+def test_other_threads_may_draw_while_one_traces():
     drawn = iter([1])
 
     def run(net, x):
