@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 
 import torch
 from torch import Tensor
+
+from accel.kernels.dispatch import is_direct
 
 INT32_MAX = 2**31 - 1
 
@@ -94,6 +97,20 @@ class PositionSet:
         """Every position, each standing for itself: perforated convolution over it is the dense convolution."""
         identity = torch.arange(height * width, dtype=torch.int32, device="cpu")
         return PositionSet(identity, identity.clone(), height, width)
+
+
+_full_sets: weakref.WeakValueDictionary[tuple[int, int], PositionSet] = weakref.WeakValueDictionary()
+
+
+def every_position(height: int, width: int) -> PositionSet:
+    """`PositionSet.full` on the CPU, one for all who ask while one of them keeps it; tracers get their own."""
+    if not is_direct():
+        return PositionSet.full(height, width)
+    found = _full_sets.get((height, width))
+    if found is None:
+        with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
+            found = _full_sets[height, width] = PositionSet.full(height, width)
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

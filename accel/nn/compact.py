@@ -14,11 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from accel.kernels.caches import IdentityCache
 from accel.kernels.interpolate import interpolate
 from accel.kernels.max_rows import max_rows
 from accel.kernels.positions import PositionSet, tap_map
 from accel.nn import dense
 
+_taps = IdentityCache()
 _ADDED = 1024  # rows added up in one product of matrices: with 65,536 the mean of a 512x512 map was off by 4e-4
 
 
@@ -134,13 +136,17 @@ def avg_pool(
     return value.leave(out.view(value.batch, *size, rows.shape[2]).permute(0, 3, 1, 2))
 
 
-@functools.lru_cache(maxsize=64)
 def _pool_taps(positions, kernel, stride, padding, dilation, ceil_mode) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """(rows int32 [taps, windows], inside bool [taps, windows], output size) of a pooling that reads through the map.
 
     A tap outside the map repeats one that its window has inside: the maximum does not notice, the mean masks it.
     """
     size = (positions.height, positions.width)
+    window = (size, kernel, stride, padding, dilation, ceil_mode)
+    return _taps.get((positions.nearest,), window, lambda sets: _find_pool_taps(*sets, *window))
+
+
+def _find_pool_taps(nearest, size, kernel, stride, padding, dilation, ceil_mode):
     sides = [
         side for i in range(2) for side in _sides(size[i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode)
     ]
@@ -148,13 +154,10 @@ def _pool_taps(positions, kernel, stride, padding, dilation, ceil_mode) -> tuple
         (size[i] + sides[2 * i] + sides[2 * i + 1] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i in range(2)
     ]
-    with torch.inference_mode(False):
-        taps = tap_map(size, kernel, stride, tuple(sides), dilation).long().T.contiguous()
-        inside = taps >= 0
-        taps = torch.where(inside, taps, taps.max(0).values)
-        rows = positions.nearest.cpu()[taps]
-        device = positions.nearest.device
-        return rows.to(device), inside.to(device), (out[0], out[1])
+    taps = tap_map(size, kernel, stride, tuple(sides), dilation).T.contiguous()
+    inside = taps >= 0
+    rows = nearest.cpu()[torch.where(inside, taps, taps.amax(0))]
+    return rows.to(nearest.device), inside.to(nearest.device), (out[0], out[1])
 
 
 def _sides(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> tuple[int, int]:

@@ -6,20 +6,29 @@ an activation are fused, and where the output is larger than the caches: it writ
 
 from __future__ import annotations
 
-import functools
 import weakref
 
 import torch
 from torch import Tensor, nn
 
+from accel.kernels.caches import keep_newest_sizes
 from accel.kernels.dispatch import active_backend
 from accel.kernels.perforated_conv2d import perforated_conv2d
-from accel.kernels.positions import PositionSet
+from accel.kernels.positions import PositionSet, every_position
 from accel.kernels.reference.activation import activate
 from accel.nn.folding import FoldedWeights
 from accel.nn.geometry import geometry_of
 
-_folded: weakref.WeakKeyDictionary[nn.Conv2d, FoldedWeights] = weakref.WeakKeyDictionary()
+
+class _Own:
+    """What belongs to one convolution: its folded weights, and the position sets of the newest sizes of its output."""
+
+    def __init__(self) -> None:
+        self.weights = FoldedWeights()
+        self.sets: dict[tuple[int, int], PositionSet] = {}
+
+
+_own: weakref.WeakKeyDictionary[nn.Conv2d, _Own] = weakref.WeakKeyDictionary()
 
 
 def convolve(
@@ -53,7 +62,10 @@ def _convolve(
         out = conv(x) if called else nn.Conv2d.forward(conv, x)  # the latter: it is observed already
         out = out if norm is None else norm(out)
         return activate(out if residual is None else out + residual, activation)
-    weight, bias, *_ = _folded.setdefault(conv, FoldedWeights()).get(conv, norm)
+    own = _own.get(conv)
+    if own is None:
+        own = _own.setdefault(conv, _Own())
+    weight, bias, *_ = own.weights.get(conv, norm)
     now = geometry_of(conv)
     size = now.output_size(*x.shape[2:])
     apart = residual is not None and not joins(residual, x, (len(x), conv.out_channels, *size))
@@ -61,7 +73,7 @@ def _convolve(
         x,
         weight,
         bias,
-        _every_position(*size),
+        _every_position(own, size),
         stride=now.stride,
         padding=now.padding,
         dilation=now.dilation,
@@ -80,7 +92,9 @@ def joins(residual: Tensor | float, x: Tensor, shape: tuple[int, ...]) -> bool:
     return residual.shape == shape and residual.dtype == x.dtype and residual.device == x.device
 
 
-@functools.lru_cache(maxsize=64)
-def _every_position(height: int, width: int) -> PositionSet:
-    with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
-        return PositionSet.full(height, width)
+def _every_position(own: _Own, size: tuple[int, int]) -> PositionSet:
+    found = own.sets.get(size)
+    if found is None:
+        found = own.sets[size] = every_position(*size)
+        keep_newest_sizes(own.sets)
+    return found

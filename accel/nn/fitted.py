@@ -9,7 +9,7 @@ so weights found at one size serve at any other.
 from __future__ import annotations
 
 import dataclasses
-import functools
+import weakref
 
 import numpy as np
 import torch
@@ -120,12 +120,25 @@ def nearest_fit(channels: int, count: int = 1) -> Fit:
     )
 
 
-@functools.lru_cache(maxsize=4)  # a calibration asks twice: to fit, then to fill in
+_found: weakref.WeakKeyDictionary[PositionSet, dict[int, tuple]] = weakref.WeakKeyDictionary()
+_SETS_KEPT = 4  # a calibration asks twice: to fit, then to fill in
+
+
 def find_neighbors(positions: PositionSet, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(skipped [F], rows [F, T], offsets int16 [F, T, 2]): the T = `count` nearest computed positions of each skipped.
 
     A set of fewer than T positions repeats its farthest one.
     """
+    found = _found.get(positions, {}).get(count)
+    if found is None:
+        found = _find_neighbors(positions, count)
+        if len(_found) >= _SETS_KEPT:
+            _found.clear()
+        _found.setdefault(positions, {})[count] = found
+    return found
+
+
+def _find_neighbors(positions: PositionSet, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from scipy.spatial import cKDTree
 
     width = positions.width

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from accel.kernels.caches import keep_newest_sizes
 from accel.kernels.dispatch import is_direct
 from accel.kernels.stage import StageConv, StagePlan, StageResult, StageUnit, plan_stage, runs_on_engine
 from accel.nn.folding import fold
@@ -70,6 +71,7 @@ class FusedStage:
                 self._describe()
             if size not in self._plans:
                 self._plans[size] = self._prepare(size)
+                keep_newest_sizes(self._plans)
             return self._plans[size]
 
     def _prepare(self, size: tuple[int, int]) -> StagePlan | None:

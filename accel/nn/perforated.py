@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from accel.config import Perforate
 from accel.errors import ConfigError
+from accel.kernels.caches import keep_newest_sizes
 from accel.kernels.checks import sizes
 from accel.kernels.dispatch import is_direct
 from accel.kernels.interpolate import interpolate
@@ -34,7 +35,6 @@ from accel.profiling.flops import SavesMacs
 CACHES = ("_sets", "_neighbors", "_distances", "_folded")
 STATE = (*("config", "layer_name", "pooling", "impact", "fit", "contiguous"), *CACHES, "_aside", "_nearest")
 _Kept = TypeVar("_Kept", PositionSet, Neighbors, Fit)
-_SIZES_KEPT = 8  # position sets cached per layer: a 512x512 one takes 1.5 MB
 
 
 class PerforatedConv2d(SavesMacs, nn.Conv2d):
@@ -335,14 +335,13 @@ def shallow_copy(layer: nn.Module) -> nn.Module:
 
 
 def _kept(cache: dict, key: tuple, make: Callable[[], _Kept]) -> _Kept:
-    """What `make` made for this key once; the oldest of _SIZES_KEPT sizes makes room for a new one."""
-    if key not in cache:
+    """What `make` made once for this key, which starts with a height and a width; the oldest make room for new ones."""
+    found = cache.get(key)
+    if found is None:
         with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
-            made = make()
-        while len(cache) >= _SIZES_KEPT:
-            del cache[next(iter(cache))]
-        cache[key] = made
-    return cache[key]
+            found = cache[key] = make()
+        keep_newest_sizes(cache)
+    return found
 
 
 def fill_with_zeros(rows: Tensor, positions: PositionSet, batch: int) -> Tensor:

@@ -1,7 +1,9 @@
-"""Peak memory of the activations of a run, metered tensor by tensor."""
+"""Memory: of the activations of a run, metered tensor by tensor, and of the whole process."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 
 import torch
@@ -9,6 +11,20 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.inputs import tensors_of
+
+
+def resident_bytes() -> int:
+    """What the process holds of the machine's memory now. OSError where there is no /proc."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_resident_bytes() -> int:
+    """The most that it held since it was started."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # there in bytes, elsewhere in KiB
 
 
 def peak_activation_bytes(run: Callable[[], object]) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from accel.kernels.caches import IdentityCache
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
 from accel.kernels.cpu.footprints import images_together, of_interpolation
 from accel.kernels.cpu.forward import ACTIVATIONS
-from accel.kernels.cpu.plans import IdentityCache
 from accel.kernels.cpu.replay import tape
 
 # Neighbours reach four positions far, so that at 16x16 hardly any two rows of an image have one footprint: there 64

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from accel.kernels.caches import IdentityCache
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import CPU, address, empty, invert, pixels_first, require_float32
 from accel.kernels.cpu.footprints import Footprints, images_together
 from accel.kernels.cpu.packing import packed_weight
-from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, IdentityCache, Plan, full_table, static_plan
+from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, Plan, full_table, static_plan
 from accel.kernels.cpu.replay import tape
 
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3}
@@ -22,7 +23,8 @@ def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, resid
     """Convolution at a static position set; arguments and result as in `accel.kernels.reference.perforated_conv2d`."""
     require_float32(x, weight, bias, residual)
     key = (weight.shape, geometry, activation, compact)
-    call = _calls.get((positions, nearest, source_nearest), key, lambda sets: _prepare(x, sets, *key))
+    sets = (positions, nearest, source_nearest)
+    call = _calls.get(sets, key, lambda _: _prepare(x, sets, *key))
     x = pixels_first(x)
     if residual is not None:
         residual = pixels_first(residual)

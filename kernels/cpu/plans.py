@@ -7,42 +7,20 @@ would cost more than a small convolution. Sets are frozen, so their tensors must
 from __future__ import annotations
 
 import functools
-import weakref
-from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from accel.kernels.caches import IdentityCache, keep_newest
 from accel.kernels.cpu.arguments import CPU
 from accel.kernels.cpu.footprints import Footprints, of_convolution
 from accel.kernels.positions import PositionSet, tap_map
 
 Pair = tuple[int, int]
+MOST_FOOTPRINTS = 8  # of a plan: the numbers of images that count as one, and dense or compact
 RUN_CHANNELS = 8  # below this many channels a tap is one whole row of the kernel, kw * C floats
-
-
-class IdentityCache:
-    """Values computed from tensors, kept while these tensors live."""
-
-    def __init__(self) -> None:
-        self._values: dict[Hashable, tuple] = {}
-
-    def get(self, tensors: tuple[Tensor | None, ...], key: Hashable, build: Callable[[tuple], object]) -> object:
-        """The value built from `tensors` and `key`. An id is not reused before its entry is gone: see `forget`."""
-        full = (*map(id, tensors), key)
-        found = self._values.get(full)
-        if found is not None:
-            return found[0]
-        with torch.inference_mode(False):  # a cached inference tensor could not be used by a later training step
-            value = build(tensors)
-
-        def forget(_: object, full: Hashable = full, values: dict = self._values) -> None:
-            values.pop(full, None)
-
-        self._values[full] = (value, *(weakref.ref(t, forget) for t in tensors if t is not None))
-        return value
 
 
 class Geometry(NamedTuple):
@@ -59,7 +37,7 @@ class Geometry(NamedTuple):
         return tap_map(self.in_size, self.kernel, self.stride, self.padding, self.dilation, self.padding_mode)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def full_table(geometry: Geometry) -> Tensor:
     """int32 [taps, H_out * W_out]: the taps of every output position, for dynamic sets."""
     with torch.inference_mode(False):
@@ -108,10 +86,13 @@ class Plan:
         if key not in self._footprints:
             pixels = self.in_pixels, self.count if compact else self.out_size[0] * self.out_size[1]
             with torch.inference_mode(False):
-                self._footprints[key] = of_convolution(
+                made = of_convolution(
                     self.table, self.positions, None if compact else self.segments, self.out_size[1], images, pixels,
                     chained,
                 )  # fmt: skip
+            self._footprints[key] = made
+            keep_newest(self._footprints, MOST_FOOTPRINTS)
+            return made
         return self._footprints[key]
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from accel.kernels.caches import IdentityCache
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
-from accel.kernels.cpu.plans import IdentityCache
 from accel.kernels.dispatch import forced_backend
 from accel.kernels.positions import PositionSet
 from accel.kernels.reference import halting_step as reference

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from accel.kernels.caches import keep_newest
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
 from accel.kernels.cpu.footprints import chain
@@ -15,13 +16,14 @@ from accel.kernels.cpu.forward import ACTIVATIONS, forward_kind, is_narrow
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import frame_pieces
 from accel.kernels.positions import output_size
-from accel.kernels.stage import StageConv, StageResult, StageUnit
+from accel.kernels.stage import StageConv, StageHead, StageResult, StageUnit
 
 Pair = tuple[int, int]
 STATE, INPUT = 0, 1  # buffers, as in engine.h
 MOST_REACH = 7  # one less than MAX_REACH of engine.h
 GROUPS_A_THREAD = 8  # where the batch has so many images: threads that take groups side by side need not wait
 GROUPS_TO_SHARE = 4  # a thread: with fewer, groups run one after the other with all threads in each (stage.c)
+MOST_CALLS, MOST_LAYOUTS = 64, 4  # batches and threads a plan is kept ready for, and layouts of its scratch memory
 GROUP_POSITIONS = 1024  # of one group of images: enough rows for full tiles, few enough for the maps to stay in cache
 
 
@@ -55,13 +57,14 @@ class _Call(NamedTuple):
     """What a call needs besides its tensors, for one batch and number of threads.
 
     Attributes: images of a group; threads that take groups side by side; floats of a group's buffers; the numbers that
-    do not change between calls.
+    do not change between calls; the tensors whose addresses these hold.
     """
 
     group: int
     team: int
     floats: int
     constants: tuple[int, ...]
+    kept: list[Tensor]
 
 
 class StagePlan:
@@ -70,7 +73,7 @@ class StagePlan:
     def __init__(
         self, units: Sequence[StageUnit], shortcut: StageConv | None, in_size: Pair, *, spatial: bool, eps: float
     ) -> None:
-        self._kept: list[object] = []  # tensors whose addresses the tables hold
+        self._kept: list[Tensor] = []  # tensors whose addresses the tables hold
         self._spatial, self._eps, self._units = spatial, eps, len(units)
         first, size = units[0].convs, in_size
         for conv in first:
@@ -117,7 +120,8 @@ class StagePlan:
             memory.data_ptr(), output.data_ptr(), ponder.data_ptr(), shares.data_ptr(),
             executed.data_ptr(), macs.data_ptr(), batch, call.group, threads, macs_before, *call.constants, self._eps,
         )  # fmt: skip
-        self._spare[call.group, call.team].append(memory)
+        self._spare.setdefault((call.group, call.team), []).append(memory)
+        keep_newest(self._spare, MOST_LAYOUTS)
         return StageResult(output, ponder, executed, shares, macs)
 
     def _borrow(self, call: _Call) -> Tensor:
@@ -134,6 +138,7 @@ class StagePlan:
         found = self._calls.get((batch, threads))
         if found is None:
             found = self._calls[batch, threads] = self._prepare(batch, threads)
+            keep_newest(self._calls, MOST_CALLS)
         return found
 
     def _prepare(self, batch: int, threads: int) -> _Call:
@@ -145,29 +150,21 @@ class StagePlan:
             buffers.append([floats, pixels, channels])
             if index != INPUT or not self._in_place:
                 floats += -(-group * pixels * channels // 16) * 16
-        rows = [self._with_head(row, head, batch) for row, head in zip(self._rows, self._heads)]
+        kept: list[Tensor] = []
+        rows = [_with_head(row, head, batch, kept) for row, head in zip(self._rows, self._heads)]
         tables = (
-            self._keep(torch.tensor(table, dtype=torch.int64, device=CPU)) for table in (buffers, self._convs, rows)
+            _keep(torch.tensor(table, dtype=torch.int64, device=CPU), kept) for table in (buffers, self._convs, rows)
         )
         constants = (
             *self._frames, *tables, *self._head_steps, floats, self._units, *self.size, self.channels,
             self._border, self._state.pitch, self._reach, self._most_pixels, self._spatial,
         )  # fmt: skip
-        return _Call(group, team, floats, constants)
+        return _Call(group, team, floats, constants, kept)
 
     def _pieces(self, frame: _Grid) -> tuple[int, int]:
         """(address, number) of the pieces that fill a frame."""
         pieces = frame_pieces(frame.source(), frame.pitch)
         return self._keep(pieces), len(pieces)
-
-    def _with_head(self, row: list[int], head, batch: int) -> list[int]:
-        if head is None:
-            return [*row, 0, 0, 0, 0]
-        weight = 0 if head.weight is None else self._keep(head.weight.contiguous())
-        if head.bias.dim() == 3 and len(head.bias) != batch:
-            raise ValueError(f"the halting head's bias is for {len(head.bias)} images, the input has {batch}")
-        step = head.bias[0].numel() if head.bias.dim() == 3 else 0
-        return [*row, weight, self._keep(head.bias.contiguous()), step, self._keep(head.pooled.contiguous())]
 
     def _unit(self, unit: StageUnit, convs: list[list[int]], reaches: int) -> list[int]:
         self._convs += convs
@@ -226,8 +223,22 @@ class StagePlan:
         ]  # fmt: skip
 
     def _keep(self, tensor: Tensor) -> int:
-        self._kept.append(tensor)
-        return tensor.data_ptr()
+        return _keep(tensor, self._kept)
+
+
+def _keep(tensor: Tensor, kept: list[Tensor]) -> int:
+    kept.append(tensor)
+    return tensor.data_ptr()
+
+
+def _with_head(row: list[int], head: StageHead | None, batch: int, kept: list[Tensor]) -> list[int]:
+    if head is None:
+        return [*row, 0, 0, 0, 0]
+    weight = 0 if head.weight is None else _keep(head.weight.contiguous(), kept)
+    if head.bias.dim() == 3 and len(head.bias) != batch:
+        raise ValueError(f"the halting head's bias is for {len(head.bias)} images, the input has {batch}")
+    step = head.bias[0].numel() if head.bias.dim() == 3 else 0
+    return [*row, weight, _keep(head.bias.contiguous(), kept), step, _keep(head.pooled.contiguous(), kept)]
 
 
 def plan_stage(

@@ -45,7 +45,7 @@ def gathered_conv_backward(
     return d_table[:-1].clone(), d_weight.contiguous(), grad.sum(0)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)  # a table takes 8 bytes for every tap of every position
 def cached_tap_map(in_size, kernel, stride, padding, dilation, padding_mode) -> Tensor:
     """`tap_map`, kept per geometry; int64, as torch indexes."""
     with torch.inference_mode(False):  # an inference tensor in the cache could not be used by a later training step

@@ -38,8 +38,10 @@ CASES = {
         "compiled": False,
     },
     "nearest": {"height": 16, "width": 24, "keep": 0.3, "mask": "uniform"},
+    "leaks": {"cycles": 12, "warm": 4, "size": [17, 16]},
 }
 ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1, "adaptive": 2, "nearest": 1}
+ROWS["leaks"] = 1
 
 
 def test_every_kind_is_tried():

@@ -1,0 +1,66 @@
+"""Caches that forget: with the tensors that a value was made from, and the oldest where there are too many."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+_every: list[IdentityCache] = []
+MOST_SIZES, MOST_POSITIONS = 8, 1 << 22  # of a layer's sets: one of 512x512 positions takes 1.5 MB, with its lists 3 MB
+MOST_KINDS = 256  # of values from the same tensors: layers and batch sizes that share a position set
+
+
+class IdentityCache:
+    """Values computed from tensors, kept while these tensors live; of the same tensors the newest `MOST_KINDS`.
+
+    `build` gets other tensors of the same memory: a value that held the tensors themselves would keep them alive.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[int, ...], tuple[dict[Hashable, object], list[weakref.ref]]] = {}
+        _every.append(self)
+
+    def __len__(self) -> int:
+        return sum(len(kinds) for kinds, _ in list(self._values.values()))
+
+    def get(self, tensors: tuple[Tensor | None, ...], key: Hashable, build: Callable[[tuple], object]) -> object:
+        """The value built from `tensors` and `key`. An id is not reused before its entry is gone: see `forget`."""
+        ids = tuple(map(id, tensors))
+        found = self._values.get(ids)
+        if found is not None and (value := found[0].get(key)) is not None:
+            return value
+        with torch.inference_mode(False):  # a cached inference tensor could not be used by a later training step
+            value = build(tuple([None if t is None else t.detach() for t in tensors]))
+        if found is None:
+
+            def forget(_: object, ids: tuple = ids, values: dict = self._values) -> None:
+                values.pop(ids, None)
+
+            found = self._values.setdefault(ids, ({}, [weakref.ref(t, forget) for t in tensors if t is not None]))
+        found[0][key] = value
+        keep_newest(found[0], MOST_KINDS)
+        return value
+
+
+def keep_newest(cache: dict, most: int) -> None:
+    """Let the oldest entries go until `most` are left; other threads may use the cache meanwhile."""
+    if len(cache) > most:
+        for oldest in list(cache)[: len(cache) - most]:
+            cache.pop(oldest, None)
+
+
+def keep_newest_sizes(cache: dict) -> None:
+    """The same of values of maps, by (height, width, ...): few, and few positions in all; the newest one anyway."""
+    positions = 0
+    for index, size in enumerate(reversed(list(cache))):
+        positions += size[0] * size[1]
+        if index >= MOST_SIZES or (index and positions > MOST_POSITIONS):
+            cache.pop(size, None)
+
+
+def entries() -> int:
+    """How many values all caches of this process hold."""
+    return sum(map(len, _every))
