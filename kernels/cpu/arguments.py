@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accel.kernels.cpu import _engine
+from accel.kernels.cpu import _engine, record
 
+record.check(_engine)
 CPU = torch.device("cpu")  # said at every allocation, a string would cost a microsecond more
 HUGE = 4 << 20  # bytes: ResNet-50 gains 5 % at batch 8 from huge pages in tensors of this size on
 LARGE = 32 << 20  # bytes: from here on malloc gives what is freed back to the system
@@ -35,7 +36,7 @@ def empty(shape: Sequence[int], memory_format: torch.memory_format = torch.conti
     if 4 * count < LARGE:
         out = torch.empty(shape, dtype=torch.float32, device=CPU, memory_format=memory_format)
         if 4 * count >= HUGE:
-            _engine.use_huge_pages(out.data_ptr(), out.nbytes)
+            _engine.use_huge_pages(buffer=out.data_ptr(), bytes=out.nbytes)
         return out
     if memory_format is torch.channels_last:
         _, channels, height, width = shape
@@ -55,5 +56,5 @@ def invert(positions: Tensor, size: int) -> Tensor:
     """int32 [size]: the row that holds each flat position of a dynamic set, -1 where there is none."""
     positions = positions.contiguous()
     inverse = torch.empty(size, dtype=torch.int32, device=CPU)
-    _engine.invert(positions.data_ptr(), positions.numel(), inverse.data_ptr(), size)
+    _engine.invert(positions=positions.data_ptr(), inverse=inverse.data_ptr(), rows=positions.numel(), size=size)
     return inverse

@@ -171,17 +171,18 @@ int accel_grad_weight(const GradJob *job)
 }
 
 /* In double, 32 columns at a time: a bias gradient sums as many rows as a batch has positions. */
-void accel_column_sums(const float *rows, int64_t count, int64_t columns, float *sums, int64_t threads)
+void accel_column_sums(const ColumnSums *job)
 {
-    const int team = accel_threads(threads);
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && count * columns > 1 << 14)
+    const int64_t columns = job->columns;
+    const int team = accel_threads(job->threads);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && job->count * columns > 1 << 14)
     for (int64_t c0 = 0; c0 < columns; c0 += 32) {
         const int64_t width = smaller(32, columns - c0);
         double total[32] = {0};
-        for (int64_t r = 0; r < count; r++)
+        for (int64_t r = 0; r < job->count; r++)
             for (int64_t c = 0; c < width; c++)
-                total[c] += rows[r * columns + c0 + c];
+                total[c] += job->rows[r * columns + c0 + c];
         for (int64_t c = 0; c < width; c++)
-            sums[c0 + c] = (float)total[c];
+            job->sums[c0 + c] = (float)total[c];
     }
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accel.kernels.cpu import _engine
+from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, address, empty, invert, pixels_first, require_float32
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import Geometry, full_table, static_plan
@@ -52,12 +52,16 @@ def _gradients(
     d_x = empty(x.shape, torch.contiguous_format if x.dim() == 2 else torch.channels_last).zero_()
     d_weight = empty(weight.shape)
     d_bias = torch.empty(out_channels, dtype=torch.float32, device=CPU)
-    job = (
-        x.data_ptr(), grad.data_ptr(), packed.address, d_x.data_ptr(), d_weight.data_ptr(), table.data_ptr(),
-        address(positions), address(inverse), first_rows.data_ptr(), positions is not None, len(first_rows) - 1,
-        table.shape[1], in_pixels, c_group * groups, kh * kw, out_h * out_w, out_channels, groups, threads,
+    job = record.GRAD_JOB.pack(
+        x=x.data_ptr(), grad=grad.data_ptr(), packed=packed.address, dx=d_x.data_ptr(), dw=d_weight.data_ptr(),
+        table=table.data_ptr(), positions=address(positions), inverse=address(inverse), row_image=first_rows.data_ptr(),
+        dynamic=positions is not None, images=len(first_rows) - 1, table_rows=table.shape[1], in_pixels=in_pixels,
+        in_pitch=c_group * groups, taps=kh * kw, out_pixels=out_h * out_w, out_channels=out_channels, groups=groups,
+        threads=threads,
     )  # fmt: skip
-    _engine.grad_input(*job)
-    _engine.grad_weight(*job)
-    _engine.column_sums(grad.data_ptr(), int(first_rows[-1]), out_channels, d_bias.data_ptr(), threads)
+    _engine.grad_input(job)
+    _engine.grad_weight(job)
+    _engine.column_sums(
+        rows=grad.data_ptr(), sums=d_bias.data_ptr(), count=int(first_rows[-1]), columns=out_channels, threads=threads
+    )
     return d_x, d_weight, d_bias

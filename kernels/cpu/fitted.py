@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from accel.kernels.caches import IdentityCache
-from accel.kernels.cpu import _engine
+from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
-from accel.kernels.cpu.footprints import images_together, of_interpolation
-from accel.kernels.cpu.forward import ACTIVATIONS
+from accel.kernels.cpu.footprints import Footprints, images_together, of_interpolation
 from accel.kernels.cpu.replay import tape
 
 # Neighbours reach four positions far, so that at 16x16 hardly any two rows of an image have one footprint: there 64
 # pictures of 32 channels at a quarter took 0.5 ms one by one.
 MOST_TOGETHER = 4096  # positions
+_calls = IdentityCache()
 _footprints = IdentityCache()
 _lists = IdentityCache()
 _readers = IdentityCache()
@@ -30,23 +30,32 @@ def interpolate_fitted(
         return out
     residual = None if residual is None else pixels_first(residual)
     rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
-    pixels = size[0] * size[1]
-    lists = (positions, skipped, neighbors, starts)
-    images = images_together(batch, pixels, MOST_TOGETHER)
-    footprints = _footprints.get(
-        lists, (pixels, images), lambda _: of_interpolation(*_checked_lists(*lists, pixels), size[1], images)
-    )
-    channels = rows.shape[1]
-    fields = (
-        rows.data_ptr(), weights.data_ptr(), constant.data_ptr(), address(residual), out.data_ptr(),
-        *footprints.addresses, batch // images, footprints.bands, len(positions) * images, pixels * images, channels,
-        channels, weights.shape[1], ACTIVATIONS[activation], True, True, False, torch.get_num_threads(),
+    lists, key = (positions, skipped, neighbors, starts), (batch, *size, weights.shape, activation)
+    footprints, job = _calls.get(lists, key, lambda _: _prepare(lists, *key))
+    _engine.convolve_footprints(
+        job, x=rows.data_ptr(), weights=weights.data_ptr(), bias=constant.data_ptr(), residual=address(residual),
+        out=out.data_ptr(), threads=torch.get_num_threads(),
     )  # fmt: skip
-    _engine.convolve_footprints(*fields)
     recorded = tape()
     if recorded is not None:
-        recorded.append(True, rows, residual, out, fields, weights, (constant, footprints))
+        given = {"weights": weights.data_ptr(), "bias": constant.data_ptr()}
+        recorded.append(True, rows, residual, out, job, given, weights, (constant, footprints))
     return out
+
+
+def _prepare(lists, batch, height, width, kernel, activation) -> tuple[Footprints, bytes]:
+    """The footprints of the lists, and what the calls of one kind have in common."""
+    pixels, (_, taps, channels) = height * width, kernel
+    images = images_together(batch, pixels, MOST_TOGETHER)
+    footprints = _footprints.get(
+        lists, (pixels, images), lambda _: of_interpolation(*_checked_lists(*lists, pixels), width, images)
+    )
+    job = record.FOOTPRINT_JOB.pack(
+        **footprints.addresses, images=batch // images, band_count=footprints.bands, in_pixels=len(lists[0]) * images,
+        out_pixels=pixels * images, in_channels=channels, channels=channels, taps=taps,
+        activation=record.ACTIVATIONS[activation], filled=True, plain=True, narrow=False,
+    )  # fmt: skip
+    return footprints, job
 
 
 def interpolate_fitted_backward(grad, rows, positions, skipped, neighbors, starts, weights):
@@ -62,10 +71,13 @@ def interpolate_fitted_backward(grad, rows, positions, skipped, neighbors, start
     classes, taps, channels = weights.shape
     rows_grad = torch.empty_like(rows)
     weights_grad, constant_grad = torch.zeros_like(weights), weights.new_zeros(classes, channels)
+    names = ("positions", "skipped", "neighbors", "starts", "reader_starts", "reader_pixel", "reader_weight")
     _engine.interpolate_fitted_backward(
-        grad.data_ptr(), rows.data_ptr(), weights.data_ptr(), rows_grad.data_ptr(), weights_grad.data_ptr(),
-        constant_grad.data_ptr(), *(tensor.data_ptr() for tensor in (*lists, *readers)), len(grad), len(positions),
-        taps, classes, grad.shape[2] * grad.shape[3], channels, torch.get_num_threads(),
+        grad=grad.data_ptr(), rows=rows.data_ptr(), weights=weights.data_ptr(), rows_grad=rows_grad.data_ptr(),
+        weights_grad=weights_grad.data_ptr(), constant_grad=constant_grad.data_ptr(),
+        **{name: tensor.data_ptr() for name, tensor in zip(names, (*lists, *readers))}, images=len(grad),
+        count=len(positions), taps=taps, classes=classes, pixels=grad.shape[2] * grad.shape[3], channels=channels,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     return rows_grad, weights_grad, constant_grad
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel.kernels.cpu.arguments import CPU
+from accel.kernels.cpu.record import FOOTPRINT_RUN, STEP
 
 # One thread takes the rows of 32 x 32 positions at a time, those of one footprint after each other: what they read
 # stays in its caches. Filling 64 channels at 240x320 took 1.4 ms by bands of 256 positions, 1.1 ms by 16 x 16, so 1.0.
@@ -25,7 +26,7 @@ COPY = -1  # the class of rows that are read from x as they are, without taps
 
 
 class Footprints:
-    """int32 tables of one static set, with their addresses in the order of FootprintJob in engine.h.
+    """int32 tables of one static set, with their addresses by the names of FootprintJob in record.py.
 
     Args:
         table: [P, taps] pixel that each tap of a row reads, -1: none.
@@ -66,13 +67,17 @@ class Footprints:
             begins[:, 1:] &= offsets[:, 1:] != offsets[:, :-1] + 1
         taps = begins.nonzero()[:, 1] + (kinds * table.shape[1]).repeat_interleave(begins.sum(1))
         lengths = torch.bincount(begins[taken].cumsum(0) - 1, minlength=len(taps))
-        tables = (
-            bases[order, 0], *_reordered(*segments, order),
-            torch.stack((_starts(rows)[:-1], rows, runs % len(prints), kinds[runs % len(prints)]), 1),
-            _starts(band_runs), _starts(begins.sum(1)), torch.stack((offsets[begins], taps, lengths), 1),
-        )  # fmt: skip
-        self._tables = [None if t is None else t.to(torch.int32).contiguous() for t in tables]
-        self.addresses = tuple(0 if t is None else t.data_ptr() for t in self._tables)
+        starts, targets = _reordered(*segments, order)
+        footprint = runs % len(prints)
+        tables = {
+            "bases": bases[order, 0], "starts": starts, "targets": targets, "bands": _starts(band_runs),
+            "runs": FOOTPRINT_RUN.table(
+                first=_starts(rows)[:-1], rows=rows, footprint=footprint, kind=kinds[footprint]
+            ),
+            "footprints": _starts(begins.sum(1)), "steps": STEP.table(offset=offsets[begins], tap=taps, taps=lengths),
+        }  # fmt: skip
+        self._tables = {n: None if t is None else t.to(torch.int32).contiguous() for n, t in tables.items()}
+        self.addresses = {name: 0 if t is None else t.data_ptr() for name, t in self._tables.items()}
 
 
 def of_convolution(
@@ -103,9 +108,9 @@ def of_convolution(
 
 
 def chain(offsets: Tensor) -> Tensor:
-    """int32 [steps, 3], Step in engine.h: one footprint with a tap at each of these offsets [taps]."""
+    """Steps: one footprint with a tap at each of these offsets [taps]."""
     first = F.pad(offsets.diff() != 1, (1, 0), value=True).nonzero()[:, 0]
-    return torch.stack((offsets[first], first, F.pad(first, (0, 1), value=len(offsets)).diff()), 1).to(torch.int32)
+    return STEP.table(offset=offsets[first], tap=first, taps=F.pad(first, (0, 1), value=len(offsets)).diff())
 
 
 def images_together(batch: int, count: int, most: int = TILE**2) -> int:

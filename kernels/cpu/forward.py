@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from accel.kernels.caches import IdentityCache
-from accel.kernels.cpu import _engine
+from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, address, empty, invert, pixels_first, require_float32
 from accel.kernels.cpu.footprints import Footprints, images_together
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, Plan, full_table, static_plan
 from accel.kernels.cpu.replay import tape
-
-ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3}
 
 
 def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, residual, geometry, activation, compact):
@@ -35,32 +33,41 @@ def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, resid
         out = empty(call.out_shape)
     else:
         out = empty(call.out_shape, memory_format=torch.channels_last)
-    fields = (
-        x.data_ptr(), packed.address, 0 if bias is None else bias.data_ptr(),
-        0 if residual is None else residual.data_ptr(), out.data_ptr(),
-    )  # fmt: skip
+    bias_at, residual_at = 0 if bias is None else bias.data_ptr(), 0 if residual is None else residual.data_ptr()
     edges = None
     if call.footprints is None:
         edges = _edges(x, call.plan) if call.plan.edges else None
-        fields += (packed.zero if edges is None else edges.data_ptr(), *call.constants, torch.get_num_threads())
-        _engine.convolve(*fields)
+        _engine.convolve(
+            call.job, x=x.data_ptr(), packed=packed.address, bias=bias_at, residual=residual_at,
+            zero=packed.zero if edges is None else edges.data_ptr(), out=out.data_ptr(),
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
     else:
-        fields += (*call.constants, torch.get_num_threads())
-        _engine.convolve_footprints(*fields)
+        _engine.convolve_footprints(
+            call.job, x=x.data_ptr(), weights=packed.address, bias=bias_at, residual=residual_at, out=out.data_ptr(),
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
     recorded = tape()
     if recorded is not None and edges is None:
-        recorded.append(call.footprints is not None, x, residual, out, fields, packed.storage, (packed, bias, call))
+        if call.footprints is None:
+            weights = {"packed": packed.address, "zero": packed.zero}
+        else:
+            weights = {"weights": packed.address}
+        recorded.append(
+            call.footprints is not None, x, residual, out, call.job, {"bias": bias_at, **weights}, packed.storage,
+            (packed, bias, call),
+        )  # fmt: skip
     return out
 
 
 class _Call(NamedTuple):
-    """What one kind of call needs besides its tensors; looked up in half a microsecond."""
+    """What one kind of call needs besides its tensors; looked up in half a microsecond. job: of record.py, packed."""
 
     plan: Plan
     footprints: Footprints | None
     kind: str
     out_shape: tuple[int, ...]
-    constants: tuple[int, ...]
+    job: bytes
 
 
 _calls = IdentityCache()
@@ -81,22 +88,25 @@ def _prepare(x, sets, kernel, geometry, activation, compact) -> _Call:
         footprints = plan.footprints(compact, images, narrow)
         if footprints.few:
             out_shape = (batch * plan.count, out_channels) if compact else (batch, out_channels, *out_size)
-            constants = (
-                *footprints.addresses, batch // images, footprints.bands, plan.in_pixels * images,
-                (plan.count if compact else out_pixels) * images, channels, out_channels, plan.taps,
-                ACTIVATIONS[activation], not compact, False, narrow,
+            job = record.FOOTPRINT_JOB.pack(
+                **footprints.addresses, images=batch // images, band_count=footprints.bands,
+                in_pixels=plan.in_pixels * images, out_pixels=(plan.count if compact else out_pixels) * images,
+                in_channels=channels, channels=out_channels, taps=plan.taps,
+                activation=record.ACTIVATIONS[activation], filled=not compact, plain=False, narrow=narrow,
             )  # fmt: skip
-            return _Call(plan, footprints, "narrow" if narrow else kind, out_shape, constants)
+            return _Call(plan, footprints, "narrow" if narrow else kind, out_shape, job)
     as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and geometry.dilation[1] == 1 and sets[2] is None
     plan = static_plan(table, *sets, out_size, in_pixels, as_runs)
     rows = batch * plan.count
     out_shape = (rows, out_channels) if compact else (batch, out_channels, *out_size)
-    constants = (
-        *plan.addresses, 0, False, not compact, rows, plan.count, plan.in_pixels, channels, plan.taps,
-        kw * channels if as_runs else c_group, out_pixels, out_channels, groups, kind == "depthwise",
-        ACTIVATIONS[activation], *((kw * channels, plan.edges[1] * channels) if as_runs else (0, 0)),
+    job = record.JOB.pack(
+        **plan.addresses, inverse=0, dynamic=False, scatter=not compact, framed=False, rows=rows, table_rows=plan.count,
+        in_pixels=plan.in_pixels, in_pitch=channels, taps=plan.taps, run=kw * channels if as_runs else c_group,
+        out_pixels=out_pixels, out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
+        activation=record.ACTIVATIONS[activation], edge_run=kw * channels if as_runs else 0,
+        edges_each=plan.edges[1] * channels if as_runs else 0,
     )  # fmt: skip
-    return _Call(plan, None, kind, out_shape, constants)
+    return _Call(plan, None, kind, out_shape, job)
 
 
 def masked_conv2d(x, weight, bias, positions, counts, source_positions, residual, geometry, activation):
@@ -138,10 +148,12 @@ def _convolve_active(
     kind = forward_kind(weight.shape, groups)
     packed = packed_weight(weight, groups, kind)
     _engine.convolve(
-        x.data_ptr(), packed.address, address(bias), out.data_ptr() if accumulate else 0, out.data_ptr(), packed.zero,
-        table.data_ptr(), positions.data_ptr(), 0, 0, address(inverse), 1, scatter, rows, out_pixels, in_pixels,
-        c_group * groups, kh * kw, c_group, out_pixels, out_channels, groups, kind == "depthwise",
-        ACTIVATIONS[activation], 0, 0, torch.get_num_threads(),
+        x=x.data_ptr(), packed=packed.address, bias=address(bias), residual=out.data_ptr() if accumulate else 0,
+        zero=packed.zero, out=out.data_ptr(), threads=torch.get_num_threads(), table=table.data_ptr(),
+        positions=positions.data_ptr(), starts=0, targets=0, inverse=address(inverse), dynamic=True, scatter=scatter,
+        framed=False, rows=rows, table_rows=out_pixels, in_pixels=in_pixels, in_pitch=c_group * groups, taps=kh * kw,
+        run=c_group, out_pixels=out_pixels, out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
+        activation=record.ACTIVATIONS[activation], edge_run=0, edges_each=0,
     )  # fmt: skip
 
 
@@ -161,7 +173,8 @@ def _edges(x: Tensor, plan: Plan) -> Tensor:
     batch, channels = x.shape[:2]
     out = torch.empty(batch * pixels * channels, dtype=torch.float32, device=CPU)
     _engine.frame(
-        x.data_ptr(), out.data_ptr(), pieces.data_ptr(), len(pieces), batch, channels, pixels,
-        plan.in_pixels * channels, 1, channels, torch.get_num_threads(),
+        x=x.data_ptr(), out=out.data_ptr(), pieces=pieces.data_ptr(), piece_count=len(pieces), images=batch,
+        channels=channels, pixels=pixels, stride_n=plan.in_pixels * channels, stride_c=1, stride_pixel=channels,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     return out

@@ -8,10 +8,11 @@ void accel_halting_step(const HaltingJob *j)
 {
     const int threads = accel_threads(j->threads);
     const int in_place = j->output == j->new_output;
+    const float eps = (float)j->eps;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && j->positions * j->channels > 1 << 14)
     for (int64_t i = 0; i < j->positions; i++) {
         const float left = j->remainder[i];
-        const int running = left > 0, going = running && !j->last && left - j->h[i] > j->eps;
+        const int running = left > 0, going = running && !j->last && left - j->h[i] > eps;
         const float halting = running && !going ? left : 0, weight = going ? j->h[i] : halting;
         j->new_remainder[i] = going ? left - j->h[i] : 0;
         j->new_ponder[i] = j->ponder[i] + (float)going + halting;
@@ -51,10 +52,11 @@ static double weigh(const float *dy, const float *x, float weight, float *dx, in
 void accel_halting_step_backward(const HaltingGradJob *j)
 {
     const int threads = accel_threads(j->threads);
+    const float eps = (float)j->eps;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && j->positions * j->channels > 1 << 14)
     for (int64_t i = 0; i < j->positions; i++) {
         const float left = j->remainder[i];
-        const int running = left > 0, going = running && !j->last && left - j->h[i] > j->eps;
+        const int running = left > 0, going = running && !j->last && left - j->h[i] > eps;
         float *dx = j->d_x + i * j->channels;
         j->d_h[i] = j->d_old[i] = 0;
         if (!running) {
@@ -70,17 +72,16 @@ void accel_halting_step_backward(const HaltingGradJob *j)
 }
 
 /* Per image, in double: float terms of a few units add up exactly, so no order of additions can show. */
-void accel_ponder_cost(const float *ponder, const int32_t *units, int64_t images, int64_t pixels, float *rho,
-                       int64_t *executed)
+void accel_ponder_cost(const PonderJob *j)
 {
-    for (int64_t n = 0; n < images; n++) {
+    for (int64_t n = 0; n < j->images; n++) {
         double sum = 0;
         int64_t count = 0;
-        for (int64_t i = n * pixels; i < (n + 1) * pixels; i++) {
-            sum += ponder[i];
-            count += units[i];
+        for (int64_t i = n * j->pixels; i < (n + 1) * j->pixels; i++) {
+            sum += j->ponder[i];
+            count += j->units[i];
         }
-        rho[n] = (float)sum;
-        executed[n] = count;
+        j->rho[n] = (float)sum;
+        j->executed[n] = count;
     }
 }

@@ -3,9 +3,9 @@
 
 #include "engine.h"
 
-int64_t accel_packed_size(int64_t groups, int64_t k_group, int64_t c_group, int64_t taps)
+int64_t accel_packed_size(const PanelSize *s)
 {
-    return groups * cut_panels(k_group, MAX_VECTORS).all_vectors * accel_isa->lanes * c_group * taps;
+    return s->groups * cut_panels(s->k_group, MAX_VECTORS).all_vectors * accel_isa->lanes * s->c_group * s->taps;
 }
 
 /* One panel: [taps][c_group][vectors * lanes], zeros where there is no output channel. */
@@ -45,8 +45,8 @@ void accel_frame(const Frame *f)
         const int64_t image = item / f->piece_count, channels = f->channels;
         const FramePiece piece = f->pieces[item % f->piece_count];
         float *to = f->out + (image * f->pixels + piece.to) * channels;
-        const float *from = f->x + image * f->stride_n + piece.from * f->stride_pixel;
-        if (piece.from < 0)
+        const float *from = f->x + image * f->stride_n + piece.first * f->stride_pixel;
+        if (piece.first < 0)
             memset(to, 0, (size_t)(piece.count * channels) * sizeof(float));
         else if (f->stride_c == 1 && f->stride_pixel == channels)
             memcpy(to, from, (size_t)(piece.count * channels) * sizeof(float));

@@ -12,7 +12,7 @@ import weakref
 import torch
 from torch import Tensor
 
-from accel.kernels.cpu import _engine
+from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU
 
 
@@ -55,17 +55,18 @@ def _pack(weight: Tensor, groups: int, kind: str) -> Packed:
     groups = 1 if kind == "depthwise" else groups
     outer = out_channels // groups
     stride_g, stride_k, stride_c = outer * weight.stride(0), weight.stride(0), weight.stride(1)
-    most_vectors = _engine.MAX_VECTORS
+    most_vectors = record.MAX_VECTORS
     if kind == "narrow":
         most_vectors = 1
     elif kind == "input gradient":
-        outer, inner, stride_k, stride_c, most_vectors = inner, outer, stride_c, stride_k, _engine.GRAD_VECTORS
-    size = _engine.packed_size(groups, outer, inner, kh * kw)
+        outer, inner, stride_k, stride_c, most_vectors = inner, outer, stride_c, stride_k, record.GRAD_VECTORS
+    size = _engine.packed_size(groups=groups, k_group=outer, c_group=inner, taps=kh * kw)
     with torch.inference_mode(False):
         storage = torch.empty(size + zeros, dtype=torch.float32, device=CPU)
         storage[size:] = 0
     _engine.pack(
-        weight.data_ptr(), storage.data_ptr(), stride_g, stride_k, stride_c, weight.stride(2), weight.stride(3), groups,
-        outer, inner, kh, kw, most_vectors, torch.get_num_threads(),
+        w=weight.data_ptr(), packed=storage.data_ptr(), stride_g=stride_g, stride_k=stride_k, stride_c=stride_c,
+        stride_h=weight.stride(2), stride_w=weight.stride(3), groups=groups, k_group=outer, c_group=inner, kh=kh, kw=kw,
+        most_vectors=most_vectors, threads=torch.get_num_threads(),
     )  # fmt: skip
     return Packed(storage, storage.data_ptr(), storage.data_ptr() + storage.element_size() * size)

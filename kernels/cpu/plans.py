@@ -16,6 +16,7 @@ from torch import Tensor
 from accel.kernels.caches import IdentityCache, keep_newest
 from accel.kernels.cpu.arguments import CPU
 from accel.kernels.cpu.footprints import Footprints, of_convolution
+from accel.kernels.cpu.record import FRAME_PIECE
 from accel.kernels.positions import PositionSet, tap_map
 
 Pair = tuple[int, int]
@@ -45,7 +46,7 @@ def full_table(geometry: Geometry) -> Tensor:
 
 
 class Plan:
-    """int32 tables of one geometry at one static position set, with their addresses.
+    """int32 tables of one geometry at one static position set, with their addresses by the names of Job in record.py.
 
     Attributes:
         table: [taps, P] pixel of the input (row of a compact input) that each tap reads, -1: zeros. With `as_runs` a
@@ -78,7 +79,9 @@ class Plan:
         self.segments = None if nearest is None else PositionSet(self.positions, nearest, *out_size).segments
         self.taps, self.count = self.table.shape
         self._footprints: dict[tuple[bool, int, bool], Footprints] = {}
-        self.addresses = tuple(t.data_ptr() for t in (self.table, self.positions, *(self.segments or ())))
+        starts, targets = (0, 0) if self.segments is None else (t.data_ptr() for t in self.segments)
+        table, positions = self.table.data_ptr(), self.positions.data_ptr()
+        self.addresses = {"table": table, "positions": positions, "starts": starts, "targets": targets}
 
     def footprints(self, compact: bool, images: int, chained: bool) -> Footprints:
         """The rows of so many images by footprint, chained for narrow convolutions; made once."""
@@ -111,15 +114,15 @@ def _run_table(geometry: Geometry, positions: Tensor) -> tuple[Tensor, tuple[Ten
 
 
 def frame_pieces(pixel_of: Tensor, cols: int) -> Tensor:
-    """int32 [pieces, 3], FramePiece in engine.h: the runs of neighbouring input pixels, or of zeros, within the rows of
-    a frame of `cols` columns, whose pixels hold the input pixels `pixel_of`, -1: none."""
+    """FramePieces: the runs of neighbouring input pixels, or of zeros, within the rows of a frame of `cols` columns,
+    whose pixels hold the input pixels `pixel_of`, -1: none."""
     here, before = pixel_of[1:], pixel_of[:-1]
     starts = torch.ones_like(pixel_of, dtype=torch.bool)
     starts[1:] = torch.where((here < 0) | (before < 0), (here < 0) != (before < 0), here != before + 1)
     starts[::cols] = True  # rows are shared out among threads
     first = starts.nonzero()[:, 0]
     count = F.pad(first[1:], (0, 1), value=len(pixel_of)) - first
-    return torch.stack((first, pixel_of[first], count), 1).to(torch.int32)
+    return FRAME_PIECE.table(to=first, first=pixel_of[first], count=count)
 
 
 _plans = IdentityCache()

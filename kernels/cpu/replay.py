@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from accel.kernels.cpu import _engine
+from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, empty, pixels_first
 
 # What a group of images may take of a core's caches. ResNet-32 at half the positions took 14.0 ms on 64 pictures with 1
@@ -17,8 +17,9 @@ from accel.kernels.cpu.arguments import CPU, empty, pixels_first
 CACHE = 2 << 20  # bytes
 MOST = 256 << 20  # bytes of all maps together: recording keeps every one of them, and longer calls gain nothing
 BALANCED = 0.9  # share of the threads' time that must find work
-_FIELDS = 27  # JOB_FIELDS of engine.h
-_OUTSIDE = 57  # MOST_OUTSIDE of engine.h
+
+
+_LONGEST = max(len(record.JOB.fields), len(record.FOOTPRINT_JOB.fields))  # of the union in engine.h's ReplayCall
 
 
 @dataclasses.dataclass
@@ -36,7 +37,7 @@ class Tape:
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         self.buffers = [_Buffer(x, 0, 0, index) for index, x in enumerate(inputs)]
-        self.calls: list[tuple[int, ...]] = []
+        self.calls: list[list[int]] = []
         self.kept: list[object] = []
         self.weights = 0  # bytes of the largest
         self.understood = True
@@ -48,11 +49,12 @@ class Tape:
         x: Tensor,
         residual: Tensor | None,
         out: Tensor,
-        fields: Sequence[int],
+        job: bytes,
+        given: Mapping[str, int],
         weights: Tensor,
         others: tuple,
     ) -> None:
-        """A call with these fields; `others` hold what else they point to."""
+        """A call of FOOTPRINT_JOB or of JOB, packed but for what is `given`; `others` hold what else they point to."""
         tensors = (x, *(() if residual is None else (residual,)))
         read = [self._places.get(t.data_ptr()) for t in tensors]
         parts = None in read or any(self.buffers[i].tensor.numel() != t.numel() for i, t in zip(read, tensors))
@@ -63,8 +65,11 @@ class Tape:
             self.buffers[buffer].last = len(self.calls)
         place = self._places[out.data_ptr()] = len(self.buffers)
         self.buffers.append(_Buffer(out, len(self.calls), len(self.calls)))
-        padding = (0,) * (_FIELDS - len(fields))
-        self.calls.append((by_footprints, read[0], -1 if residual is None else read[1], place, *fields, *padding))
+        residual_at = -1 if residual is None else read[1]
+        call = record.RECORDED_CALL.row(by_footprints=by_footprints, x=read[0], residual=residual_at, out=place)
+        kind = record.FOOTPRINT_JOB if by_footprints else record.JOB
+        fields = kind.row(job, x=0, residual=0, out=0, threads=0, **given)  # those the replay fills in
+        self.calls.append([*call, *fields, *[0] * (_LONGEST - len(fields))])
         self.kept += (weights, others)
         self.weights = max(self.weights, weights.nbytes)
 
@@ -77,7 +82,7 @@ class Tape:
             if buffer.outside >= 0 or buffer.tensor.shape != out.shape:
                 return False
             buffer.outside = inputs + index
-        return self.understood and inputs + len(outputs) <= _OUTSIDE
+        return self.understood and inputs + len(outputs) <= record.MOST_OUTSIDE
 
 
 _tape: contextvars.ContextVar[Tape | None] = contextvars.ContextVar("accel_tape", default=None)
@@ -96,20 +101,23 @@ class Program:
         self._shapes = [(batch, *out.shape[1:]) for out in outputs]
         offsets, self._floats = arrange(tape.buffers)
         buffers = [
-            (b.outside, offset if b.outside < 0 else b.tensor.numel()) for b, offset in zip(tape.buffers, offsets)
+            record.REPLAY_BUFFER.row(outside=b.outside, floats=offset if b.outside < 0 else b.tensor.numel())
+            for b, offset in zip(tape.buffers, offsets)
         ]
         self._tables = [torch.tensor(rows, dtype=torch.int64, device=CPU) for rows in (tape.calls, buffers)]
+        calls, places = self._tables
+        outside = sum(b.outside >= 0 for b in tape.buffers)
+        self._replay = record.REPLAY.pack(
+            calls=calls.data_ptr(), buffers=places.data_ptr(), call_count=len(calls), buffer_count=len(buffers),
+            memory_each=self._floats, groups=self._groups, threads=self._threads, outside_count=outside,
+        )  # fmt: skip
         self._kept = tape.kept
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The outputs for channels_last fp32 inputs of the recorded shapes, of the whole batch."""
         outputs = tuple([empty(shape, memory_format=torch.channels_last) for shape in self._shapes])
         memory = empty((min(self._groups, self._threads) * self._floats,))
-        calls, buffers = self._tables
-        _engine.replay(
-            calls.data_ptr(), buffers.data_ptr(), memory.data_ptr(), len(calls), self._floats, self._groups,
-            self._threads, *[x.data_ptr() for x in (*inputs, *outputs)],
-        )  # fmt: skip
+        _engine.replay(self._replay, *[x.data_ptr() for x in (*inputs, *outputs)], memory=memory.data_ptr())
         return outputs
 
 

@@ -61,13 +61,12 @@ int accel_active(const ActiveJob *job)
     return 0;
 }
 
-/* inverse[p] = the row that holds position p, -1 where none does; positions end at the first negative one. */
-void accel_invert(const int32_t *positions, int64_t rows, int32_t *inverse, int64_t size)
+void accel_invert(const Inversion *job)
 {
-    for (int64_t i = 0; i < size; i++)
-        inverse[i] = -1;
-    for (int64_t r = 0; r < rows && positions[r] >= 0; r++)
-        inverse[positions[r]] = (int32_t)r;
+    for (int64_t i = 0; i < job->size; i++)
+        job->inverse[i] = -1;
+    for (int64_t r = 0; r < job->rows && job->positions[r] >= 0; r++)
+        job->inverse[job->positions[r]] = (int32_t)r;
 }
 
 /* Unsigned keys in the order of the floats; -0 and 0 are equal. */
@@ -98,19 +97,22 @@ static uint32_t find_threshold(const float *score, int64_t pixels, int64_t budge
     return prefix;
 }
 
-void accel_select(const float *score, int64_t images, int64_t pixels, int64_t budget, int32_t *positions, int64_t threads)
+void accel_select(const Selection *job)
 {
-    const int team = accel_threads(threads);
+    const int64_t pixels = job->pixels, budget = job->budget;
+    const int team = accel_threads(job->threads);
     if (budget == 0)
         return;
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && images * pixels > 1 << 13)
-    for (int64_t n = 0; n < images; n++) {
-        int64_t ties, found = 0;
-        const uint32_t threshold = find_threshold(score + n * pixels, pixels, budget, &ties);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && job->images * pixels > 1 << 13)
+    for (int64_t n = 0; n < job->images; n++) {
+        const float *score = job->score + n * pixels;
+        int32_t *to = job->positions + n * budget;
+        int64_t ties;
+        const uint32_t threshold = find_threshold(score, pixels, budget, &ties);
         for (int64_t i = 0; i < pixels; i++) {
-            const uint32_t key = sort_key(score[n * pixels + i]);
+            const uint32_t key = sort_key(score[i]);
             if (key > threshold || (key == threshold && ties-- > 0))
-                positions[n * budget + found++] = (int32_t)(n * pixels + i);
+                *to++ = (int32_t)(n * pixels + i);
         }
     }
 }
@@ -158,15 +160,15 @@ CLONED static void deviate_line(const float *above, const float *line, const flo
     }
 }
 
-void accel_local_deviation(const float *x, int64_t images, int64_t height, int64_t width, int64_t pitch,
-                           int64_t channels, float *score, int64_t threads)
+void accel_local_deviation(const Deviation *job)
 {
-    const int team = accel_threads(threads);
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && images * height * width * channels > 1 << 14)
-    for (int64_t line = 0; line < images * height; line++) {
-        const float *here = x + line * width * pitch;
-        const int64_t y = line % height;
-        deviate_line(y ? here - width * pitch : NULL, here, y + 1 < height ? here + width * pitch : NULL, width, pitch,
-                     channels, score + line * width);
+    const int64_t lines = job->images * job->height, length = job->width * job->pitch;
+    const int team = accel_threads(job->threads);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && lines * job->width * job->channels > 1 << 14)
+    for (int64_t line = 0; line < lines; line++) {
+        const float *here = job->x + line * length;
+        const int64_t y = line % job->height;
+        deviate_line(y ? here - length : NULL, here, y + 1 < job->height ? here + length : NULL, job->width, job->pitch,
+                     job->channels, job->score + line * job->width);
     }
 }

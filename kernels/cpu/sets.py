@@ -23,8 +23,9 @@ def interpolate(rows: Tensor, nearest: Tensor, batch: int, size: Sequence[int]) 
     rows, nearest = rows.contiguous(), nearest.contiguous()
     out = empty((batch, rows.shape[1], *size), memory_format=torch.channels_last)
     _engine.interpolate(
-        rows.data_ptr(), out.data_ptr(), nearest.data_ptr(), 0, 0, batch, rows.shape[0] // max(batch, 1),
-        nearest.numel(), rows.shape[1], torch.get_num_threads(),
+        source=rows.data_ptr(), result=out.data_ptr(), nearest=nearest.data_ptr(), starts=0, targets=0, images=batch,
+        count=rows.shape[0] // max(batch, 1), pixels=nearest.numel(), channels=rows.shape[1],
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -41,8 +42,8 @@ def interpolate_backward(grad: Tensor, nearest: Tensor, count: int) -> Tensor:
     starts, targets = _segments.get((nearest,), (count, height, width), build)
     out = empty((batch * count, channels))
     _engine.interpolate_backward(
-        grad.data_ptr(), out.data_ptr(), 0, starts.data_ptr(), targets.data_ptr(), batch, count, height * width,
-        channels, torch.get_num_threads(),
+        source=grad.data_ptr(), result=out.data_ptr(), nearest=0, starts=starts.data_ptr(), targets=targets.data_ptr(),
+        images=batch, count=count, pixels=height * width, channels=channels, threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -54,8 +55,9 @@ def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
     (tap_count, windows), channels = taps.shape, rows.shape[1]
     out = empty((batch * windows, channels))
     _engine.max_rows(
-        rows.data_ptr(), out.data_ptr(), taps.data_ptr(), batch, rows.shape[0] // max(batch, 1), windows, tap_count,
-        channels, torch.get_num_threads(),
+        rows=rows.data_ptr(), out=out.data_ptr(), taps=taps.data_ptr(), images=batch,
+        count=rows.shape[0] // max(batch, 1), windows=windows, tap_count=tap_count, channels=channels,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -67,8 +69,9 @@ def active_positions(mask: Tensor, dilate: int) -> tuple[Tensor, Tensor]:
     positions = torch.empty(mask.numel(), dtype=torch.int32, device=CPU)
     counts = torch.empty(batch, dtype=torch.int32, device=CPU)
     _engine.active(
-        mask.data_ptr(), positions.data_ptr(), counts.data_ptr(), batch, height, width, dilate, torch.get_num_threads()
-    )
+        mask=mask.data_ptr(), positions=positions.data_ptr(), counts=counts.data_ptr(), images=batch, height=height,
+        width=width, dilate=dilate, threads=torch.get_num_threads(),
+    )  # fmt: skip
     return positions, counts
 
 
@@ -79,8 +82,9 @@ def select_positions(score: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     batch = score.shape[0]
     positions = torch.empty(batch * budget, dtype=torch.int32, device=CPU)
     _engine.select(
-        score.data_ptr(), batch, score[0].numel() if batch else 0, budget, positions.data_ptr(), torch.get_num_threads()
-    )
+        score=score.data_ptr(), positions=positions.data_ptr(), images=batch, pixels=score[0].numel() if batch else 0,
+        budget=budget, threads=torch.get_num_threads(),
+    )  # fmt: skip
     return positions, torch.full((batch,), budget, dtype=torch.int32, device=CPU)
 
 
@@ -91,8 +95,9 @@ def local_deviation(x: Tensor, channels: int) -> Tensor:
     batch, pitch, height, width = x.shape
     score = torch.empty(batch, height, width, dtype=torch.float32, device=CPU)
     _engine.local_deviation(
-        x.data_ptr(), batch, height, width, pitch, min(channels, pitch), score.data_ptr(), torch.get_num_threads()
-    )
+        x=x.data_ptr(), score=score.data_ptr(), images=batch, height=height, width=width, pitch=pitch,
+        channels=min(channels, pitch), threads=torch.get_num_threads(),
+    )  # fmt: skip
     return score
 
 
@@ -131,10 +136,12 @@ def halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_we
     h, x, remainder, *d_states, d_output = _laid_out(h, x, remainder, d_remainder, d_ponder, d_weight, d_output)
     d_h, d_x, d_old = torch.empty_like(remainder), torch.empty_like(x), torch.empty_like(remainder)
     positions = remainder.numel()
+    d_remainder, d_ponder, d_weight = d_states
     _engine.halting_step_backward(
-        address(h), x.data_ptr(), remainder.data_ptr(), d_states[0].data_ptr(), d_states[1].data_ptr(),
-        d_output.data_ptr(), d_states[2].data_ptr(), d_h.data_ptr(), d_x.data_ptr(), d_old.data_ptr(), positions,
-        x.numel() // max(positions, 1), last or h is None, torch.get_num_threads(), eps,
+        h=address(h), x=x.data_ptr(), remainder=remainder.data_ptr(), d_remainder=d_remainder.data_ptr(),
+        d_ponder=d_ponder.data_ptr(), d_output=d_output.data_ptr(), d_weight=d_weight.data_ptr(), d_h=d_h.data_ptr(),
+        d_x=d_x.data_ptr(), d_old=d_old.data_ptr(), positions=positions, channels=x.numel() // max(positions, 1),
+        last=last or h is None, threads=torch.get_num_threads(), eps=eps,
     )  # fmt: skip
     return tuple(map(_like, given, (remainder, x, remainder), (d_h, d_x, d_old)))
 
@@ -147,8 +154,8 @@ def ponder_cost(ponder: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
     rho = torch.empty(batch, dtype=torch.float32, device=CPU)
     executed = torch.empty(batch, dtype=torch.int64, device=CPU)
     _engine.ponder_cost(
-        ponder.data_ptr(), units.data_ptr(), batch, ponder[0].numel() if batch else 0, rho.data_ptr(),
-        executed.data_ptr(),
+        ponder=ponder.data_ptr(), units=units.data_ptr(), rho=rho.data_ptr(), executed=executed.data_ptr(),
+        images=batch, pixels=ponder[0].numel() if batch else 0,
     )  # fmt: skip
     return rho, executed
 
@@ -183,9 +190,12 @@ def _like(given: Tensor, laid: Tensor, result: Tensor) -> Tensor:
 
 def _step(h, x, old, new, weight, running, eps, last) -> None:
     remainder, ponder, units, output = old
+    new_remainder, new_ponder, new_units, new_output = new
     positions = remainder.numel()
     _engine.halting_step(
-        address(h), x.data_ptr(), remainder.data_ptr(), ponder.data_ptr(), output.data_ptr(), units.data_ptr(),
-        *(new[i].data_ptr() for i in (0, 1, 3)), address(weight), new[2].data_ptr(), address(running), positions,
-        x.numel() // max(positions, 1), last or h is None, torch.get_num_threads(), eps,
+        h=address(h), x=x.data_ptr(), remainder=remainder.data_ptr(), ponder=ponder.data_ptr(),
+        output=output.data_ptr(), units=units.data_ptr(), new_remainder=new_remainder.data_ptr(),
+        new_ponder=new_ponder.data_ptr(), new_output=new_output.data_ptr(), weight=address(weight),
+        new_units=new_units.data_ptr(), still_running=address(running), positions=positions,
+        channels=x.numel() // max(positions, 1), last=last or h is None, threads=torch.get_num_threads(), eps=eps,
     )  # fmt: skip

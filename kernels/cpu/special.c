@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "reader.h"
 #include "special_math.h"
 
 enum { LANES = 32, SERIES_TERMS = 60, FRACTION_TERMS = 30, NEWTON_STEPS = 5 };
@@ -311,63 +312,50 @@ static void note_fork(void) { forked_child = 1; }
 
 typedef void (*block_function)(double *const in[3], const double *table, double *out);
 
-static double load(uintptr_t array, Py_ssize_t i, int is_double) {
+static double load(const void *array, int64_t i, int64_t is_double) {
     return is_double ? ((const double *)array)[i] : (double)((const float *)array)[i];
 }
 
-static void run(block_function block, const uintptr_t in[3], uintptr_t out, Py_ssize_t size, int is_double,
-                const double *table, int threads) {
-    Py_ssize_t blocks = (size + LANES - 1) / LANES;
+static void run(block_function block, const Elementwise *job) {
+    const void *const in[3] = {job->first, job->second, job->third};
+    const int64_t size = job->size, is_double = job->is_double, blocks = (size + LANES - 1) / LANES;
+    const int threads = forked_child || job->threads < 1 ? 1 : (int)job->threads;
 #pragma omp parallel for schedule(static) num_threads(threads) if (blocks > 16)
-    for (Py_ssize_t number = 0; number < blocks; number++) {
+    for (int64_t number = 0; number < blocks; number++) {
         double buffer[3][LANES], result[LANES];
         double *const columns[3] = {buffer[0], buffer[1], buffer[2]};
-        Py_ssize_t first = number * LANES, count = size - first < LANES ? size - first : LANES;
+        int64_t first = number * LANES, count = size - first < LANES ? size - first : LANES;
         for (int column = 0; column < 3; column++)
             for (int i = 0; in[column] && i < LANES; i++) /* the last block is filled up with its own last element */
                 buffer[column][i] = load(in[column], first + (i < count ? i : count - 1), is_double);
-        block(columns, table, result);
+        block(columns, job->table, result);
         for (int i = 0; i < count; i++) {
             if (is_double)
-                ((double *)out)[first + i] = result[i];
+                ((double *)job->out)[first + i] = result[i];
             else
-                ((float *)out)[first + i] = (float)result[i];
+                ((float *)job->out)[first + i] = (float)result[i];
         }
     }
 }
 
-/* name(in0, in1, in2, out, size, is_double, table, threads): addresses as ints, 0 for an input that is not used. */
-static PyObject *call(block_function block, const char *name, PyObject *const *args, Py_ssize_t count) {
-    if (count != 8) return PyErr_Format(PyExc_TypeError, "%s takes 8 integers, got %zd", name, count);
-    long long value[8];
-    for (int i = 0; i < 8; i++) {
-        value[i] = PyLong_AsLongLong(args[i]);
-        if (value[i] == -1 && PyErr_Occurred()) return NULL;
-    }
-    const uintptr_t in[3] = {(uintptr_t)value[0], (uintptr_t)value[1], (uintptr_t)value[2]};
-    Py_BEGIN_ALLOW_THREADS;
-    run(block, in, (uintptr_t)value[3], (Py_ssize_t)value[4], (int)value[5], (const double *)(uintptr_t)value[6],
-        forked_child || value[7] < 1 ? 1 : (int)value[7]);
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
-}
-
-#define METHOD(python, block, name) \
-    static PyObject *python(PyObject *self, PyObject *const *args, Py_ssize_t count) { \
+#define GRADIENT(name, block) \
+    static PyObject *py_##name(ARGUMENTS) { \
         (void)self; \
-        return call(block, name, args, count); \
+        READ(Elementwise, job) \
+        WITHOUT_GIL(run(block, &job)) \
+        Py_RETURN_NONE; \
     }
 
-METHOD(py_gamma, gamma_block, "gamma_gradient")
-METHOD(py_von_mises, von_mises_block, "von_mises_gradient")
-METHOD(py_beta, beta_block, "beta_gradient")
-METHOD(py_student, student_block, "student_t_gradient")
+GRADIENT(gamma_gradient, gamma_block)
+GRADIENT(von_mises_gradient, von_mises_block)
+GRADIENT(beta_gradient, beta_block)
+GRADIENT(student_t_gradient, student_block)
 
 static PyMethodDef methods[] = {
-    {"gamma_gradient", (PyCFunction)(void (*)(void))py_gamma, METH_FASTCALL, "alpha, z, 0 -> dz/dalpha"},
-    {"von_mises_gradient", (PyCFunction)(void (*)(void))py_von_mises, METH_FASTCALL, "kappa, 1 - A, z -> dz/dkappa"},
-    {"beta_gradient", (PyCFunction)(void (*)(void))py_beta, METH_FASTCALL, "a, b, y -> dy/da"},
-    {"student_t_gradient", (PyCFunction)(void (*)(void))py_student, METH_FASTCALL, "df, t, 0 -> dt/ddf"},
+    METHOD(gamma_gradient, "dz/dalpha at (alpha, z): Elementwise in record.py."),
+    METHOD(von_mises_gradient, "dz/dkappa at (kappa, 1 - A, z): Elementwise."),
+    METHOD(beta_gradient, "dy/da at (a, b, y): Elementwise."),
+    METHOD(student_t_gradient, "dt/ddf at (df, t): Elementwise."),
     {NULL, NULL, 0, NULL},
 };
 
@@ -375,5 +363,7 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_special", NULL, -1,
 
 PyMODINIT_FUNC PyInit__special(void) {
     pthread_atfork(NULL, NULL, note_fork);
-    return PyModule_Create(&module);
+    PyObject *self = PyModule_Create(&module);
+    if (self && add_records(self) < 0) Py_CLEAR(self);
+    return self;
 }

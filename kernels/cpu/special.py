@@ -11,11 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from accel.kernels.cpu import _special
+from accel.kernels.cpu import _special, record
 from accel.kernels.reference import beta_gradient as beta_reference
 from accel.kernels.reference import gamma_gradient as gamma_reference
 from accel.kernels.reference import von_mises_gradient as von_mises_reference
 from accel.kernels.reference.special import bessel_gap, node_table
+
+record.check(_special)
 
 
 def gamma_gradient(alpha: Tensor, z: Tensor) -> Tensor:
@@ -51,7 +53,9 @@ def _gamma_table() -> Tensor:
 def _run(function: Callable, table: Tensor, *inputs: Tensor) -> Tensor:
     inputs = tuple(tensor.contiguous() for tensor in inputs)
     out = torch.empty_like(inputs[0])
-    addresses = [tensor.data_ptr() for tensor in inputs] + [0] * (3 - len(inputs))
-    is_double = out.dtype is torch.float64
-    function(*addresses, out.data_ptr(), out.numel(), is_double, table.data_ptr(), torch.get_num_threads())
+    first, second, third = [tensor.data_ptr() for tensor in inputs] + [0] * (3 - len(inputs))
+    function(
+        first=first, second=second, third=third, out=out.data_ptr(), table=table.data_ptr(), size=out.numel(),
+        is_double=out.dtype is torch.float64, threads=torch.get_num_threads(),
+    )  # fmt: skip
     return out

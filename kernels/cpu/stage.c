@@ -12,8 +12,6 @@
 
 enum { CHUNK = 256 /* rows of one work item of the halting pass */, HEAD_TAPS = 9 };
 
-#define AT(type, address) ((type)(intptr_t)(address))
-
 /* One group of images under way. Lists hold pixels of the state's frames, ascending, of all images of the group. */
 typedef struct {
     const Stage *s;
@@ -41,15 +39,15 @@ static float *buffer(const Group *g, int64_t index)
     return g->memory + b->offset;
 }
 
-/* A copy of the group's part of a map in a buffer, with the border. */
-static void enter(const Group *g, const float *x, const int64_t *strides, const FramePiece *pieces, int64_t count,
-                  int64_t to)
+/* A copy of the group's part of a map in a buffer, with the border; f says how the map lies and what its pieces are. */
+static void enter(const Group *g, Frame f, int64_t to)
 {
-    const Frame f = {
-        .x = x + g->first * strides[0], .out = buffer(g, to), .pieces = pieces, .piece_count = count, .images = g->images,
-        .channels = g->s->buffers[to].channels, .pixels = frame_pixels(g, to), .stride_n = strides[0],
-        .stride_c = strides[1], .stride_pixel = strides[2], .threads = g->threads,
-    };
+    f.x += g->first * f.stride_n;
+    f.out = buffer(g, to);
+    f.images = g->images;
+    f.channels = g->s->buffers[to].channels;
+    f.pixels = frame_pixels(g, to);
+    f.threads = g->threads;
     accel_frame(&f);
 }
 
@@ -101,8 +99,8 @@ static void list_pixels(const Group *g, int64_t reach)
 /* Every position of a convolution that may change the grid: the pixels it reads from and writes to. */
 static int64_t list_grid(const Group *g, const StageConv *c)
 {
-    const int32_t *bases = AT(const int32_t *, c->bases), *places = AT(const int32_t *, c->places);
-    const int64_t from = frame_pixels(g, c->from), to = frame_pixels(g, c->to);
+    const int32_t *bases = c->bases, *places = c->places;
+    const int64_t from = frame_pixels(g, c->source), to = frame_pixels(g, c->target);
     for (int64_t n = 0; n < g->images; n++)
         for (int64_t p = 0; p < c->pixels; p++) {
             g->from[n * c->pixels + p] = (int32_t)(n * from + bases[p]);
@@ -115,18 +113,18 @@ static int convolve(const Group *g, const StageConv *c, const int32_t *from, con
 {
     if (c->steps) {
         const FootprintArgs args = {
-            .x = buffer(g, c->from), .weights = AT(const float *, c->packed), .bias = AT(const float *, c->bias),
-            .residual = c->adds ? buffer(g, c->to) : NULL, .out = buffer(g, c->to), .bases = from, .targets = to,
-            .steps = AT(const Step *, c->steps), .step_count = c->step_count, .in_pitch = c->in_channels,
+            .x = buffer(g, c->source), .weights = c->packed, .bias = c->bias,
+            .residual = c->adds ? buffer(g, c->target) : NULL, .out = buffer(g, c->target), .bases = from, .targets = to,
+            .steps = c->steps, .step_count = c->step_count, .in_pitch = c->in_channels,
             .pitch = c->out_channels, .activation = (int)c->activation,
         };
         accel_convolve_narrow(args, rows, c->taps, c->out_channels, g->threads);
         return 0;
     }
     const Job job = {
-        .x = buffer(g, c->from), .packed = AT(const float *, c->packed), .zero = AT(const float *, c->zero),
-        .bias = AT(const float *, c->bias), .residual = c->adds ? buffer(g, c->to) : NULL, .out = buffer(g, c->to),
-        .table = AT(const int32_t *, c->offsets), .positions = from, .targets = to, .framed = 1, .scatter = 1,
+        .x = buffer(g, c->source), .packed = c->packed, .zero = c->zero,
+        .bias = c->bias, .residual = c->adds ? buffer(g, c->target) : NULL, .out = buffer(g, c->target),
+        .table = c->offsets, .positions = from, .targets = to, .framed = 1, .scatter = 1,
         .rows = rows, .table_rows = 1, .in_pitch = c->in_channels, .taps = c->taps, .run = c->in_channels / c->groups,
         .out_channels = c->out_channels, .groups = c->groups, .activation = c->activation, .threads = g->threads,
     };
@@ -176,11 +174,11 @@ static void add_totals(const Group *g, double sign)
 /* The head's share that an image has in common. */
 static float pooled_score(const Group *g, const StageUnit *u, int64_t image)
 {
-    const float *weights = AT(const float *, u->pooled);
+    const float *weights = u->pooled;
     double sum = 0;
     for (int64_t c = 0; c < g->s->channels; c++)
         sum += weights[c] * g->totals[image * g->s->channels + c];
-    return (float)(sum / (double)(g->s->height * g->s->width)) + AT(const float *, u->bias)[0] * !g->s->spatial;
+    return (float)(sum / (double)(g->s->height * g->s->width)) + u->bias[0] * !g->s->spatial;
 }
 
 /* One halting decision (kernels/reference/halting_step.py) at state i of the group, whose score is h; returns the weight
@@ -190,7 +188,7 @@ static float decide(const Group *g, int64_t k, int64_t i, float h, int *going)
     const Stage *s = g->s;
     const float left = k ? g->remainder[i] : 1;
     const int64_t at = g->first * (s->spatial ? s->height * s->width : 1) + i;
-    *going = k + 1 < s->unit_count && left - h > s->eps;
+    *going = k + 1 < s->unit_count && left - h > (float)s->eps;
     g->remainder[i] = left - h;
     s->ponder[at] = (k ? s->ponder[at] : 1) + (*going ? 1 : left);
     s->executed[at] = (int32_t)k + 1;
@@ -203,9 +201,9 @@ static void score(const Group *g, int64_t k, const Rows *rows, int64_t start, in
     const Stage *s = g->s;
     const StageUnit *u = s->units + k;
     const int64_t pixels = s->height * s->width;
-    accel_isa->score_rows(rows, s->head_steps, s->head_step_count, AT(const float *, u->weights), g->weight + start);
+    accel_isa->score_rows(rows, s->head_steps, s->head_step_count, u->weights, g->weight + start);
     for (int64_t n = 0, r = start; r < end; n++) {
-        const float *bias = AT(const float *, u->bias) + (g->first + n) * u->bias_step, pooled = g->pooled[n];
+        const float *bias = u->bias + (g->first + n) * u->bias_step, pooled = g->pooled[n];
         for (; r < end && r < g->starts[0][n + 1]; r++)
             g->weight[r] += bias[g->flat[r] - n * pixels] + pooled;
     }
@@ -276,9 +274,14 @@ static void begin(const Group *g)
             memset(g->active + n * all + (y + s->border) * s->pitch + s->border, 1, (size_t)s->width);
     }
     if (s->input_pieces)
-        enter(g, s->x, s->x_strides, s->input_pieces, s->input_count, BUFFER_INPUT);
+        enter(g, (Frame){.x = s->x, .pieces = s->input_pieces, .piece_count = s->input_count,
+                         .stride_n = s->x_stride_n, .stride_c = s->x_stride_c, .stride_pixel = s->x_stride_pixel},
+              BUFFER_INPUT);
     if (s->shortcut)
-        enter(g, s->shortcut, s->shortcut_strides, s->shortcut_pieces, s->shortcut_count, BUFFER_STATE);
+        enter(g, (Frame){.x = s->shortcut, .pieces = s->shortcut_pieces, .piece_count = s->shortcut_count,
+                         .stride_n = s->shortcut_stride_n, .stride_c = s->shortcut_stride_c,
+                         .stride_pixel = s->shortcut_stride_pixel},
+              BUFFER_STATE);
 }
 
 static int run_group(const Group *g)

@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from accel.kernels.caches import keep_newest
-from accel.kernels.cpu import _engine
+from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
 from accel.kernels.cpu.footprints import chain
-from accel.kernels.cpu.forward import ACTIVATIONS, forward_kind, is_narrow
+from accel.kernels.cpu.forward import forward_kind, is_narrow
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import frame_pieces
+from accel.kernels.cpu.record import INPUT, MAX_REACH, STATE
 from accel.kernels.positions import output_size
 from accel.kernels.stage import StageConv, StageHead, StageResult, StageUnit
 
 Pair = tuple[int, int]
-STATE, INPUT = 0, 1  # buffers, as in engine.h
-MOST_REACH = 7  # one less than MAX_REACH of engine.h
 GROUPS_A_THREAD = 8  # where the batch has so many images: threads that take groups side by side need not wait
 GROUPS_TO_SHARE = 4  # a thread: with fewer, groups run one after the other with all threads in each (stage.c)
 MOST_CALLS, MOST_LAYOUTS = 64, 4  # batches and threads a plan is kept ready for, and layouts of its scratch memory
@@ -56,14 +55,14 @@ class _Grid:
 class _Call(NamedTuple):
     """What a call needs besides its tensors, for one batch and number of threads.
 
-    Attributes: images of a group; threads that take groups side by side; floats of a group's buffers; the numbers that
-    do not change between calls; the tensors whose addresses these hold.
+    Attributes: images of a group; threads that take groups side by side; floats of a group's buffers; Stage of
+    record.py, packed but for what changes between calls; the tensors whose addresses that holds.
     """
 
     group: int
     team: int
     floats: int
-    constants: tuple[int, ...]
+    stage: bytes
     kept: list[Tensor]
 
 
@@ -87,18 +86,18 @@ class StagePlan:
         self._in_place = all(conv.padding == (0, 0) for conv in readers)
         self._state = _Grid(size, self._border)
         self._input = _Grid(in_size, 0 if self._in_place else self._border)
-        self._buffers = [[0, self._state.pixels, self.channels], [0, self._input.pixels, _in_channels(first[0])]]
+        self._buffers = [(self._state.pixels, self.channels), (self._input.pixels, _in_channels(first[0]))]
         self._convs: list[list[int]] = []
         self._most_pixels = 0
         self._hidden_buffers: dict[tuple[int, int], int] = {}
-        rows = [self._unit(units[0], self._first_unit(first, shortcut), 0)]
+        rows = [self._unit(self._first_unit(first, shortcut), 0)]
         for unit, found in zip(units[1:], reaches[1:]):
-            rows.append(self._unit(unit, self._later_unit(unit.convs, found), sum(1 << r for r in set(found))))
+            rows.append(self._unit(self._later_unit(unit.convs, found), sum(1 << r for r in set(found))))
         self._rows, self._heads = rows, [unit.head for unit in units]
         head = chain(self._state.offsets((3, 3), (1, 1), (1, 1)))
         self._head_steps = self._keep(head), len(head)
         input_pieces = (0, 0) if self._in_place else self._pieces(self._input)
-        self._frames = (*input_pieces, *self._pieces(self._state))
+        self._frames = input_pieces, self._pieces(self._state)
         self._calls: dict[tuple[int, int], _Call] = {}  # by batch and threads
         self._spare: dict[tuple[int, int], list[Tensor]] = {}  # by group and team: see `_borrow`
 
@@ -115,10 +114,13 @@ class StagePlan:
         macs = torch.empty(batch, dtype=torch.int64, device=CPU)
         shares = torch.empty(batch, self._units, *shape, dtype=torch.float32, device=CPU)
         memory = self._borrow(call)
+        strides, shortcut_strides = _strides(x), (0, 0, 0) if shortcut is None else _strides(shortcut)
         _engine.run_stage(
-            x.data_ptr(), address(shortcut), *_strides(x), *((0, 0, 0) if shortcut is None else _strides(shortcut)),
-            memory.data_ptr(), output.data_ptr(), ponder.data_ptr(), shares.data_ptr(),
-            executed.data_ptr(), macs.data_ptr(), batch, call.group, threads, macs_before, *call.constants, self._eps,
+            call.stage, x=x.data_ptr(), shortcut=address(shortcut), x_stride_n=strides[0], x_stride_c=strides[1],
+            x_stride_pixel=strides[2], shortcut_stride_n=shortcut_strides[0], shortcut_stride_c=shortcut_strides[1],
+            shortcut_stride_pixel=shortcut_strides[2], memory=memory.data_ptr(), output=output.data_ptr(),
+            ponder=ponder.data_ptr(), shares=shares.data_ptr(), executed=executed.data_ptr(), macs=macs.data_ptr(),
+            macs_before=macs_before,
         )  # fmt: skip
         self._spare.setdefault((call.group, call.team), []).append(memory)
         keep_newest(self._spare, MOST_LAYOUTS)
@@ -146,29 +148,35 @@ class StagePlan:
         group = max(1, min(GROUP_POSITIONS // max(positions, 1), -(-batch // (GROUPS_A_THREAD * threads))))
         team = threads if -(-batch // group) >= GROUPS_TO_SHARE * threads else 1
         floats, buffers = 0, []
-        for index, (_, pixels, channels) in enumerate(self._buffers):
-            buffers.append([floats, pixels, channels])
+        for index, (pixels, channels) in enumerate(self._buffers):
+            buffers.append(record.STAGE_BUFFER.row(offset=floats, pixels=pixels, channels=channels))
             if index != INPUT or not self._in_place:
                 floats += -(-group * pixels * channels // 16) * 16
         kept: list[Tensor] = []
         rows = [_with_head(row, head, batch, kept) for row, head in zip(self._rows, self._heads)]
-        tables = (
+        buffers, convs, units = (
             _keep(torch.tensor(table, dtype=torch.int64, device=CPU), kept) for table in (buffers, self._convs, rows)
         )
-        constants = (
-            *self._frames, *tables, *self._head_steps, floats, self._units, *self.size, self.channels,
-            self._border, self._state.pitch, self._reach, self._most_pixels, self._spatial,
+        (input_pieces, input_count), (shortcut_pieces, shortcut_count) = self._frames
+        head_steps, head_step_count = self._head_steps
+        stage = record.STAGE.pack(
+            images=batch, group=group, threads=threads, input_pieces=input_pieces, input_count=input_count,
+            shortcut_pieces=shortcut_pieces, shortcut_count=shortcut_count, buffers=buffers, convs=convs, units=units,
+            head_steps=head_steps, head_step_count=head_step_count, memory_each=floats, unit_count=self._units,
+            height=self.size[0], width=self.size[1], channels=self.channels, border=self._border,
+            pitch=self._state.pitch, reach=self._reach, most_pixels=self._most_pixels, spatial=self._spatial,
+            eps=self._eps,
         )  # fmt: skip
-        return _Call(group, team, floats, constants, kept)
+        return _Call(group, team, floats, stage, kept)
 
     def _pieces(self, frame: _Grid) -> tuple[int, int]:
         """(address, number) of the pieces that fill a frame."""
         pieces = frame_pieces(frame.source(), frame.pitch)
         return self._keep(pieces), len(pieces)
 
-    def _unit(self, unit: StageUnit, convs: list[list[int]], reaches: int) -> list[int]:
+    def _unit(self, convs: list[list[int]], reaches: int) -> dict[str, int]:
         self._convs += convs
-        return [len(self._convs) - len(convs), len(convs), reaches]
+        return {"first_conv": len(self._convs) - len(convs), "convs": len(convs), "reaches": reaches}
 
     def _first_unit(self, convs: Sequence[StageConv], shortcut: StageConv | None) -> list[list[int]]:
         """Its convolutions may change the grid, so that each writes to a buffer of its own."""
@@ -178,7 +186,7 @@ class StagePlan:
         source, grid = INPUT, self._input
         for conv in convs[:-1]:
             out = _Grid(_output_size(conv, grid.size), self._border)
-            self._buffers.append([0, out.pixels, conv.weight.shape[0]])
+            self._buffers.append((out.pixels, conv.weight.shape[0]))
             rows.append(self._conv(conv, source, grid, len(self._buffers) - 1, out, adds=False))
             source, grid = len(self._buffers) - 1, out
         rows.append(self._conv(convs[-1], source, grid, STATE, self._state, adds=True))
@@ -198,29 +206,30 @@ class StagePlan:
         """The buffer of what convolution `index` of a later unit writes."""
         if (index, channels) not in self._hidden_buffers:
             self._hidden_buffers[index, channels] = len(self._buffers)
-            self._buffers.append([0, self._state.pixels, channels])
+            self._buffers.append((self._state.pixels, channels))
         return self._hidden_buffers[index, channels]
 
     def _conv(
         self, conv: StageConv, source: int, grid: _Grid, target: int, out: _Grid, *, adds: bool, reach: int = 0
     ) -> list[int]:
-        """The fields of StageConv in engine.h."""
+        """The fields of StageConv in record.py."""
         narrow = is_narrow(conv.weight.shape[0], conv.groups)
         packed = packed_weight(conv.weight, conv.groups, "narrow" if narrow else "conv")
         self._kept += [conv.weight, packed]
         kernel = tuple(conv.weight.shape[2:])
         offsets = grid.offsets(kernel, conv.padding, conv.dilation)
-        steps = chain(offsets) if narrow else None
+        steps = chain(offsets) if narrow else ()
         pixels = out.size[0] * out.size[1]
         self._most_pixels = max(self._most_pixels, pixels)
         bias = 0 if conv.bias is None else self._keep(conv.bias.contiguous())
-        return [
-            packed.address, packed.zero, bias, self._keep(offsets),
-            *((self._keep(steps), len(steps)) if narrow else (0, 0)),
-            self._keep(grid.places(out.size, conv.stride)), self._keep(out.places(out.size)),
-            pixels, source, target, _in_channels(conv), conv.weight.shape[0],
-            kernel[0] * kernel[1], conv.groups, ACTIVATIONS[conv.activation], adds, reach, conv.weight.numel(),
-        ]  # fmt: skip
+        return record.STAGE_CONV.row(
+            packed=packed.address, zero=packed.zero, bias=bias, offsets=self._keep(offsets),
+            steps=self._keep(steps) if narrow else 0, step_count=len(steps),
+            bases=self._keep(grid.places(out.size, conv.stride)), places=self._keep(out.places(out.size)),
+            pixels=pixels, source=source, target=target, in_channels=_in_channels(conv),
+            out_channels=conv.weight.shape[0], taps=kernel[0] * kernel[1], groups=conv.groups,
+            activation=record.ACTIVATIONS[conv.activation], adds=adds, reach=reach, macs=conv.weight.numel(),
+        )  # fmt: skip
 
     def _keep(self, tensor: Tensor) -> int:
         return _keep(tensor, self._kept)
@@ -231,14 +240,16 @@ def _keep(tensor: Tensor, kept: list[Tensor]) -> int:
     return tensor.data_ptr()
 
 
-def _with_head(row: list[int], head: StageHead | None, batch: int, kept: list[Tensor]) -> list[int]:
+def _with_head(unit: dict[str, int], head: StageHead | None, batch: int, kept: list[Tensor]) -> list[int]:
+    """The fields of StageUnit in record.py."""
     if head is None:
-        return [*row, 0, 0, 0, 0]
+        return record.STAGE_UNIT.row(**unit, weights=0, bias=0, bias_step=0, pooled=0)
     weight = 0 if head.weight is None else _keep(head.weight.contiguous(), kept)
     if head.bias.dim() == 3 and len(head.bias) != batch:
         raise ValueError(f"the halting head's bias is for {len(head.bias)} images, the input has {batch}")
     step = head.bias[0].numel() if head.bias.dim() == 3 else 0
-    return [*row, weight, _keep(head.bias.contiguous(), kept), step, _keep(head.pooled.contiguous(), kept)]
+    bias, pooled = _keep(head.bias.contiguous(), kept), _keep(head.pooled.contiguous(), kept)
+    return record.STAGE_UNIT.row(**unit, weights=weight, bias=bias, bias_step=step, pooled=pooled)
 
 
 def plan_stage(
@@ -249,7 +260,7 @@ def plan_stage(
     if any(forward_kind(conv.weight.shape, conv.groups) != "conv" for conv in convs):
         return None
     for unit in units[1:]:  # of one convolution, it would read the state that it overwrites
-        if len(unit.convs) == 1 or not all(map(_keeps_size, unit.convs)) or max(_reaches(unit.convs)) > MOST_REACH:
+        if len(unit.convs) == 1 or not all(map(_keeps_size, unit.convs)) or max(_reaches(unit.convs)) >= MAX_REACH:
             return None
     with torch.inference_mode(False), torch.no_grad():
         return StagePlan(units, shortcut, in_size, spatial=spatial, eps=eps)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 binding = pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
 
-from accel.kernels.cpu import _engine  # noqa: E402
 from accel.kernels.geometry import CallGeometry  # noqa: E402
 from accel.kernels.positions import PositionSet, output_size  # noqa: E402
 from accel.tests.threads import in_threads  # noqa: E402
@@ -186,10 +185,3 @@ def test_gradients_do_not_depend_on_the_thread_count(isa, shape):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
-
-
-def test_the_right_number_of_ints():
-    with pytest.raises(TypeError, match="convolve expects 27 ints, got 1"):
-        _engine.convolve(0)
-    with pytest.raises(TypeError):
-        _engine.packed_size("groups", 1, 1, 1)

@@ -1,0 +1,433 @@
+/* Written by kernels/cpu/record.py: python -m accel.kernels.cpu.record */
+
+/* clang-format off */
+
+#ifndef ACCEL_RECORD_H
+#define ACCEL_RECORD_H
+
+#include <stdint.h>
+
+enum {
+    MAX_VECTORS = 4, GRAD_VECTORS = 2, MAX_REACH = 8, MOST_OUTSIDE = 57, BUFFER_STATE = 0, BUFFER_INPUT = 1,
+    ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3
+};
+
+/* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows and
+ * column r % table_rows of the table; row r of a dynamic set is the flat position positions[r] = n * out_pixels +
+ * p, column p; row r of a framed job reads the pixels positions[r] + table[tap] and goes to pixel targets[r] of
+ * out. A static set of few input channels reads runs across the border from copies: -1 - e in its table is edge e
+ * of the image, edge_run floats each, edges_each floats of an image. Edge 0 is zeros, and the only one of other
+ * jobs. zero: the edges. table: [taps][table_rows] input pixel (or row of compact x) of each tap, -1: zeros.
+ * positions: [table_rows] (static) or [rows] (dynamic). starts, targets: static, dense output: CSR of the
+ * positions each row stands for; else NULL. inverse: dynamic, compact x: [images * in_pixels] row of x, or -1;
+ * else NULL. scatter: dense output and residual rather than compact. */
+typedef struct {
+    const float *x, *packed, *bias, *residual, *zero;
+    float *out;
+    int64_t threads;
+    const int32_t *table, *positions, *starts, *targets, *inverse;
+    int64_t dynamic, scatter, framed, rows, table_rows, in_pixels, in_pitch, taps, run, out_pixels, out_channels,
+        groups;
+    int64_t depthwise, activation, edge_run, edges_each;
+} Job;
+#define Job_FIELDS(F) \
+    F(Job, "const float *", x) F(Job, "const float *", packed) F(Job, "const float *", bias) \
+    F(Job, "const float *", residual) F(Job, "const float *", zero) F(Job, "float *", out) \
+    F(Job, "int64_t", threads) F(Job, "const int32_t *", table) F(Job, "const int32_t *", positions) \
+    F(Job, "const int32_t *", starts) F(Job, "const int32_t *", targets) F(Job, "const int32_t *", inverse) \
+    F(Job, "int64_t", dynamic) F(Job, "int64_t", scatter) F(Job, "int64_t", framed) F(Job, "int64_t", rows) \
+    F(Job, "int64_t", table_rows) F(Job, "int64_t", in_pixels) F(Job, "int64_t", in_pitch) F(Job, "int64_t", taps) \
+    F(Job, "int64_t", run) F(Job, "int64_t", out_pixels) F(Job, "int64_t", out_channels) F(Job, "int64_t", groups) \
+    F(Job, "int64_t", depthwise) F(Job, "int64_t", activation) F(Job, "int64_t", edge_run) \
+    F(Job, "int64_t", edges_each)
+
+/* A step of a footprint: the pixels from the base of a row to what it reads there, and whose weights it takes; where
+ * the kernel is narrow, as many taps at as many pixels that follow each other. */
+typedef struct {
+    int32_t offset, tap, taps;
+} Step;
+#define Step_FIELDS(F) \
+    F(Step, "int32_t", offset) F(Step, "int32_t", tap) F(Step, "int32_t", taps)
+
+/* Rows of an image that have one footprint and follow each other. kind: their class. */
+typedef struct {
+    int32_t first, rows, footprint, kind;
+} FootprintRun;
+#define FootprintRun_FIELDS(F) \
+    F(FootprintRun, "int32_t", first) F(FootprintRun, "int32_t", rows) F(FootprintRun, "int32_t", footprint) \
+    F(FootprintRun, "int32_t", kind)
+
+/* A convolution at a static set, whose rows are grouped by footprint: see kernels/cpu/footprints.py. Rows of an
+ * image come in runs with one footprint, runs in bands; footprint k takes the steps from footprints[k] to
+ * footprints[k + 1]. Rows of class k add bias[k]; those of class -1 take what their base holds. weights: packed
+ * panels, or, if plain, [classes][taps][channels]. bases, starts, targets: of one image, as in FootprintArgs.
+ * bands: [band_count + 1] the runs of each band. narrow: an ordinary convolution, in panels of one vector; else
+ * depthwise. */
+typedef struct {
+    const float *x, *weights, *bias, *residual;
+    float *out;
+    int64_t threads;
+    const int32_t *bases, *starts, *targets;
+    const FootprintRun *runs;
+    const int32_t *bands, *footprints;
+    const Step *steps;
+    int64_t images, band_count, in_pixels, out_pixels, in_channels, channels, taps, activation, filled, plain,
+        narrow;
+} FootprintJob;
+#define FootprintJob_FIELDS(F) \
+    F(FootprintJob, "const float *", x) F(FootprintJob, "const float *", weights) \
+    F(FootprintJob, "const float *", bias) F(FootprintJob, "const float *", residual) \
+    F(FootprintJob, "float *", out) F(FootprintJob, "int64_t", threads) F(FootprintJob, "const int32_t *", bases) \
+    F(FootprintJob, "const int32_t *", starts) F(FootprintJob, "const int32_t *", targets) \
+    F(FootprintJob, "const FootprintRun *", runs) F(FootprintJob, "const int32_t *", bands) \
+    F(FootprintJob, "const int32_t *", footprints) F(FootprintJob, "const Step *", steps) \
+    F(FootprintJob, "int64_t", images) F(FootprintJob, "int64_t", band_count) F(FootprintJob, "int64_t", in_pixels) \
+    F(FootprintJob, "int64_t", out_pixels) F(FootprintJob, "int64_t", in_channels) \
+    F(FootprintJob, "int64_t", channels) F(FootprintJob, "int64_t", taps) F(FootprintJob, "int64_t", activation) \
+    F(FootprintJob, "int64_t", filled) F(FootprintJob, "int64_t", plain) F(FootprintJob, "int64_t", narrow)
+
+/* A call as it was recorded, before its job: the buffers that it reads and writes; residual -1: none. */
+typedef struct {
+    int64_t by_footprints, x, residual, out;
+} RecordedCall;
+#define RecordedCall_FIELDS(F) \
+    F(RecordedCall, "int64_t", by_footprints) F(RecordedCall, "int64_t", x) F(RecordedCall, "int64_t", residual) \
+    F(RecordedCall, "int64_t", out)
+
+/* outside -1: `floats` from the start of the thread's own memory. Otherwise one of the tensors outside, and how many
+ * floats of it one group of images takes. */
+typedef struct {
+    int64_t outside, floats;
+} ReplayBuffer;
+#define ReplayBuffer_FIELDS(F) \
+    F(ReplayBuffer, "int64_t", outside) F(ReplayBuffer, "int64_t", floats)
+
+/* A recorded chain. memory: [threads][memory_each]. calls: ReplayCall in engine.h. */
+typedef struct {
+    float *memory;
+    const void *calls;
+    const ReplayBuffer *buffers;
+    int64_t call_count, buffer_count, memory_each, groups, threads, outside_count;
+} Replay;
+#define Replay_FIELDS(F) \
+    F(Replay, "float *", memory) F(Replay, "const void *", calls) F(Replay, "const ReplayBuffer *", buffers) \
+    F(Replay, "int64_t", call_count) F(Replay, "int64_t", buffer_count) F(Replay, "int64_t", memory_each) \
+    F(Replay, "int64_t", groups) F(Replay, "int64_t", threads) F(Replay, "int64_t", outside_count)
+
+/* What packed weights take. */
+typedef struct {
+    int64_t groups, k_group, c_group, taps;
+} PanelSize;
+#define PanelSize_FIELDS(F) \
+    F(PanelSize, "int64_t", groups) F(PanelSize, "int64_t", k_group) F(PanelSize, "int64_t", c_group) \
+    F(PanelSize, "int64_t", taps)
+
+/* One weight tensor, read through its strides: outputs k of group g are rows g * k_group + k. */
+typedef struct {
+    const float *w;
+    float *packed;
+    int64_t stride_g, stride_k, stride_c, stride_h, stride_w, groups, k_group, c_group, kh, kw, most_vectors,
+        threads;
+} Packing;
+#define Packing_FIELDS(F) \
+    F(Packing, "const float *", w) F(Packing, "float *", packed) F(Packing, "int64_t", stride_g) \
+    F(Packing, "int64_t", stride_k) F(Packing, "int64_t", stride_c) F(Packing, "int64_t", stride_h) \
+    F(Packing, "int64_t", stride_w) F(Packing, "int64_t", groups) F(Packing, "int64_t", k_group) \
+    F(Packing, "int64_t", c_group) F(Packing, "int64_t", kh) F(Packing, "int64_t", kw) \
+    F(Packing, "int64_t", most_vectors) F(Packing, "int64_t", threads)
+
+/* Frame pixels [to, to + count) are those of x from `first` on, or zeros where that is -1. */
+typedef struct {
+    int32_t to, first, count;
+} FramePiece;
+#define FramePiece_FIELDS(F) \
+    F(FramePiece, "int32_t", to) F(FramePiece, "int32_t", first) F(FramePiece, "int32_t", count)
+
+/* x, read through its strides -> out [images][pixels][channels], piece by piece. */
+typedef struct {
+    const float *x;
+    float *out;
+    const FramePiece *pieces;
+    int64_t piece_count, images, channels, pixels, stride_n, stride_c, stride_pixel, threads;
+} Frame;
+#define Frame_FIELDS(F) \
+    F(Frame, "const float *", x) F(Frame, "float *", out) F(Frame, "const FramePiece *", pieces) \
+    F(Frame, "int64_t", piece_count) F(Frame, "int64_t", images) F(Frame, "int64_t", channels) \
+    F(Frame, "int64_t", pixels) F(Frame, "int64_t", stride_n) F(Frame, "int64_t", stride_c) \
+    F(Frame, "int64_t", stride_pixel) F(Frame, "int64_t", threads)
+
+/* A fresh buffer. */
+typedef struct {
+    void *buffer;
+    int64_t bytes;
+} HugePages;
+#define HugePages_FIELDS(F) \
+    F(HugePages, "void *", buffer) F(HugePages, "int64_t", bytes)
+
+/* Between compact rows [images * count][channels] and dense maps [images][pixels][channels]. nearest: the row that
+ * stands in for each pixel. starts, targets: of its adjoint, the pixels that each row stands for. */
+typedef struct {
+    const float *source;
+    float *result;
+    const int32_t *nearest, *starts, *targets;
+    int64_t images, count, pixels, channels, threads;
+} Fill;
+#define Fill_FIELDS(F) \
+    F(Fill, "const float *", source) F(Fill, "float *", result) F(Fill, "const int32_t *", nearest) \
+    F(Fill, "const int32_t *", starts) F(Fill, "const int32_t *", targets) F(Fill, "int64_t", images) \
+    F(Fill, "int64_t", count) F(Fill, "int64_t", pixels) F(Fill, "int64_t", channels) F(Fill, "int64_t", threads)
+
+/* The largest of the rows taps[0..tap_count)[window], per channel; rows [images * count], out [images * windows],
+ * taps [tap_count][windows]. */
+typedef struct {
+    const float *rows;
+    float *out;
+    const int32_t *taps;
+    int64_t images, count, windows, tap_count, channels, threads;
+} MaxJob;
+#define MaxJob_FIELDS(F) \
+    F(MaxJob, "const float *", rows) F(MaxJob, "float *", out) F(MaxJob, "const int32_t *", taps) \
+    F(MaxJob, "int64_t", images) F(MaxJob, "int64_t", count) F(MaxJob, "int64_t", windows) \
+    F(MaxJob, "int64_t", tap_count) F(MaxJob, "int64_t", channels) F(MaxJob, "int64_t", threads)
+
+/* The adjoint of fitted interpolation, where a skipped position holds a weighted sum of `taps` computed rows:
+ * gradients of the rows, of the weights [classes][taps][channels] and of the constants [classes][channels] from
+ * those of the maps. positions: [count]. skipped: sorted by class; class k holds those from starts[k] to starts[k
+ * + 1]. neighbors: [skipped][taps] rows within the image. The readers of a row are CSR lists: reader e adds
+ * weights[reader_weight[e]] * grad at pixel reader_pixel[e]. */
+typedef struct {
+    const float *grad, *rows, *weights;
+    float *rows_grad, *weights_grad, *constant_grad;
+    const int32_t *positions, *skipped, *neighbors, *starts, *reader_starts, *reader_pixel, *reader_weight;
+    int64_t images, count, taps, classes, pixels, channels, threads;
+} FittedGradJob;
+#define FittedGradJob_FIELDS(F) \
+    F(FittedGradJob, "const float *", grad) F(FittedGradJob, "const float *", rows) \
+    F(FittedGradJob, "const float *", weights) F(FittedGradJob, "float *", rows_grad) \
+    F(FittedGradJob, "float *", weights_grad) F(FittedGradJob, "float *", constant_grad) \
+    F(FittedGradJob, "const int32_t *", positions) F(FittedGradJob, "const int32_t *", skipped) \
+    F(FittedGradJob, "const int32_t *", neighbors) F(FittedGradJob, "const int32_t *", starts) \
+    F(FittedGradJob, "const int32_t *", reader_starts) F(FittedGradJob, "const int32_t *", reader_pixel) \
+    F(FittedGradJob, "const int32_t *", reader_weight) F(FittedGradJob, "int64_t", images) \
+    F(FittedGradJob, "int64_t", count) F(FittedGradJob, "int64_t", taps) F(FittedGradJob, "int64_t", classes) \
+    F(FittedGradJob, "int64_t", pixels) F(FittedGradJob, "int64_t", channels) F(FittedGradJob, "int64_t", threads)
+
+/* mask: [images][height][width]. */
+typedef struct {
+    const uint8_t *mask;
+    int32_t *positions, *counts;
+    int64_t images, height, width, dilate, threads;
+} ActiveJob;
+#define ActiveJob_FIELDS(F) \
+    F(ActiveJob, "const uint8_t *", mask) F(ActiveJob, "int32_t *", positions) F(ActiveJob, "int32_t *", counts) \
+    F(ActiveJob, "int64_t", images) F(ActiveJob, "int64_t", height) F(ActiveJob, "int64_t", width) \
+    F(ActiveJob, "int64_t", dilate) F(ActiveJob, "int64_t", threads)
+
+/* inverse[p]: the row that holds position p, -1 where none does; positions end at the first negative one. */
+typedef struct {
+    const int32_t *positions;
+    int32_t *inverse;
+    int64_t rows, size;
+} Inversion;
+#define Inversion_FIELDS(F) \
+    F(Inversion, "const int32_t *", positions) F(Inversion, "int32_t *", inverse) F(Inversion, "int64_t", rows) \
+    F(Inversion, "int64_t", size)
+
+/* x [images][height][width][pitch], of which the first channels count -> score [images][height][width]. */
+typedef struct {
+    const float *x;
+    float *score;
+    int64_t images, height, width, pitch, channels, threads;
+} Deviation;
+#define Deviation_FIELDS(F) \
+    F(Deviation, "const float *", x) F(Deviation, "float *", score) F(Deviation, "int64_t", images) \
+    F(Deviation, "int64_t", height) F(Deviation, "int64_t", width) F(Deviation, "int64_t", pitch) \
+    F(Deviation, "int64_t", channels) F(Deviation, "int64_t", threads)
+
+/* score [images][pixels] -> the `budget` highest positions of each image, ascending. */
+typedef struct {
+    const float *score;
+    int32_t *positions;
+    int64_t images, pixels, budget, threads;
+} Selection;
+#define Selection_FIELDS(F) \
+    F(Selection, "const float *", score) F(Selection, "int32_t *", positions) F(Selection, "int64_t", images) \
+    F(Selection, "int64_t", pixels) F(Selection, "int64_t", budget) F(Selection, "int64_t", threads)
+
+/* The state of [positions], x and output [positions][channels]; old and new may be the same memory. weight and
+ * still_running may be NULL. */
+typedef struct {
+    const float *h, *x, *remainder, *ponder, *output;
+    const int32_t *units;
+    float *new_remainder, *new_ponder, *new_output, *weight;
+    int32_t *new_units;
+    uint8_t *still_running;
+    int64_t positions, channels, last, threads;
+    double eps;
+} HaltingJob;
+#define HaltingJob_FIELDS(F) \
+    F(HaltingJob, "const float *", h) F(HaltingJob, "const float *", x) F(HaltingJob, "const float *", remainder) \
+    F(HaltingJob, "const float *", ponder) F(HaltingJob, "const float *", output) \
+    F(HaltingJob, "const int32_t *", units) F(HaltingJob, "float *", new_remainder) \
+    F(HaltingJob, "float *", new_ponder) F(HaltingJob, "float *", new_output) F(HaltingJob, "float *", weight) \
+    F(HaltingJob, "int32_t *", new_units) F(HaltingJob, "uint8_t *", still_running) \
+    F(HaltingJob, "int64_t", positions) F(HaltingJob, "int64_t", channels) F(HaltingJob, "int64_t", last) \
+    F(HaltingJob, "int64_t", threads) F(HaltingJob, "double", eps)
+
+/* Its gradients: d_* of the new state in, those of the scores, x and the old remainder out. */
+typedef struct {
+    const float *h, *x, *remainder, *d_remainder, *d_ponder, *d_output, *d_weight;
+    float *d_h, *d_x, *d_old;
+    int64_t positions, channels, last, threads;
+    double eps;
+} HaltingGradJob;
+#define HaltingGradJob_FIELDS(F) \
+    F(HaltingGradJob, "const float *", h) F(HaltingGradJob, "const float *", x) \
+    F(HaltingGradJob, "const float *", remainder) F(HaltingGradJob, "const float *", d_remainder) \
+    F(HaltingGradJob, "const float *", d_ponder) F(HaltingGradJob, "const float *", d_output) \
+    F(HaltingGradJob, "const float *", d_weight) F(HaltingGradJob, "float *", d_h) F(HaltingGradJob, "float *", d_x) \
+    F(HaltingGradJob, "float *", d_old) F(HaltingGradJob, "int64_t", positions) \
+    F(HaltingGradJob, "int64_t", channels) F(HaltingGradJob, "int64_t", last) F(HaltingGradJob, "int64_t", threads) \
+    F(HaltingGradJob, "double", eps)
+
+/* ponder and units [images][pixels] -> their sums. */
+typedef struct {
+    const float *ponder;
+    const int32_t *units;
+    float *rho;
+    int64_t *executed;
+    int64_t images, pixels;
+} PonderJob;
+#define PonderJob_FIELDS(F) \
+    F(PonderJob, "const float *", ponder) F(PonderJob, "const int32_t *", units) F(PonderJob, "float *", rho) \
+    F(PonderJob, "int64_t *", executed) F(PonderJob, "int64_t", images) F(PonderJob, "int64_t", pixels)
+
+/* offset in the memory of a group, in floats; pixels of one image's frame. */
+typedef struct {
+    int64_t offset, pixels, channels;
+} StageBuffer;
+#define StageBuffer_FIELDS(F) \
+    F(StageBuffer, "int64_t", offset) F(StageBuffer, "int64_t", pixels) F(StageBuffer, "int64_t", channels)
+
+/* offsets: [taps] pixels from a position's base in the input frame. steps: of a narrow convolution, those of its
+ * footprint; else NULL. bases, places: first unit: [pixels] where a position reads and where it writes. source,
+ * target: buffers. adds: to what its output holds. reach: distance to the active set. macs: of a position. */
+typedef struct {
+    const float *packed, *zero, *bias;
+    const int32_t *offsets;
+    const Step *steps;
+    int64_t step_count;
+    const int32_t *bases, *places;
+    int64_t pixels, source, target, in_channels, out_channels, taps, groups, activation, adds, reach, macs;
+} StageConv;
+#define StageConv_FIELDS(F) \
+    F(StageConv, "const float *", packed) F(StageConv, "const float *", zero) F(StageConv, "const float *", bias) \
+    F(StageConv, "const int32_t *", offsets) F(StageConv, "const Step *", steps) F(StageConv, "int64_t", step_count) \
+    F(StageConv, "const int32_t *", bases) F(StageConv, "const int32_t *", places) F(StageConv, "int64_t", pixels) \
+    F(StageConv, "int64_t", source) F(StageConv, "int64_t", target) F(StageConv, "int64_t", in_channels) \
+    F(StageConv, "int64_t", out_channels) F(StageConv, "int64_t", taps) F(StageConv, "int64_t", groups) \
+    F(StageConv, "int64_t", activation) F(StageConv, "int64_t", adds) F(StageConv, "int64_t", reach) \
+    F(StageConv, "int64_t", macs)
+
+/* reaches: bit r is set where a list of reach r is used. The head: weights [taps][C]; bias [H * W] or [N][H * W]
+ * (ACT: [1]), bias_step from one image to the next; pooled [C]. */
+typedef struct {
+    int64_t first_conv, convs, reaches;
+    const float *weights, *bias;
+    int64_t bias_step;
+    const float *pooled;
+} StageUnit;
+#define StageUnit_FIELDS(F) \
+    F(StageUnit, "int64_t", first_conv) F(StageUnit, "int64_t", convs) F(StageUnit, "int64_t", reaches) \
+    F(StageUnit, "const float *", weights) F(StageUnit, "const float *", bias) F(StageUnit, "int64_t", bias_step) \
+    F(StageUnit, "const float *", pooled)
+
+/* A whole stage: see stage.c and kernels/stage.py. shortcut: what the first unit adds to, or NULL: one of its
+ * convolutions. *_pieces as in Frame; input_pieces NULL: x is read in place. Strides are those of images,
+ * channels and pixels. output NHWC; shares [N][units][H][W]. */
+typedef struct {
+    const float *x, *shortcut;
+    int64_t x_stride_n, x_stride_c, x_stride_pixel, shortcut_stride_n, shortcut_stride_c, shortcut_stride_pixel;
+    float *memory, *output, *ponder, *shares;
+    int32_t *executed;
+    int64_t *macs;
+    int64_t images, group, threads, macs_before;
+    const FramePiece *input_pieces, *shortcut_pieces;
+    int64_t input_count, shortcut_count;
+    const StageBuffer *buffers;
+    const StageConv *convs;
+    const StageUnit *units;
+    const Step *head_steps;
+    int64_t head_step_count, memory_each, unit_count, height, width, channels, border, pitch, reach, most_pixels,
+        spatial;
+    double eps;
+} Stage;
+#define Stage_FIELDS(F) \
+    F(Stage, "const float *", x) F(Stage, "const float *", shortcut) F(Stage, "int64_t", x_stride_n) \
+    F(Stage, "int64_t", x_stride_c) F(Stage, "int64_t", x_stride_pixel) F(Stage, "int64_t", shortcut_stride_n) \
+    F(Stage, "int64_t", shortcut_stride_c) F(Stage, "int64_t", shortcut_stride_pixel) F(Stage, "float *", memory) \
+    F(Stage, "float *", output) F(Stage, "float *", ponder) F(Stage, "float *", shares) \
+    F(Stage, "int32_t *", executed) F(Stage, "int64_t *", macs) F(Stage, "int64_t", images) \
+    F(Stage, "int64_t", group) F(Stage, "int64_t", threads) F(Stage, "int64_t", macs_before) \
+    F(Stage, "const FramePiece *", input_pieces) F(Stage, "const FramePiece *", shortcut_pieces) \
+    F(Stage, "int64_t", input_count) F(Stage, "int64_t", shortcut_count) F(Stage, "const StageBuffer *", buffers) \
+    F(Stage, "const StageConv *", convs) F(Stage, "const StageUnit *", units) F(Stage, "const Step *", head_steps) \
+    F(Stage, "int64_t", head_step_count) F(Stage, "int64_t", memory_each) F(Stage, "int64_t", unit_count) \
+    F(Stage, "int64_t", height) F(Stage, "int64_t", width) F(Stage, "int64_t", channels) F(Stage, "int64_t", border) \
+    F(Stage, "int64_t", pitch) F(Stage, "int64_t", reach) F(Stage, "int64_t", most_pixels) \
+    F(Stage, "int64_t", spatial) F(Stage, "double", eps)
+
+/* Gradients of a convolution from the gradient of its rows. The row -> tap structure is that of Job, in the same
+ * words; row_image[n] is the first row of image n. Taps of value -1 are skipped, so that borders cost nothing.
+ * packed: weights with the roles of input and output channels exchanged. dx is added to; dw
+ * [out_channels][c_group][taps] is written. */
+typedef struct {
+    const float *x, *grad, *packed;
+    float *dx, *dw;
+    const int32_t *table, *positions, *inverse;
+    const int64_t *row_image;
+    int64_t dynamic, images, table_rows, in_pixels, in_pitch, taps, out_pixels, out_channels, groups, threads;
+} GradJob;
+#define GradJob_FIELDS(F) \
+    F(GradJob, "const float *", x) F(GradJob, "const float *", grad) F(GradJob, "const float *", packed) \
+    F(GradJob, "float *", dx) F(GradJob, "float *", dw) F(GradJob, "const int32_t *", table) \
+    F(GradJob, "const int32_t *", positions) F(GradJob, "const int32_t *", inverse) \
+    F(GradJob, "const int64_t *", row_image) F(GradJob, "int64_t", dynamic) F(GradJob, "int64_t", images) \
+    F(GradJob, "int64_t", table_rows) F(GradJob, "int64_t", in_pixels) F(GradJob, "int64_t", in_pitch) \
+    F(GradJob, "int64_t", taps) F(GradJob, "int64_t", out_pixels) F(GradJob, "int64_t", out_channels) \
+    F(GradJob, "int64_t", groups) F(GradJob, "int64_t", threads)
+
+/* rows [count][columns] -> sums [columns]. */
+typedef struct {
+    const float *rows;
+    float *sums;
+    int64_t count, columns, threads;
+} ColumnSums;
+#define ColumnSums_FIELDS(F) \
+    F(ColumnSums, "const float *", rows) F(ColumnSums, "float *", sums) F(ColumnSums, "int64_t", count) \
+    F(ColumnSums, "int64_t", columns) F(ColumnSums, "int64_t", threads)
+
+/* An implicit gradient of `size` elements, float or double; inputs that it does not take are NULL. table: see
+ * kernels/cpu/special.py. */
+typedef struct {
+    const void *first, *second, *third;
+    void *out;
+    const double *table;
+    int64_t size, is_double, threads;
+} Elementwise;
+#define Elementwise_FIELDS(F) \
+    F(Elementwise, "const void *", first) F(Elementwise, "const void *", second) \
+    F(Elementwise, "const void *", third) F(Elementwise, "void *", out) F(Elementwise, "const double *", table) \
+    F(Elementwise, "int64_t", size) F(Elementwise, "int64_t", is_double) F(Elementwise, "int64_t", threads)
+
+#define EVERY_RECORD(R) \
+    R(Job) R(Step) R(FootprintRun) R(FootprintJob) R(RecordedCall) R(ReplayBuffer) R(Replay) R(PanelSize) R(Packing) \
+    R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(FittedGradJob) R(ActiveJob) R(Inversion) R(Deviation) \
+    R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(StageBuffer) R(StageConv) R(StageUnit) R(Stage) \
+    R(GradJob) R(ColumnSums) R(Elementwise)
+
+#define EVERY_CONSTANT(C) \
+    C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \
+    C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH)
+
+#endif
