@@ -35,7 +35,7 @@ _PUBLIC = {
     "save_converted": "accel.serialize",
     "load_converted": "accel.serialize",
 }
-_SUBMODULES = ("ops", "masks", "mc", "distributions", "vae", "zoo", "kernels")
+_SUBMODULES = ("ops", "masks", "fills", "mc", "distributions", "vae", "zoo", "kernels")
 
 __all__ = [*_PUBLIC, *_SUBMODULES, "__version__"]
 

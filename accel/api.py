@@ -118,7 +118,7 @@ def _convert(
     conversions = all_impacts(model, with_pooling(model, conversions), calibration, loss)
     convert_layers(fast, conversions)
     warn_of_faulty_gradients({name: layer for name, layer in layers.items() if name not in conversions})
-    if any(config.interpolate == "fitted" for config in assigned.values()):
+    if any(config.filling.needs_data for config in assigned.values()):
         fit_interpolation(fast, calibration)
     if stages:
         adopt_stages(fast, stages)  # installs the inference path as well

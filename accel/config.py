@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 import fnmatch
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 
+from accel import fills, masks
 from accel.errors import ConfigError
-from accel.masks import ADAPTIVE_BASE, IMPACT_MASKS, MASKS, lattice_keep
+from accel.fills import CORRECTIONS, Fill
+from accel.masks import Mask
 
 VERSION = 1
-INTERPOLATIONS = ("nearest", "fitted", "weighted", "zero")
-CORRECTIONS = ("scale", "weights")
 TARGETS = ("speedup", "max_drop", "macs")
 
 
@@ -31,10 +32,11 @@ class Perforate:
         mask: 'uniform', 'grid', 'pooling', 'impact' or 'iterative_impact' (need calibration data, see
             `accel.impact.all_impacts`) or 'lattice' (keep near 1/4, 1/3, 1/2, 2/3, 3/4 or 1), see
             `accel.masks.build_mask`; or 'adaptive' (keep above 1/4): the staggered quarter lattice and, in each image,
-            the positions whose input deviates most from its local mean.
+            the positions whose input deviates most from its local mean. Others can be added: `accel.masks.contract`.
         interpolate: what stands at the other positions: 'nearest', the value of the nearest computed position;
             'fitted', per channel the least-squares weighted sum of the nearest computed positions plus a constant
-            (needs calibration data); 'weighted', their sum weighted by 1 / distance**2; or 'zero'.
+            (needs calibration data); 'weighted', their sum weighted by 1 / distance**2; or 'zero'. Others can be added:
+            `accel.fills.contract`.
         neighbors: computed positions in such a sum.
         correct: what 'fitted' fits at the computed positions: 'scale', scale and shift of every channel, or 'weights',
             the weights of the convolution as well (the parameters keep their values).
@@ -53,16 +55,16 @@ class Perforate:
     mask: str = "grid"
     interpolate: str = "nearest"
     neighbors: int = 12
-    correct: str = "scale"
+    correct: str = CORRECTIONS[0]
     shift: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         self._check_aim()
-        _check_choice("mask", self.mask, MASKS)
-        _check_choice("interpolate", self.interpolate, INTERPOLATIONS)
-        _check_choice("correct", self.correct, CORRECTIONS)
-        if self.correct != "scale" and self.interpolate != "fitted":
+        masking, filling = self.masking, self.filling  # which raise where there are none
+        if self.correct not in CORRECTIONS:
+            raise ConfigError(f"unknown correct {self.correct!r}: choose one of {', '.join(CORRECTIONS)}")
+        if not filling.needs_data and self.correct != Perforate.correct:
             raise ConfigError(
                 f"correct {self.correct!r} is part of a fit: give interpolate='fitted' with it, or leave it"
             )
@@ -70,18 +72,12 @@ class Perforate:
             raise ConfigError(f"neighbors must be a positive integer, got {self.neighbors!r}")
         if isinstance(self.shift, bool) or not isinstance(self.shift, int) or self.shift < 0:
             raise ConfigError(f"shift must be an integer of at least 0, got {self.shift!r}")
-        if self.shift and self.mask != "lattice":
+        if self.shift and not masking.shifts:
             raise ConfigError(f"shift moves a lattice: mask {self.mask!r} takes none, leave it 0")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be an integer, got {self.seed!r}")
-        if self.mask == "lattice":
-            lattice_keep(self.keep)
-        if self.mask == "adaptive" and self.keep <= ADAPTIVE_BASE:
-            raise ConfigError(
-                f"mask 'adaptive' keeps a quarter lattice and more: keep must exceed 1/4, got {self.keep!r}"
-            )
-        if self.mask == "adaptive" and self.interpolate == "zero":
-            raise ConfigError("mask 'adaptive' fills in from its lattice: take interpolate 'nearest' or 'fitted'")
+        if self.keep is not None:
+            masking.check(self.keep, filling)
 
     def _check_aim(self) -> None:
         given = [name for name in ("keep", *TARGETS) if getattr(self, name) is not None]
@@ -97,7 +93,7 @@ class Perforate:
             raise ConfigError(f"max_drop is the most that may be lost and must be at least 0, got {value!r}")
         if aim == "macs" and not (number and 0 < value <= 1):
             raise ConfigError(f"macs is the share of the dense MACs to execute and must lie in (0, 1], got {value!r}")
-        if aim != "keep" and (self.mask, self.interpolate) != ("grid", "nearest"):
+        if aim != "keep" and (self.mask, self.interpolate) != (Perforate.mask, Perforate.interpolate):
             raise ConfigError(f"{aim} finds mask and interpolate by itself: leave them out, or give keep instead")
 
     @property
@@ -108,7 +104,26 @@ class Perforate:
     @property
     def needs_calibration(self) -> bool:
         """Whether a conversion needs data: for a target, impact maps or a fit."""
-        return self.keep is None or self.mask in IMPACT_MASKS or self.interpolate == "fitted"
+        return self.keep is None or self.masking.needs_data or self.filling.needs_data
+
+    @functools.cached_property
+    def masking(self) -> Mask:
+        """What `mask` names."""
+        return masks.find(self.mask)
+
+    @functools.cached_property
+    def filling(self) -> Fill:
+        """What `interpolate` names."""
+        return fills.find(self.interpolate)
+
+    @property
+    def effort(self) -> int:
+        """How much a calibration has to find for the fill: 0 nothing, then the place of `correct` in CORRECTIONS."""
+        return 1 + CORRECTIONS.index(self.correct) if self.filling.needs_data else 0
+
+    def filled_by(self, interpolate: str) -> Perforate:
+        """The same positions, filled in another way that needs no data."""
+        return dataclasses.replace(self, interpolate=interpolate, correct=Perforate.correct)
 
     def to_dict(self) -> dict:
         """A JSON-ready dict that `config_from_dict` reads back."""
@@ -150,11 +165,6 @@ class ACT:
 
 class SACT(ACT):
     """Spatially adaptive computation time: the same for every position of the map; attributes of `ACT`."""
-
-
-def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"unknown {field} {value!r}: choose one of {', '.join(choices)}")
 
 
 _KINDS = {"perforate": Perforate, "act": ACT, "sact": SACT}

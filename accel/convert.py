@@ -13,9 +13,9 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from accel.config import ACT, MISSING, Config, Perforate, Rules, as_rules
 from accel.errors import ConfigError, ConversionError
+from accel.fills import Fit
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
-from accel.nn.fitted import Fit
 from accel.nn.graph import pooling_after
 from accel.nn.layout import lay_out
 from accel.nn.perforated import STATE, PerforatedConv2d
@@ -77,9 +77,9 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
         config = next((config for config in decided if config is not MISSING), None)
         if isinstance(config, Perforate) and left_dense(layer) is None:
             assigned[aliases[0]] = config
-            if config.mask == "adaptive" and layer.padding_mode != "zeros":
+            if (lacking := config.masking.lacks(layer)) is not None:
                 raise ConfigError(
-                    f"mask 'adaptive' of layer {aliases[0]!r} needs zero padding, got {layer.padding_mode!r}: "
+                    f"mask {config.mask!r} of layer {aliases[0]!r} needs {lacking}: "
                     "give it another mask by a rule of its own"
                 )
     inside = next((name for name in assigned if any(name.startswith(f"{stage}.") for stage in stages)), None)
@@ -122,11 +122,11 @@ class Conversion:
 
 
 def with_pooling(model: nn.Module, conversions: Mapping[str, Conversion]) -> dict[str, Conversion]:
-    """The conversions, those with mask 'pooling' completed by the pooling layer that reads the layer's output.
+    """The conversions, those whose mask asks for it completed by the pooling layer that reads the layer's output.
 
     It is found where the model, or the part of it that holds the layer, traces.
     """
-    wanted = [name for name, conversion in conversions.items() if conversion.config.mask == "pooling"]
+    wanted = [name for name, conversion in conversions.items() if conversion.config.masking.reads_pooling]
     if not wanted:
         return dict(conversions)
     found = {}

@@ -11,6 +11,10 @@ class ConfigError(AccelError):
     """A configuration or rule that cannot be obeyed."""
 
 
+class UnknownNameError(ConfigError):
+    """A name that nothing bears here; what does may not have been imported."""
+
+
 class ConversionError(AccelError):
     """A model that cannot be converted as asked."""
 

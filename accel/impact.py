@@ -87,21 +87,22 @@ def all_impacts(
 ) -> dict[str, Conversion]:
     """The conversions, those whose mask wants one completed by an impact map; arguments as of `impact_maps`.
 
-    For mask 'impact' it is measured on the dense network, for 'iterative_impact' on the network as it is by then: the
-    layers are perforated one after the other, as the model lists them (a filling that must be fitted is 'nearest' so
-    far). The paper recomputes impacts in every step of its search; its released code does so on the dense network.
+    It is measured on the dense network, for iterative masks on the network as it is by then: the layers are perforated
+    one after the other, as the model lists them (a filling that must be fitted is 'nearest' so far). The paper
+    recomputes impacts in every step of its search; its released code does so on the dense network.
     """
     layers = convolutions(model)
-    fixed = {name: layers[name] for name, made in conversions.items() if made.config.mask == "impact"}
+    wanted = {name: made.config.masking for name, made in conversions.items() if made.config.masking.needs_data}
+    fixed = {name: layers[name] for name, mask in wanted.items() if not mask.iterative}
     impacts = impact_maps(model, fixed, calibration, loss) if fixed else {}
     complete = {name: dataclasses.replace(made, impact=impacts.get(name)) for name, made in conversions.items()}
-    if all(made.config.mask != "iterative_impact" for made in conversions.values()):
+    if len(fixed) == len(wanted):
         return complete
     partial = copy.deepcopy(model)
     for name, layer in convolutions(partial).items():
         if name not in complete:
             continue
-        if complete[name].config.mask == "iterative_impact":
+        if name in wanted and name not in fixed:
             found = impact_maps(partial, {name: layer}, calibration, loss)
             complete[name] = dataclasses.replace(complete[name], impact=found[name])
         convert_layers(partial, {name: _without_fit(complete[name])})
@@ -109,9 +110,9 @@ def all_impacts(
 
 
 def _without_fit(made: Conversion) -> Conversion:
-    if made.config.interpolate != "fitted":
+    if not made.config.filling.needs_data:
         return made
-    return dataclasses.replace(made, config=dataclasses.replace(made.config, interpolate="nearest", correct="scale"))
+    return dataclasses.replace(made, config=made.config.filled_by("nearest"))
 
 
 def _watched(value: object) -> object:

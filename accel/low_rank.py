@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from accel.calibrate import pictures_of_one_size, solve_ridge
+from accel.calibrate import pictures_of_one_size
 from accel.errors import ConfigError, ConversionError, DataError
+from accel.fills.fitted import solve_ridge
 from accel.inputs import Batch
 from accel.nn.geometry import geometry_of
 from accel.nn.settling import settle

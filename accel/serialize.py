@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from accel.config import ACT, config_from_dict
 from accel.convert import Conversion, convert_layers, convolutions, left_dense, perforated_layers, plain_convolutions
-from accel.errors import ConversionError, WeightsError
+from accel.errors import ConversionError, UnknownNameError, WeightsError
 from accel.files import replacing, write_tensors
+from accel.fills import Fit
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_configs, make_adaptive
-from accel.nn.fitted import Fit
 from accel.nn.inference import install, refused_parts
 from accel.nn.layout import lay_out
 from accel.nn.perforated import PerforatedConv2d
@@ -91,7 +91,7 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
                 f"{folder} was made from another model: {type(model).__name__} has no convolution {name!r}"
             )
     for name, conversion in layers.items():
-        if conversion.config.interpolate == "fitted" and name not in fits:
+        if conversion.config.filling.needs_data and name not in fits:
             raise WeightsError(f"{folder} lacks the fit of layer {name!r}: save the converted model again")
         found = {"impact": impacts.get(name), "fit": fits.get(name), "contiguous": name in config["contiguous"]}
         layers[name] = dataclasses.replace(conversion, **found)
@@ -121,7 +121,7 @@ def _calibrated(name: str, layer: PerforatedConv2d) -> Iterator[tuple[str, Tenso
     """(key, tensor) of what calibration found for a layer."""
     if layer.impact is not None:
         yield _IMPACT + name, layer.impact
-    if layer.fit is not None and layer.config.interpolate == "fitted":
+    if layer.fit is not None and layer.config.filling.needs_data:
         for field, tensor in layer.fit.tensors().items():
             yield f"{_FIT}{name}:{field}", tensor
 
@@ -214,6 +214,8 @@ def _read_config(path: pathlib.Path) -> dict:
         kinds = {"aliases": dict, "sha256": str, "contiguous": list, "refused": dict}
         if wrong := [key for key, kind in kinds.items() if not isinstance(config[key], kind)]:
             raise TypeError(f"{wrong[0]} of the wrong kind")
+    except UnknownNameError as error:
+        raise WeightsError(f"{path} names what is not known here ({error}): import what adds it first") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({error}): save the converted model again") from error
     return config

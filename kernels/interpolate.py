@@ -7,7 +7,7 @@
 |         | residual                 |          |                                |             |                   |
 
 Figurnov et al. 2016, arXiv 1504.08362 (the nearest computed position stands in for a perforated one). The fitted form
-is ours: per channel, weights of the neighbours and a constant, by least squares (`accel.calibrate.fit_interpolation`).
+is ours: per channel, weights of the neighbours and a constant, by least squares (`accel.fills.fitted`).
 """
 
 from __future__ import annotations

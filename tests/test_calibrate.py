@@ -11,7 +11,7 @@ import accel
 from accel import Perforate, calibrate
 from accel.calibrate import fit_interpolation, fit_layer
 from accel.errors import ConfigError, DataError
-from accel.nn.fitted import nearest_fit
+from accel.fills.sums import nearest_fit
 from accel.running import one_by_one
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from accel import masks
 from accel.errors import ConfigError
-from accel.masks import Pooling, build_mask, layer_generator, nearest_map, pooling_coverage
+from accel.masks import Pooling, build_mask, grid, layer_generator, nearest_map, pooling_coverage
 
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (5, 13), (14, 14), (31, 9)]
 
@@ -92,9 +92,9 @@ def test_grid_is_a_product_of_even_sequences(size, keep):
 
 
 def test_grid_at_a_quarter_is_the_stride_two_pattern():
-    rows = masks._axis_grid(10, 0.25, 0.7)
+    rows = grid._axis_grid(10, 0.25, 0.7)
     assert rows.diff().eq(2).all() and len(rows) == 5
-    assert torch.equal(masks._axis_grid(10, 1.0, 1e-6), torch.arange(10))
+    assert torch.equal(grid._axis_grid(10, 1.0, 1e-6), torch.arange(10))
 
 
 @pytest.mark.parametrize("keep", masks.LATTICE_KEEPS)

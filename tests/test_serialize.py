@@ -1,5 +1,6 @@
 """Saved folders: faithful, complete or absent, and refused with one clear line when they do not fit."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -250,3 +251,14 @@ def test_modules_learn_their_version_when_they_load(inner, tmp_path):
     accel.save_converted(fast, tmp_path)
     with torch.no_grad():
         assert torch.equal(accel.load_converted(tmp_path, make())(x), fast(x))
+
+
+def test_a_folder_of_before_still_loads():
+    from accel.tests.saved_net import FOLDER, WAYS, Net, image
+
+    loaded = accel.load_converted(FOLDER, Net().eval())
+    assert [layer.config for layer in loaded.convs] == WAYS
+    expected = load_file(FOLDER / "expected.safetensors")["output"]
+    for use in (contextlib.nullcontext(), accel.ops.use_backend("reference")):
+        with torch.no_grad(), use:
+            torch.testing.assert_close(loaded(image()), expected, rtol=1e-3, atol=1e-4)

@@ -91,7 +91,7 @@ def fitted(maps: Maps, keep: float) -> Measurement:
     import torch
 
     from accel import ops
-    from accel.nn.fitted import weighted_by_distance
+    from accel.fills.weighted import weighted_by_distance
 
     kept = position_set(maps, keep, "cpu")
     channels = maps.values.shape[1]

@@ -108,9 +108,9 @@ def _uniform_rules(dense: nn.Module, example: Tensor) -> dict[str, Rules]:
     first, *_, last = convolutions(dense)
     found = {}
     for config in default_candidates():
-        if config.interpolate == "fitted":
+        if config.filling.needs_data:
             found[label_of(config)] = Rules({"*": config})
-        if config.correct == "weights":
+        if config.effort > 1:
             found[f"{label_of(config)}, first and last dense"] = Rules({first: None, last: None, "*": config})
     return found
 

@@ -26,7 +26,7 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to keep")
     group.add_argument("--keep", type=float, metavar="K", help="fraction of positions to compute, in (0, 1]")
     group.add_argument("--mask", metavar="KIND", help="which positions ('accel list masks' names the kinds)")
-    group.add_argument("--interpolate", metavar="HOW", help="fill the others: nearest, fitted, weighted, zero")
+    group.add_argument("--interpolate", metavar="HOW", help="fill of the others ('accel list fills' names them)")
     group.add_argument("--rules", type=pathlib.Path, metavar="FILE", help="Rules as .toml or .json, instead of --keep")
 
 

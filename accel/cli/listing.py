@@ -1,4 +1,4 @@
-"""`accel list`: the models, masks and bench cases there are."""
+"""`accel list`: the models, masks, fills and VAEs there are."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from accel.cli import common
 
 def add_parser(sub: argparse._SubParsersAction) -> None:
     parser = common.add_verb(
-        sub, "list", run, "list the models, the masks, or the VAEs that ship", "accel list models --format md"
+        sub,
+        "list",
+        run,
+        "list the models, masks, fills, or VAEs that ship",
+        "accel list models --format md",
     )
     parser.add_argument(
-        "what", nargs="?", choices=("models", "masks", "vaes"), default="models", help="default: models"
+        "what", nargs="?", choices=("models", "masks", "fills", "vaes"), default="models", help="default: models"
     )
     common.add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.what == "masks":
-        from accel.masks import MASKS
+        from accel import masks
 
-        rows = [{"mask": kind} for kind in MASKS]
+        rows = [{"mask": name} for name in masks.names()]
+    elif args.what == "fills":
+        from accel import fills
+
+        rows = [{"fill": name} for name in fills.names()]
     elif args.what == "vaes":
         from accel.zoo.vaes import PACKAGED
 

@@ -50,9 +50,9 @@ def default_candidates(seed: int = 0) -> tuple[Perforate, ...]:
 
 def label_of(config: Perforate) -> str:
     """A candidate's name in tables and traces."""
-    summed = f" {config.neighbors}" if config.interpolate in ("fitted", "weighted") else ""
+    summed = f" {config.neighbors}" if config.filling.sums else ""
     shifted = f" shifted {config.shift}" if config.shift else ""
-    corrected = " weights" if config.correct == "weights" else ""
+    corrected = f" {config.correct}" if config.effort > 1 else ""
     return f"{config.mask} {config.keep:.3g}{shifted} {config.interpolate}{summed}{corrected}"
 
 
@@ -100,7 +100,7 @@ class Space:
 
     def _twin(self, name: str, label: str, correct: str) -> str:
         row = self.candidates[name]
-        if label == DENSE or name in self.fixed or row[label].config.interpolate != "fitted":
+        if label == DENSE or name in self.fixed or not row[label].config.filling.needs_data:
             return label
         twin = label_of(dataclasses.replace(row[label].config, correct=correct))
         return twin if twin in row else label
@@ -222,20 +222,24 @@ def _conversions(
     calibration: Iterable,
     loss: Callable | None,
 ) -> dict[str, dict[str, Conversion]]:
-    if any(config.mask == "iterative_impact" for row in options.values() for config in row.values()):
+    if any(config.masking.iterative for row in options.values() for config in row.values()):
         raise ConfigError("a search measures impact once, on the dense network: give its candidates mask 'impact'")
-    weighed = {name: layers[name] for name, row in options.items() if any(c.mask == "impact" for c in row.values())}
+    weighed = {name: layers[name] for name, row in options.items() if any(map(_is_weighed, row.values()))}
     impacts = impact_maps(model, weighed, calibration, loss) if weighed else {}
     made: dict[str, dict[str, Conversion]] = {name: {} for name in options}
     for label in dict.fromkeys(label for row in options.values() for label in row):
         takers = {name: row[label] for name, row in options.items() if label in row}
         found = {
-            n: Conversion(c, impact=impacts.get(n) if c.mask == "impact" else None, contiguous=n in contiguous)
+            n: Conversion(c, impact=impacts.get(n) if _is_weighed(c) else None, contiguous=n in contiguous)
             for n, c in takers.items()
         }
         for name, conversion in with_pooling(model, found).items():
             made[name][label] = conversion
     return made
+
+
+def _is_weighed(config: Perforate) -> bool:
+    return config.masking.needs_data
 
 
 def _keep(layer: nn.Conv2d, name: str, made: Conversion, calls: Mapping[str, list[tuple[int, ...]]]) -> float:
@@ -246,9 +250,9 @@ def _keep(layer: nn.Conv2d, name: str, made: Conversion, calls: Mapping[str, lis
 def _timed_like(conversion: Conversion) -> Conversion:
     """A conversion that takes as long and needs no fit."""
     config = conversion.config
-    if config.interpolate != "fitted":
+    if not config.filling.needs_data:
         return conversion
-    return dataclasses.replace(conversion, config=dataclasses.replace(config, interpolate="weighted", correct="scale"))
+    return dataclasses.replace(conversion, config=config.filled_by(config.filling.likeness))
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

@@ -22,11 +22,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from accel.calibrate import LIMIT, fit_interpolation, fit_layer
 from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
+from accel.fills import CORRECTIONS, nearest_fit
 from accel.greedy.budget import Budget
 from accel.greedy.candidates import shared_copy
 from accel.greedy.table import DENSE
 from accel.inputs import Batch
-from accel.nn.fitted import nearest_fit
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
 from accel.nn.settling import settle
 from accel.profiling.distances import are_logits, divergence
@@ -227,7 +227,7 @@ class Losses:
         known = self._fit_seconds.get(correct)
         if known:
             return sum(known) / len(known)
-        return _REFIT * self._usual("scale") if correct == "weights" else 0.0
+        return _REFIT * self._usual(CORRECTIONS[0]) if correct != CORRECTIONS[0] else 0.0
 
     def _probe(self, name: str, label: str) -> PerforatedConv2d:
         """The layer under a candidate: a module beside the layer's own, with the same parameters."""
@@ -262,7 +262,7 @@ class Losses:
         """Fit all probes to the inputs that they get in the network whose layers have the forwards `own`."""
         fitted: dict[str, list[PerforatedConv2d]] = {}
         for (name, _), probe in probes.items():
-            if probe.config.interpolate == "fitted":
+            if probe.config.filling.needs_data:
                 probe.set_fit(nearest_fit(probe.out_channels))  # where the pictures do not reach it
                 fitted.setdefault(name, []).append(probe)
 
@@ -283,4 +283,4 @@ def _again(recorded: Tensor, *_: object) -> Tensor:
 
 
 def _is_fitted(made: Conversion) -> bool:
-    return made.config.interpolate == "fitted"
+    return made.config.filling.needs_data

@@ -99,7 +99,7 @@ class Measurements:
 
         def wish(label: str) -> tuple:
             config = made[label].config
-            return (config.keep < 1, config.interpolate != "fitted", abs(config.keep - aim))
+            return (config.keep < 1, not config.filling.needs_data, abs(config.keep - aim))
 
         groups = sorted(dict.fromkeys(timed.values()), key=wish)
         kept = set(groups if math.isinf(room) else groups[: int(room)])
@@ -254,9 +254,9 @@ def _is_beaten(label: str, row: Mapping[str, Conversion], costs: Mapping[str, fl
     fitted = (
         other
         for other, made in row.items()
-        if made.config.interpolate == "fitted" and (made.config.mask, made.config.keep) == (config.mask, config.keep)
+        if made.config.filling.needs_data and (made.config.mask, made.config.keep) == (config.mask, config.keep)
     )
-    return config.interpolate != "fitted" and any(costs[o] <= (1 + _SAME_TIME) * costs[label] for o in fitted)
+    return not config.filling.needs_data and any(costs[o] <= (1 + _SAME_TIME) * costs[label] for o in fitted)
 
 
 def key(state: Mapping[str, str]) -> str:

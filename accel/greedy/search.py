@@ -197,8 +197,7 @@ class _Search:
             for without in dict.fromkeys([(), (searched[0],), (searched[0], searched[-1])]):
                 state = {**self.measured.start, **self.space.uniform(label, without)}
                 origin = f"{label} everywhere" + (f" but in {' and '.join(without)}" if without else "")
-                effort = 0 if config.interpolate != "fitted" else 1 if config.correct == "scale" else 2
-                kind = (effort, len(without), config.mask, config.interpolate)
+                kind = (config.effort, len(without), config.mask, config.interpolate)
                 found.append((math.log(self.measured.speedup(state) / self.target.speedup), kind, state, origin))
         found.sort(key=lambda each: abs(each[0]))
         counts: dict[tuple, int] = {}

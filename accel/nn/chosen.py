@@ -1,18 +1,17 @@
-"""Positions chosen from the input: what an adaptive mask computes beside its lattice."""
+"""Positions chosen from the input: what a mask with a score computes beside its static set."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from accel.kernels.local_deviation import local_deviation
 from accel.kernels.positions import ActiveSet, PositionSet
 from accel.kernels.select_positions import select_positions
 from accel.nn.geometry import geometry_of
 
 
 def choose_positions(layer: nn.Conv2d, x: Tensor, lattice: PositionSet) -> ActiveSet:
-    """The positions of each image outside the lattice whose input deviates most from its local mean.
+    """The positions of each image outside the lattice whose input has the highest score.
 
     Args:
         layer: a perforated convolution; the chosen positions and the lattice make up `layer.config.keep` of the map.
@@ -20,8 +19,8 @@ def choose_positions(layer: nn.Conv2d, x: Tensor, lattice: PositionSet) -> Activ
         lattice: on its output map.
     """
     height, width = lattice.height, lattice.width
-    score = _under_the_middle(layer, local_deviation(x), (height, width))
-    score = score.flatten(1).index_fill(1, lattice.positions.long(), -1.0)  # below every deviation
+    score = _under_the_middle(layer, layer.config.masking.score(x), (height, width))
+    score = score.flatten(1).index_fill(1, lattice.positions.long(), -torch.inf)
     budget = max(0, round(layer.config.keep * height * width) - len(lattice))
     return select_positions(score.view(-1, height, width), budget)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from accel.nn.fitted import Fit
+from accel.fills import Fit
 
 _KEPT = 3  # foldings of a convolution: with its norm and a fit, without the norm, with the fit of another size
 _NOTHING = ((), (), None)

@@ -14,19 +14,19 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from accel.config import Perforate
 from accel.errors import ConfigError
+from accel.fills import Fit, laid_over
 from accel.kernels.caches import keep_newest_sizes
 from accel.kernels.checks import sizes
 from accel.kernels.dispatch import is_direct
 from accel.kernels.interpolate import interpolate
 from accel.kernels.masked_conv2d import masked_conv2d, masked_conv2d_
 from accel.kernels.perforated_conv2d import perforated_conv2d
-from accel.kernels.positions import Neighbors, PositionSet
+from accel.kernels.positions import Neighbors, PositionSet, tap_map
 from accel.kernels.reference.activation import activate
 from accel.masks import Pooling, build_mask, layer_generator
 from accel.nn.chosen import choose_positions
 from accel.nn.compact import Compact
 from accel.nn.dense import joins
-from accel.nn.fitted import Fit, weighted_by_distance
 from accel.nn.folding import Folded, FoldedWeights
 from accel.nn.geometry import geometry_of
 from accel.profiling.flops import SavesMacs
@@ -45,9 +45,9 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
     Attributes:
         config: what to compute and how to fill in the rest.
         layer_name: full module name; with config.seed and the output size it fixes the position set.
-        pooling: the pooling layer that reads the output, for mask 'pooling'; None where there is none.
+        pooling: the pooling layer that reads the output, for a mask that asks; None where there is none.
         impact: float [H, W] on the CPU, the loss change per position at the calibrated size, for impact masks.
-        fit: what a calibration found, for interpolate 'fitted'; set it by `set_fit`.
+        fit: what a calibration found, for a fill that needs data; set it by `set_fit`.
         contiguous: whether the output is contiguous, for a model that views it, and not channels_last.
     """
 
@@ -108,13 +108,19 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
 
     def facts(self) -> dict[str, str | None]:
         note = None
-        if self.config.interpolate == "fitted" and self.fit is not None and (lost := int(self.fit.nearest.sum())):
+        if self.config.filling.needs_data and self.fit is not None and (lost := int(self.fit.nearest.sum())):
             note = f"nearest in {lost} of {self.out_channels} channels, no fit served better"  # see accel.calibrate
         return {"mask": self.config.mask, "interpolate": self.config.interpolate, "note": note}
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output for an input of `height` x `width`."""
         return geometry_of(self).output_size(height, width)
+
+    def tap_map(self, height: int, width: int) -> Tensor:
+        """The pixels of an input of `height` x `width` that each output position reads; see
+        `accel.kernels.positions.tap_map`."""
+        now = geometry_of(self)
+        return tap_map((height, width), now.kernel, now.stride, now.padding, now.dilation, now.padding_mode)
 
     def position_set(self, out_h: int, out_w: int, device: torch.device | str = "cpu") -> PositionSet:
         """The position set for an output of `out_h` x `out_w`; built once per size."""
@@ -169,7 +175,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             x, source, batch, size = input, None, len(input), sizes(input)[2:]
         positions = self.position_set(*self.output_size(*size), x.device)
         shape = (batch, self.out_channels, positions.height, positions.width)
-        if self.config.mask == "adaptive":
+        if not self.config.masking.is_static:
             out = self._fill_adaptively(x, positions, norm, activation)
         elif residual is not None and not joins(residual, x, shape):
             out = activate(self._fill(x, positions, source, batch, norm, "none", False) + residual, activation)
@@ -224,11 +230,14 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             rows = self._convolve(x, weights, positions, source, "none", compact=True)
             filled_from = (self.neighbors(positions), weights.sums, weights.constant)
             return interpolate(rows, positions, *filled_from, activation, residual)
-        zero = self.config.interpolate == "zero"
-        out = self._convolve(x, weights, positions, source, activation, compact or zero, residual)
-        if compact:
-            return Compact(out, positions, batch)
-        return fill_with_zeros(out, positions, batch) if zero else out
+        filling = self.config.filling
+        if not filling.from_rows:
+            rows = self._convolve(x, weights, positions, source, "none", compact=True)
+            rows = rows.view(batch, len(positions), self.out_channels)
+            dense = laid_over(filling.background(rows, positions), rows, positions)
+            return activate(dense if residual is None else dense + residual, activation)
+        out = self._convolve(x, weights, positions, source, activation, compact, residual)
+        return Compact(out, positions, batch) if compact else out
 
     def _fill_adaptively(
         self, x: Tensor, positions: PositionSet, norm: nn.BatchNorm2d | None, activation: str
@@ -250,7 +259,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
 
     def _sums(self, positions: PositionSet) -> bool:
         """Whether skipped positions are weighted sums of computed ones."""
-        return self.config.interpolate in ("fitted", "weighted") and not (self._nearest or positions.is_full)
+        return self.config.filling.sums and not (self._nearest or positions.is_full)
 
     def rows_at(self, x: Tensor, positions: PositionSet, weight: Tensor) -> Tensor:
         """[N * P, K], the convolution of x [N, C, H, W] with `weight` and this layer's bias at the positions."""
@@ -302,15 +311,14 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         """What fills in the skipped positions of one of this layer's sets; by distance, it is found for each size."""
         if self.fit is not None:
             return self.fit
-        if self.config.interpolate == "weighted":
-            key, count = (positions.height, positions.width), self.config.neighbors
-            return _kept(
-                self._distances, key, lambda: weighted_by_distance(positions.to("cpu"), count, self.out_channels)
+        filling, count = self.config.filling, self.config.neighbors
+        if filling.needs_data:
+            raise ConfigError(
+                f"layer {self.layer_name!r} was never fitted: pass calibration= to convert_model, "
+                "or call accel.calibrate.fit_interpolation"
             )
-        raise ConfigError(
-            f"layer {self.layer_name!r} was never fitted: pass calibration= to convert_model, "
-            "or call accel.calibrate.fit_interpolation"
-        )
+        key = (positions.height, positions.width)
+        return _kept(self._distances, key, lambda: filling.weigh(positions.to("cpu"), count, self.out_channels))
 
     def neighbors(self, positions: PositionSet) -> Neighbors:
         """What the skipped positions of one of this layer's position sets are weighted sums of; found once per size."""
@@ -342,10 +350,3 @@ def _kept(cache: dict, key: tuple, make: Callable[[], _Kept]) -> _Kept:
             found = cache[key] = make()
         keep_newest_sizes(cache)
     return found
-
-
-def fill_with_zeros(rows: Tensor, positions: PositionSet, batch: int) -> Tensor:
-    """Rows [N * P, C] -> [N, C, H, W] channels_last, zero where nothing was computed."""
-    dense = rows.new_zeros(batch, positions.height * positions.width, rows.shape[1])
-    dense = dense.index_copy(1, positions.positions.long(), rows.view(batch, len(positions), rows.shape[1]))
-    return dense.view(batch, positions.height, positions.width, rows.shape[1]).permute(0, 3, 1, 2)

@@ -102,8 +102,8 @@ def _is_view(node: fx.Node) -> bool:
 
 def _fuse(conv: fx.Node, modules: Modules, chains: Chains) -> None:
     """Move the norm and the activation behind `conv` into its call, where nothing else reads what lies between."""
-    if modules[conv.target].config.interpolate == "zero":
-        return  # a norm or activation would act on the zeros too
+    if not modules[conv.target].config.filling.from_rows:
+        return  # a norm or activation would act on the background too
     options, fused = _take_what_follows(conv, modules)
     if fused:
         chains.fused[conv.target] = fused
@@ -151,7 +151,7 @@ def _fuse_sum(addition: fx.Node, modules: Modules, chains: Chains) -> None:
 def _can_add(conv: object, addition: fx.Node, modules: Modules) -> bool:
     """Whether an operand of `addition` is a convolution that can add the other one to the map it writes."""
     module = module_of(conv, modules)
-    perforated = isinstance(module, PerforatedConv2d) and module.config.interpolate != "zero" and _is_static(module)
+    perforated = isinstance(module, PerforatedConv2d) and module.config.filling.from_rows and _is_static(module)
     if not (perforated or conv.target is dense.convolve) or list(conv.users) != [addition]:
         return False
     if addition.args[0] is addition.args[1] or not conv.kwargs.keys().isdisjoint(("compact", "activation", "residual")):
@@ -248,7 +248,7 @@ def _origins(graph: fx.Graph, modules: Modules) -> dict[fx.Node, fx.Node]:
     for node in graph.nodes:
         module = module_of(node, modules)
         if isinstance(module, PerforatedConv2d):
-            if module.config.interpolate == "nearest" and module.config.keep < 1 and _is_static(module):
+            if module.config.filling.by_nearest and module.config.keep < 1 and _is_static(module):
                 origins[node] = node
         elif is_pointwise(node, modules) or is_pointwise_conv(module):
             if node.args and node.args[0] in origins and len(node.all_input_nodes) == 1:
@@ -293,7 +293,7 @@ def _compact_nodes(modules: Modules, origins: dict[fx.Node, fx.Node]) -> set[fx.
 
 def _is_static(layer: PerforatedConv2d) -> bool:
     """Whether its positions are known before its input, which an adaptive mask reads as a map."""
-    return layer.config.mask != "adaptive"
+    return layer.config.masking.is_static
 
 
 def _is_global_mean(module: nn.Module | None) -> bool:

@@ -9,9 +9,10 @@ from torch import nn
 
 import accel
 from accel import Perforate
+from accel.fills.sums import Fit, classify, common_classes, find_neighbors, nearest_fit
+from accel.fills.weighted import weighted_by_distance
 from accel.kernels.positions import PositionSet
 from accel.masks import build_mask
-from accel.nn.fitted import Fit, classify, common_classes, find_neighbors, nearest_fit, weighted_by_distance
 
 
 def position_set(mask="lattice", keep=0.5, height=9, width=11, seed=0):

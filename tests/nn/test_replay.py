@@ -13,8 +13,8 @@ from torch import nn
 
 import accel
 from accel import Perforate, Rules
+from accel.fills.sums import nearest_fit
 from accel.kernels.positions import PositionSet
-from accel.nn.fitted import nearest_fit
 from accel.nn.inference import installed
 from accel.nn.replay import Segment
 from accel.ops import perforated_conv2d, use_backend

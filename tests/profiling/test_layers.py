@@ -11,7 +11,7 @@ from torch import nn
 
 import accel
 from accel import Perforate, Rules
-from accel.nn.fitted import nearest_fit
+from accel.fills.sums import nearest_fit
 from accel.profiling.layers import Plan, plan_of
 from accel.profiling.sides import fastest_form
 from accel.reports.tables import Report, show_macs

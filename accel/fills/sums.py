@@ -83,25 +83,6 @@ class Fit:
         return weight * self.scale.to(weight)[:, None, None, None]
 
 
-def weighted_by_distance(positions: PositionSet, count: int, channels: int) -> Fit:
-    """Weights proportional to 1 / distance**2, the same for every channel: the fit that needs no data.
-
-    Args:
-        count: T, neighbours of each skipped position.
-    """
-    _, _, offsets = find_neighbors(positions, count)
-    classes = common_classes(offsets)
-    weights = distance_weights(offsets, classes)
-    plain = nearest_fit(channels)
-    return Fit(
-        torch.from_numpy(classes),
-        weights[:, :, None].expand(-1, -1, channels).contiguous(),
-        plain.constant.expand(len(weights), -1).contiguous(),
-        plain.scale,
-        plain.shift,
-    )
-
-
 def nearest_fit(channels: int, count: int = 1) -> Fit:
     """The nearest computed position's value, in every channel, on a map of any size.
 
