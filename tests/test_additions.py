@@ -199,7 +199,7 @@ def test_the_command_line_knows_them(capsys):
         assert {*names} <= {*listed} and listed.index(names[0]) > 3
     plan = ["plan", "zoo:demo_resnet", "--size", "16x16", "--mask", "diagonals", "--interpolate", "mean"]
     assert main([*plan, "--format", "json"]) == 0
-    rows = [row for row in json.loads(capsys.readouterr().out) if row.get("mask")]
+    rows = [row for row in json.loads(capsys.readouterr().out)["rows"] if row.get("mask")]
     assert rows and {(row["mask"], row["interpolate"]) for row in rows} == {("diagonals", "mean")}
 
 
