@@ -101,10 +101,10 @@ def local_deviation(x: Tensor, channels: int) -> Tensor:
     return score
 
 
-def halting_step(h, x, remainder, ponder, units, output, eps, last):
+def halting_step(h, x, remainder, ponder, units, output, eps, last, sticks=False):
     """One step, functional; arguments and result as in `accel.kernels.reference.halting_step`."""
-    if not _takes(x, remainder):
-        return reference.halting_step(h, x, remainder, ponder, units, output, eps, last)
+    if sticks or not _takes(x, remainder):
+        return reference.halting_step(h, x, remainder, ponder, units, output, eps, last, sticks)
     given = (remainder, ponder, units, output)
     h, x, *state = _laid_out(h, x, *given)
     new = tuple(torch.empty_like(tensor) for tensor in state)
@@ -113,10 +113,10 @@ def halting_step(h, x, remainder, ponder, units, output, eps, last):
     return (*map(_like, given, state, new), _like(remainder, state[0], weight))
 
 
-def halting_step_(h, x, remainder, ponder, units, output, eps, last):
+def halting_step_(h, x, remainder, ponder, units, output, eps, last, sticks=False):
     """One step, in place; arguments and result as in `accel.kernels.reference.halting_step_`."""
-    if not _takes(x, remainder):
-        return reference.halting_step_(h, x, remainder, ponder, units, output, eps, last)
+    if sticks or not _takes(x, remainder):
+        return reference.halting_step_(h, x, remainder, ponder, units, output, eps, last, sticks)
     given = (remainder, ponder, units, output)
     h, x, *state = _laid_out(h, x, *given)
     running = torch.empty_like(state[0], dtype=torch.bool)
@@ -127,10 +127,11 @@ def halting_step_(h, x, remainder, ponder, units, output, eps, last):
     return _like(remainder, state[0], running)
 
 
-def halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last):
+def halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last, sticks=False):
     """Gradients of one step; arguments and result as in `accel.kernels.reference.halting_step`."""
-    if not _takes(x, remainder):
-        return reference.halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last)
+    if sticks or not _takes(x, remainder):
+        given = (h, x, remainder, d_remainder, d_ponder, d_output, d_weight)
+        return reference.halting_step_backward(*given, eps, last, sticks)
     require_float32(d_remainder, d_ponder, d_output, d_weight)
     given = (remainder, x, remainder)
     h, x, remainder, *d_states, d_output = _laid_out(h, x, remainder, d_remainder, d_ponder, d_weight, d_output)

@@ -106,10 +106,11 @@ def halting_problem(generator, spatial: bool, state_dtype, dtype):
     ids=str,
 )
 @pytest.mark.parametrize("last", [False, True])
-def test_halting_step(interpreter, generator, assert_close, spatial, dtypes, last):
+@pytest.mark.parametrize("sticks", [False, True])
+def test_halting_step(interpreter, generator, assert_close, spatial, dtypes, last, sticks):
     h, x, *state = halting_problem(generator, spatial, *dtypes)
-    expected = reference_step.halting_step(h, x, *state, 0.1, last)
-    got = halting_step.halting_step(h, x, *state, 0.1, last)
+    expected = reference_step.halting_step(h, x, *state, 0.1, last, sticks)
+    got = halting_step.halting_step(h, x, *state, 0.1, last, sticks)
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == other.dtype and one.stride() == other.stride()
     for number in (0, 1, 2, 4):  # the state is decided in the same roundings
@@ -117,7 +118,7 @@ def test_halting_step(interpreter, generator, assert_close, spatial, dtypes, las
     weighted = reference_step.spread(expected[4].double(), x.double()) * x.double()
     assert_close(got[3], state[3].double() + weighted)
 
-    running = halting_step.halting_step_(h, x, *state, 0.1, last)
+    running = halting_step.halting_step_(h, x, *state, 0.1, last, sticks)
     assert torch.equal(running, expected[0] > 0)
     for one, other in zip(state, got, strict=False):
         assert torch.equal(one, other)
@@ -125,10 +126,11 @@ def test_halting_step(interpreter, generator, assert_close, spatial, dtypes, las
 
 @pytest.mark.parametrize("spatial", [True, False], ids=["SACT", "ACT in two spans"])
 @pytest.mark.parametrize("last", [False, True])
-def test_halting_gradients(interpreter, generator, assert_close, spatial, last):
+@pytest.mark.parametrize("sticks", [False, True])
+def test_halting_gradients(interpreter, generator, assert_close, spatial, last, sticks):
     h, x, remainder, ponder, _, output = halting_problem(generator, spatial, torch.float32, torch.float32)
     grads = remainder.flip(0), ponder, output, ponder.flip(0)
-    got = halting_step.halting_step_backward(h, x, remainder, *grads, 0.1, last)
+    got = halting_step.halting_step_backward(h, x, remainder, *grads, 0.1, last, sticks)
     doubled = (tensor.double() for tensor in (h, x, remainder, *grads))
-    for one, expected in zip(got, reference_step.halting_step_backward(*doubled, 0.1, last), strict=True):
+    for one, expected in zip(got, reference_step.halting_step_backward(*doubled, 0.1, last, sticks), strict=True):
         assert_close(one, expected)
