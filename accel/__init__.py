@@ -19,6 +19,8 @@ _PUBLIC = {
     "Perforate": "accel.config",
     "ACT": "accel.config",
     "SACT": "accel.config",
+    "PACT": "accel.config",
+    "FixedRepeats": "accel.config",
     "Rules": "accel.config",
     "plan_conversion": "accel.api",
     "convert_model": "accel.api",
@@ -30,12 +32,14 @@ _PUBLIC = {
     "profile": "accel.profiling.layers",
     "ponder_loss": "accel.nn.adaptive",
     "dense_execution": "accel.nn.adaptive",
+    "evaluate_as": "accel.nn.modes",
+    "expected_loss": "accel.nn.expected",
     "refresh": "accel.nn.refresh",
     "count_macs": "accel.profiling.flops",
     "save_converted": "accel.serialize",
     "load_converted": "accel.serialize",
 }
-_SUBMODULES = ("ops", "masks", "fills", "mc", "distributions", "vae", "zoo", "kernels")
+_SUBMODULES = ("ops", "masks", "fills", "nn", "mc", "distributions", "vae", "zoo", "kernels")
 
 __all__ = [*_PUBLIC, *_SUBMODULES, "__version__"]
 

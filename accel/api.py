@@ -68,8 +68,8 @@ def convert_model(
     """A model perforated, or made adaptive, as the rules say; parameters keep their names and values.
 
     `Perforate` goes to convolutions; where it has a target (speedup, max_drop or macs) instead of keep, `accel.search`
-    finds what is best for the layers it matches. `ACT` and `SACT` go to sequences of residual units; such a model
-    returns an `AdaptiveOutput`.
+    finds what is best for the layers it matches. `ACT`, `SACT` and `PACT` go to sequences of residual units; such a
+    model returns an `AdaptiveOutput`.
 
     Args:
         model: any module with nn.Conv2d inside. It is left as it is, and shares no storage with the result, unless
@@ -147,7 +147,7 @@ def _searched(
         return rules
     if len(targets) > 1 or not all(config is None or isinstance(config, Perforate) for config in rules.values()):
         raise ConfigError(
-            "a target such as speedup= speaks of the whole network: give one, and no ACT or SACT beside it"
+            "a target such as speedup= speaks of the whole network: give one, and no ACT, SACT or PACT beside it"
         )
     (config,) = targets
     aim, value = config.target

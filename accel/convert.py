@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from accel.config import ACT, MISSING, Config, Perforate, Rules, as_rules
+from accel.config import MISSING, Config, Halting, Perforate, Rules, as_rules
 from accel.errors import ConfigError, ConversionError
 from accel.fills import Fit
 from accel.masks import Pooling
@@ -94,8 +94,8 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
     return assigned
 
 
-def assign_stages(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, ACT]:
-    """The configuration of every sequence of residual units that a rule with ACT or SACT names.
+def assign_stages(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Halting]:
+    """The configuration of every sequence of residual units that a rule with ACT, SACT or PACT names.
 
     Raises:
         ConfigError: such a rule names no sequence of residual units.
@@ -103,11 +103,11 @@ def assign_stages(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str
     rules = as_rules(rules)
     names = [name for name, module in model.named_modules() if is_stage(module)]
     for pattern, config in rules.items():
-        if isinstance(config, ACT) and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+        if isinstance(config, Halting) and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             some = ", ".join(names) or "none"
             raise ConfigError(f"rule {pattern!r} matches no sequence of residual units: the model's are {some}")
     configs = {name: rules.match(name) for name in names}
-    return {name: config for name, config in configs.items() if isinstance(config, ACT)}
+    return {name: config for name, config in configs.items() if isinstance(config, Halting)}
 
 
 @dataclasses.dataclass(frozen=True)

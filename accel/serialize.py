@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from accel.config import ACT, config_from_dict
+from accel.config import Halting, config_from_dict
 from accel.convert import Conversion, convert_layers, convolutions, left_dense, perforated_layers, plain_convolutions
 from accel.errors import ConversionError, UnknownNameError, WeightsError
 from accel.files import replacing, write_tensors
@@ -140,7 +140,7 @@ def _take_fits(folder: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Fi
         ) from error
 
 
-def _with_stages(folder: pathlib.Path, model: nn.Module, stages: Mapping[str, ACT]) -> nn.Module:
+def _with_stages(folder: pathlib.Path, model: nn.Module, stages: Mapping[str, Halting]) -> nn.Module:
     """`model` with its stages made adaptive, in place."""
     known = dict(model.named_modules())
     for name in stages:
@@ -209,7 +209,11 @@ def _read_config(path: pathlib.Path) -> dict:
         )
     try:
         config["layers"] = {name: _parse(entry) for name, entry in config["layers"].items()}
-        config["stages"] = {name: config_from_dict(entry) for name, entry in config["stages"].items()}
+        made: dict[str, Halting] = {}  # stages that share a configuration share its estimator
+        config["stages"] = {
+            name: made.setdefault(json.dumps(entry, sort_keys=True), config_from_dict(entry))
+            for name, entry in config["stages"].items()
+        }
         config = {"contiguous": [], "refused": {}, **config}  # files of before have neither
         kinds = {"aliases": dict, "sha256": str, "contiguous": list, "refused": dict}
         if wrong := [key for key, kind in kinds.items() if not isinstance(config[key], kind)]:

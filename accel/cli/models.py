@@ -191,9 +191,12 @@ def _halting_kind(weights: str | None) -> dict | None:
     keys = read_tensors(weights).keys()
     if not any(".halting." in key for key in keys):
         return None
-    kind = "sact" if any(key.endswith(".halting.pooled.weight") for key in keys) else "act"
+    spatial = any(key.endswith(".halting.pooled.weight") for key in keys)
+    kind = {"kind": "sact" if spatial else "act"}
+    if any(key.endswith(".sticks") for key in keys):
+        kind = {"kind": "pact", "spatial": spatial}
     moved = {"target": 1.0} if any(key.endswith(".tau") for key in keys) else {}  # a target keeps its tau as a buffer
-    return {"kind": kind, **moved}
+    return {**kind, **moved}
 
 
 def write_source(folder: pathlib.Path, resolved: Resolved) -> None:

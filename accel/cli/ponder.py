@@ -27,7 +27,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "ponder",
         run,
-        "draw where an ACT or SACT network looks longer, over pictures of any size",
+        "draw where an ACT, SACT or PACT network looks longer, over pictures of any size",
         "accel ponder zoo:resnet32_cifar --weights sact.safetensors --images photos/ -o maps/",
     )
     models.add_model(parser)
@@ -80,7 +80,9 @@ def ponder_maps(resolved: models.Resolved, picture: Tensor) -> Maps:
     with torch.inference_mode():
         out = resolved.model(x)
         if not isinstance(out, AdaptiveOutput):
-            raise ConversionError("the model is not adaptive: give one with ACT or SACT stages, such as accel train's")
+            raise ConversionError(
+                "the model is not adaptive: give one with ACT, SACT or PACT stages, such as accel train's"
+            )
         maps, size = {}, picture.shape[1:]
         for quantity in QUANTITIES:
             total = torch.zeros(size)

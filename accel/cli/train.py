@@ -22,7 +22,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "train",
         run,
-        "train a classifier, plain or with ACT or SACT, or a VAE, by a recipe; goes on where it was interrupted",
+        "train a classifier, plain or with ACT, SACT or PACT, or a VAE, by a recipe; goes on where it was interrupted",
         "accel train zoo/recipes/resnet32_cifar_sact.toml --weights net.safetensors --data cifar.zip -o runs/sact\n"
         "  accel train vae --data fashion-mnist/ -o runs/vae\n"
         "  accel train RECIPE --set adaptive.tau=0.02 --set 'adaptive.kind=\"act\"' ...\n"

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.api import convert_model
-from accel.config import ACT, SACT
+from accel.config import ACT, PACT, SACT, Halting, estimator_of
 from accel.errors import ConfigError
 from accel.files import parse_toml, read_toml, write_tensors
+from accel.mc import Concrete
 from accel.nn.adaptive import AdaptiveOutput, adaptive_stages, ponder_loss
+from accel.nn.expected import expected_loss
 from accel.train.batches import PictureBatches
 from accel.train.loop import FitSettings
 from accel.train.parallel import Place
@@ -27,7 +29,7 @@ from accel.zoo.weights_io import load_part, load_weights, read_tensors
 
 _CLASSIFIER = {"model", "data", "fit"}, {"adaptive", "teacher"}  # sections a recipe must have, and may have
 _VAE = {"vae", "data", "fit"}, {"bound"}
-_KINDS = {"act": ACT, "sact": SACT}
+_KINDS = {"act": ACT, "sact": SACT, "pact": PACT}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,19 +88,40 @@ class Task:
     def loss_of_step(self, model: nn.Module, step: int) -> Tensor:
         """Cross entropy, the teacher's part, and the ponder loss of an adaptive model (arXiv 1612.02297, eq. 7)."""
         x, labels = (tensor.to(self.place.device, non_blocking=True) for tensor in self.batches(step))
+        if self.needs_losses:
+            return self._expected_loss(model, x, labels)
         out = model(x)
         logits = logits_of(out)
         cross_entropy = F.cross_entropy(logits, labels)
         loss = self.teacher.loss(x, logits, cross_entropy) if self.teacher else cross_entropy
         if not isinstance(out, AdaptiveOutput):
             return loss
+        self._measure(out, cross_entropy)
+        return loss + ponder_loss(out)
+
+    @property
+    def needs_losses(self) -> bool:
+        """Whether the estimator of a PACT model takes the loss of every picture."""
+        configs = (stage.config for stage in adaptive_stages(self.model))
+        return any(isinstance(config, PACT) and not isinstance(config.estimator, Concrete) for config in configs)
+
+    def _expected_loss(self, model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        def cross_entropies(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits.float(), labels, reduction="none")
+
+        def measure(out: AdaptiveOutput) -> None:
+            with torch.no_grad():
+                self._measure(out, cross_entropies(out.logits[: len(labels)]).mean())
+
+        return expected_loss(model, x, cross_entropies, on_output=measure)
+
+    def _measure(self, out: AdaptiveOutput, cross_entropy: Tensor) -> None:
         self.measured.update(
             cross_entropy=float(cross_entropy.detach()),
             ponder_cost=sum(float(stage.mean_ponder().detach()) for stage in out.stages),
             executed_share=out.executed_share,
             tau=out.tau,
         )
-        return loss + ponder_loss(out)
 
     def begin(self, folder: pathlib.Path) -> None:
         """Nothing to leave in the folder of the run before the first step."""
@@ -179,7 +202,11 @@ def task_of(
         raise ConfigError(f"the recipe does not fit: {error}") from error
     if taught:
         taught.network.to(place.device, memory_format=torch.channels_last)
-    return Task(model.to(place.device, memory_format=torch.channels_last), batches, settings, test, place, taught)
+    model.to(place.device, memory_format=torch.channels_last)
+    task = Task(model, batches, settings, test, place, taught)
+    if taught and task.needs_losses:
+        raise ConfigError("a teacher's loss is that of a whole batch: take the estimator Concrete, or leave it out")
+    return task
 
 
 def _teacher(recipe: Mapping, weights: str | None, name: str, **options) -> Teacher | None:
@@ -197,7 +224,8 @@ def _teacher(recipe: Mapping, weights: str | None, name: str, **options) -> Teac
 def build(
     name: str, weights: str | None, adaptive: Mapping | None = None, weights_of: str | None = None, **options
 ) -> nn.Module:
-    """The model called `name`; made adaptive by the table `adaptive`, its kind ("act" or "sact") and tau, eps, target.
+    """The model called `name`; made adaptive by the table `adaptive`, its kind ("act", "sact" or "pact") and the
+    fields of its configuration; an estimator by its name, or as a table of name and settings.
 
     Weights of the plain network leave the halting heads fresh; those of an adaptive one fill them as well. With
     `weights_of`, they are the weights of that larger plain network, of which the model is a part: a ResNet with fewer
@@ -224,12 +252,14 @@ def _plain(name: str, weights: str | None, weights_of: str | None, **options) ->
     return load_part(get_model(name, "none", **options), get_model(weights_of, weights, **options))
 
 
-def _adaptive_config(table: Mapping) -> ACT:
+def _adaptive_config(table: Mapping) -> Halting:
     fields = dict(table)
     kind = fields.pop("kind", None)
     if kind not in _KINDS:
-        raise ConfigError(f"the recipe's [adaptive] kind must be act or sact, got {kind!r}")
+        raise ConfigError(f"the recipe's [adaptive] kind must be act, sact or pact, got {kind!r}")
     try:
+        if "estimator" in fields:
+            fields["estimator"] = estimator_of(fields["estimator"])
         return _KINDS[kind](**fields)
     except TypeError as error:
         raise ConfigError(f"the recipe's [adaptive] table does not fit: {error}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +36,7 @@ class MovingAverage(nn.Module):
         return baseline
 
 
+@dataclass(frozen=True)
 class LeaveOneOut:
     """``b_n = sum_{m != n} f_m / (N - 1)``: each sample against the mean of the others."""
 

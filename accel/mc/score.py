@@ -42,12 +42,16 @@ class ScoreFunction:
         _check_support(q)
         x = draw(q, generator)
         costs = cost(x)
+        return attach(costs, self.signal(costs) * sum_to(log_prob(q, x, "ScoreFunction"), costs.dim()))
+
+    def signal(self, costs: Tensor) -> Tensor:
+        """What the score is multiplied by: detached costs ``[N, *c]``, less the baseline."""
         signal = costs.detach()
         if self.baseline is not None:
             with torch.no_grad():
                 signal = signal - self.baseline(signal)
             _check_signal(signal, costs)
-        return attach(costs, signal * sum_to(log_prob(q, x, "ScoreFunction"), costs.dim()))
+        return signal
 
 
 def _check_signal(signal: Tensor, costs: Tensor) -> None:

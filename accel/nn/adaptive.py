@@ -1,34 +1,35 @@
-"""ACT and SACT stages: residual units that run until their halting scores add up to one, per image or per position.
+"""ACT, SACT and PACT stages: residual units that run until a policy halts them, per image or per position.
 
-Figurnov et al. 2017, arXiv 1612.02297. A stage keeps the units and their parameter names; unit k gains a submodule
-`halting` (the score h of section 3.1), which its own forward does not call. The state of a position that has halted is
-frozen: it goes on feeding the windows of its neighbours.
+Figurnov et al. 2017, arXiv 1612.02297, and arXiv 1712.00386; see `accel.halting`. A stage keeps the units and their
+parameter names; unit k gains a submodule `halting` (the score h of section 3.1), which its own forward does not call.
+The state of a position that has halted is frozen: it goes on feeding the windows of its neighbours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from accel.config import ACT, SACT
+from accel.config import PACT, Halting
 from accel.errors import ConversionError
-from accel.halting import Halted, run_stage
+from accel.halting import Halted, Policy, Steps, run_stage
+from accel.halting.stage import whole_budgets
 from accel.kernels.dispatch import active_backend
 from accel.kernels.stage import StageHead
 from accel.nn.budget import control_tau
 from accel.nn.fused_stage import FusedStage
 from accel.nn.inference import install, uninstall
+from accel.nn.modes import chosen, evaluation_policy, policy_of
 from accel.nn.residual_units import describe_unit, is_unit
 from accel.nn.sparse_unit import SparseUnit
 from accel.nn.stage_outputs import AdaptiveOutput, StageOutput, add, close_list, open_list, ponder_loss
 from accel.nn.stamp import is_watched
 from accel.nn.unit_proof import DEFAULT_SIZE, ProvedUnit, prove_unit
-from accel.ops import halting_step_
 from accel.profiling.flops import SelfAccounting
 
 __all__ = ["AdaptiveOutput", "AdaptiveStage", "HaltingHead", "StageOutput", "dense_execution", "ponder_loss"]
@@ -59,12 +60,16 @@ class HaltingHead(nn.Module):
             self.pooled = nn.Conv2d(channels, 1, 1, bias=False, **made)
 
     def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.logits(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The log odds of h, shaped like it."""
         mean = F.avg_pool2d(x, x.shape[2:])
         if self.spatial:
             score = (self.conv(self.bn(x)) + self.pooled(self.pooled_bn(mean)))[:, 0]
         else:
             score = self.conv(self.bn(mean)).flatten()
-        return torch.sigmoid(score.to(torch.promote_types(score.dtype, torch.float32)))  # narrower under autocast
+        return score.to(torch.promote_types(score.dtype, torch.float32))  # narrower under autocast
 
     @torch.no_grad()
     def folded(self, size: tuple[int, int]) -> StageHead:
@@ -90,14 +95,14 @@ class HaltingHead(nn.Module):
 
 
 class AdaptiveStage(SelfAccounting, nn.Sequential):
-    """The units of a stage under one ACT or SACT instance; input and output are those of the plain sequence.
+    """The units of a stage under one ACT, SACT or PACT instance; input and output are those of the plain sequence.
 
     In training, under autograd and in `dense_execution`, every unit runs everywhere and the mask is applied after it;
-    otherwise units run at the active positions only (SACT), or on the images still active (ACT). What a call did goes
-    to the list that the model's call has opened, see `accel.nn.stage_outputs`.
+    otherwise units run at the active positions only, or where whole images halt on the images still active. What a call
+    did goes to the list that the model's call has opened, see `accel.nn.stage_outputs`.
 
     Attributes:
-        config: the ACT or SACT configuration.
+        config: the configuration.
         name: full module name.
     """
 
@@ -105,12 +110,12 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
     _OWN = ("config", "name", "spatial", "_was", "_dense", "_sparse", "_macs", "_fused")
 
     @staticmethod
-    def adopt(units: nn.Sequential, config: ACT, name: str = "") -> AdaptiveStage:
+    def adopt(units: nn.Sequential, config: Halting, name: str = "") -> AdaptiveStage:
         """Turn the sequence itself into a stage, so that its names, hooks and every reference to it stay valid."""
         was, stage = type(units), units
         stage.__class__ = AdaptiveStage
         stage._was, stage.config, stage.name = was, config, name
-        stage.spatial = isinstance(config, SACT)
+        stage.spatial = config.spatial
         stage._dense = set()  # a mark for every block of `dense_execution` that is open, in any thread
         for unit in stage._halting_units():
             conv = describe_unit(unit).steps[-1].conv
@@ -118,7 +123,7 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         proved = [ProvedUnit(unit, f"{name}.{key}") for key, unit in stage._modules.items()]
         stage._sparse = [SparseUnit(unit) for unit in proved]
         stage._macs = {}  # by size of the input: counting takes 0.1 ms
-        stage._fused = FusedStage(proved, spatial=stage.spatial, eps=config.eps)
+        stage._fused = FusedStage(proved, spatial=stage.spatial, policy=evaluation_policy(config))
         return stage
 
     def release(self) -> nn.Sequential:
@@ -136,50 +141,51 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         return list(dict.fromkeys(list(self)[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        densely = self._dense or self.training or torch.is_grad_enabled()
-        fused = None if densely else self._fused.run(x)
+        policy = policy_of(self)
+        densely = self._dense or self.training or torch.is_grad_enabled() or policy.plans
+        fused = None if densely or policy != self._fused.policy else self._fused.run(x)
         if fused is not None:
             did = StageOutput(fused.ponder, fused.units, fused.distribution, fused.macs, self._dense_macs(x), self.name)
             output = fused.output
         else:
-            halted = self._run_densely(x) if densely else self._run_sparsely(x)
+            halted = self._run_densely(x, policy) if densely else self._run_sparsely(x, policy)
             macs, weights = self._executed_macs(halted.units, x), halted.distribution.movedim(0, 1)
-            did = StageOutput(halted.ponder, halted.units, weights, macs, self._dense_macs(x), self.name)
+            logits = None if halted.logits is None else halted.logits.movedim(0, 1)
+            did = StageOutput(halted.ponder, halted.units, weights, macs, self._dense_macs(x), self.name, logits)
             output = halted.output
         add(did)
         self.account(did.executed_macs, did.dense_macs)
         return output
 
-    def _run_densely(self, x: Tensor) -> Halted:
-        heads = [unit.halting for unit in list(self)[:-1]]
-        return run_stage(list(self), heads, x, spatial=self.spatial, eps=self.config.eps)
+    def _heads(self, policy: Policy) -> list[Callable[[Tensor], Tensor]]:
+        """How the halting heads speak to the policy."""
+        return [policy.said_by(unit.halting) for unit in list(self)[:-1]]
 
-    def _run_sparsely(self, x: Tensor) -> Halted:
+    def _run_densely(self, x: Tensor, policy: Policy) -> Halted:
+        return run_stage(list(self), self._heads(policy), x, spatial=self.spatial, policy=policy)
+
+    def _run_sparsely(self, x: Tensor, policy: Policy) -> Halted:
         """The same values, computing a unit only where something still runs."""
         state = self[0](x)
-        shape = (state.shape[0], *state.shape[2:]) if self.spatial else state.shape[:1]
-        remainder = state.new_ones(shape, dtype=torch.promote_types(state.dtype, torch.float32))  # as in `run_stage`
-        ponder, output = torch.ones_like(remainder), torch.zeros_like(state)
-        count, weights = torch.zeros_like(remainder, dtype=torch.int32), []
-        running = remainder > 0
-        for k, unit in enumerate(self):
+        in_place = not policy.sums  # the state is the output, and the only map that is kept
+        if in_place:
+            seen = is_watched(self[0]) or not self._sparse[0].proved.holds()
+            state = _own_map(state, copied=seen)
+        steps = Steps(policy, state, whole_budgets(state, self.spatial), in_place=True)
+        for k, head in enumerate([*self._heads(policy), None]):
             if k:
-                state = self._run_unit(k, state, running)
-            last = k == len(self) - 1
-            before = remainder.clone()
-            h = None if last else unit.halting(state)
-            running = halting_step_(h, state, remainder, ponder, count, output, self.config.eps, last)
-            weights.append(before - remainder)
-        return Halted(output, ponder, count, torch.stack(weights))
+                state = self._run_unit(k, state, steps.running, in_place)
+            steps.take(head, state)
+        return steps.halted(state)
 
-    def _run_unit(self, k: int, state: Tensor, running: Tensor) -> Tensor:
+    def _run_unit(self, k: int, state: Tensor, running: Tensor, in_place: bool = False) -> Tensor:
         unit = self[k]
         if not self.spatial:
-            return _run_images(unit, state, running)
+            return _run_images(unit, state, running, in_place)
         full = active_backend(state) == "reference" and running.float().mean() > DENSE_ABOVE
         if full or is_watched(unit) or not self._sparse[k].proved.holds():
             return torch.where(running[:, None], unit(state), state)
-        return self._sparse[k](state, running)
+        return self._sparse[k](state, running, in_place)
 
     def _dense_macs(self, x: Tensor) -> int:
         size = tuple(x.shape[2:])
@@ -210,16 +216,23 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return gain, norm.bias - norm.running_mean * gain
 
 
-def _run_images(unit: nn.Module, state: Tensor, running: Tensor) -> Tensor:
-    """Early stopping of ACT: the unit on the images that still run, regrouped into a smaller batch."""
+def _run_images(unit: nn.Module, state: Tensor, running: Tensor, in_place: bool) -> Tensor:
+    """Early stopping of whole images: the unit on those that still run, regrouped into a smaller batch."""
     images = running.nonzero()[:, 0]
     if len(images) in (0, len(state)):
         return unit(state) if len(images) else state
-    return state.index_copy(0, images, unit(state[images]))
+    copy = Tensor.index_copy_ if in_place else Tensor.index_copy
+    return copy(state, 0, images, unit(state[images]))
 
 
-def make_adaptive(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
-    """Turn the named sequences of residual units into ACT or SACT stages, in place; the model returns AdaptiveOutput.
+def _own_map(state: Tensor, copied: bool) -> Tensor:
+    """The map in channels_last, to write to; copied where others may hold it."""
+    own = state.contiguous(memory_format=torch.channels_last)
+    return own.clone(memory_format=torch.channels_last) if copied and own is state else own
+
+
+def make_adaptive(model: nn.Module, assigned: Mapping[str, Halting]) -> nn.Module:
+    """Turn the named sequences of residual units into adaptive stages, in place; the model returns AdaptiveOutput.
 
     Args:
         assigned: configurations by full module name.
@@ -231,13 +244,15 @@ def make_adaptive(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
     return adopt_stages(model, assigned)
 
 
-def adopt_stages(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
+def adopt_stages(model: nn.Module, assigned: Mapping[str, Halting]) -> nn.Module:
     """`make_adaptive` after `check_stages`."""
     for name, config in assigned.items():
         AdaptiveStage.adopt(model.get_submodule(name), config, name)
     first = adaptive_stages(model)[0]
     if first.config.target is not None:
         first.register_buffer("tau", torch.tensor(float(first.config.tau), dtype=torch.float32, device="cpu"))
+    if isinstance(first.config, PACT):  # by their weights alone PACT's heads could not be told from SACT's or ACT's
+        first.register_buffer("sticks", torch.ones((), dtype=torch.float32, device="cpu"))
     model.register_forward_pre_hook(open_list, prepend=True)
     model.register_forward_hook(_collect_results, always_call=True)
     install(model)
@@ -245,7 +260,7 @@ def adopt_stages(model: nn.Module, assigned: Mapping[str, ACT]) -> nn.Module:
 
 
 def check_stages(
-    model: nn.Module, assigned: Mapping[str, ACT], inputs: Mapping[str, Sequence[tuple[int, ...]]] | None = None
+    model: nn.Module, assigned: Mapping[str, Halting], inputs: Mapping[str, Sequence[tuple[int, ...]]] | None = None
 ) -> None:
     """Refuse what cannot become stages; the model is left as it is.
 
@@ -255,10 +270,17 @@ def check_stages(
 
     Raises:
         ConversionError: a name that is no sequence of two or more residual units, a unit that is not what its
-            description says or that SACT cannot mask, or values of tau or target that differ.
+            description says or that cannot be masked, or values of tau, target, kl or estimator that differ.
     """
-    if len({(config.tau, config.target) for config in assigned.values()}) > 1:
-        raise ConversionError("the stages of a network share tau and target: give every ACT and SACT rule the same")
+    shared = [
+        (config.tau, config.target, getattr(config, "kl", None), getattr(config, "estimator", None))
+        for config in assigned.values()
+    ]
+    if any(values != shared[0] for values in shared):
+        raise ConversionError(
+            "the stages of a network share tau and target, and those of PACT kl and the estimator: give every rule "
+            "the same"
+        )
     if adaptive_stages(model):
         raise ConversionError(f"{type(model).__name__} is adaptive already: revert it first")
     owners: dict[nn.Module, str] = {}
@@ -287,8 +309,8 @@ def make_plain(model: nn.Module) -> nn.Module:
     """The inverse of `make_adaptive`, in place: plain sequences of units, the halting heads gone."""
     uninstall(model)
     for stage in adaptive_stages(model):
-        if "tau" in stage._buffers:
-            del stage.tau
+        for name in ("tau", "sticks"):
+            stage._buffers.pop(name, None)
         stage.release()
     for hooks, ours in ((model._forward_pre_hooks, open_list), (model._forward_hooks, _collect_results)):
         for key in [key for key, hook in hooks.items() if hook is ours]:
@@ -307,23 +329,25 @@ def _collect_results(model: nn.Module, _inputs: tuple, output: object) -> Adapti
     did, stages = close_list(model), adaptive_stages(model)
     if output is None:  # the forward raised, or it returns nothing to carry them
         return None
-    collected = AdaptiveOutput(output, did, stages[0].config.tau)
-    target = stages[0].config.target
+    config, choice = stages[0].config, chosen(stages[0])
+    collected = AdaptiveOutput(output, did, config.tau, getattr(config, "kl", None))
+    target = config.target
     if target is None:
         return collected
-    share = collected.executed_share if model.training and torch.is_grad_enabled() else math.nan
+    trains = model.training and torch.is_grad_enabled() and (choice is None or choice.leads)
+    share = collected.executed_share if trains else math.nan
     collected.tau = float(stages[0].tau) if math.isnan(share) else control_tau(stages[0].tau, share, target)
     return collected
 
 
 def adaptive_stages(model: nn.Module) -> list[AdaptiveStage]:
-    """The ACT and SACT stages of a model, in the order of its modules."""
+    """The adaptive stages of a model, in the order of its modules."""
     if isinstance(model, AdaptiveStage):
         return [model]  # it holds no others, and every call of a network looks for them: 0.35 ms through all modules
     return [stage for child in model.children() for stage in adaptive_stages(child)]
 
 
-def adaptive_configs(model: nn.Module) -> dict[str, ACT]:
+def adaptive_configs(model: nn.Module) -> dict[str, Halting]:
     """The configuration of every adaptive stage, by its full name."""
     return {name: module.config for name, module in model.named_modules() if isinstance(module, AdaptiveStage)}
 

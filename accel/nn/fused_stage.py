@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from accel.halting import Policy
 from accel.kernels.caches import keep_newest_sizes
 from accel.kernels.dispatch import is_direct
 from accel.kernels.stage import StageConv, StagePlan, StageResult, StageUnit, plan_stage, runs_on_engine
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
 
 
 class FusedStage:
-    """Runs the units of a stage as `accel.kernels.stage` does, where it can. Holds no parameters of its own."""
+    """Runs the units of a stage as `accel.kernels.stage` does, where it can. Holds no parameters of its own.
 
-    def __init__(self, units: Sequence[ProvedUnit], *, spatial: bool, eps: float):
-        self._units, self._spatial, self._eps = list(units), spatial, eps
+    Attributes:
+        policy: that of evaluation.
+    """
+
+    def __init__(self, units: Sequence[ProvedUnit], *, spatial: bool, policy: Policy):
+        self._units, self._spatial, self.policy = list(units), spatial, policy
         self._lock = threading.Lock()
         self._describe()
 
@@ -44,10 +49,10 @@ class FusedStage:
 
     def __getstate__(self) -> dict:
         """Copies prepare their own plans, for units of their own."""
-        return {"units": self._units, "spatial": self._spatial, "eps": self._eps}
+        return {"units": self._units, "spatial": self._spatial, "policy": self.policy}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["units"], spatial=state["spatial"], eps=state["eps"])
+        self.__init__(state["units"], spatial=state["spatial"], policy=state["policy"])
 
     def run(self, x: Tensor) -> StageResult | None:
         """The stage on x [N, C, H, W]; None where only the units one by one can do it."""
@@ -77,7 +82,9 @@ class FusedStage:
     def _prepare(self, size: tuple[int, int]) -> StagePlan | None:
         first = self._descriptions[0]
         sides = [step.padding for description in self._descriptions for step in description.steps]
-        if not (self._holds and self._is_float32()) or any(side[::2] != side[1::2] for side in sides):
+        if self.policy.sticks or not (self._holds and self._is_float32()):
+            return None
+        if any(side[::2] != side[1::2] for side in sides):
             return None  # the engine pads both sides alike
         shortcut = None if self._shortcut_step is None else _folded(self._shortcut_step, "none")
         convs = [
@@ -87,7 +94,7 @@ class FusedStage:
         out = first.output_size(size)
         heads: list[HaltingHead | None] = [*(proved.unit.halting for proved in self._units[:-1]), None]
         units = [StageUnit(c, None if head is None else head.folded(out)) for c, head in zip(convs, heads)]
-        return plan_stage(units, shortcut, size, spatial=self._spatial, eps=self._eps)
+        return plan_stage(units, shortcut, size, spatial=self._spatial, eps=self.policy.eps)
 
     def _is_float32(self) -> bool:
         tensors = [t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]

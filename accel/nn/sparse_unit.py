@@ -15,7 +15,7 @@ from accel.nn.folding import FoldedWeights
 from accel.nn.geometry import geometry_of
 from accel.nn.residual_units import BranchStep, UnitDescription
 from accel.nn.unit_proof import ProvedUnit
-from accel.ops import active_positions, masked_conv2d
+from accel.ops import active_positions, masked_conv2d, masked_conv2d_
 
 
 class SparseUnit:
@@ -32,8 +32,11 @@ class SparseUnit:
     def description(self) -> UnitDescription:
         return self.proved.description
 
-    def __call__(self, state: Tensor, running: Tensor) -> Tensor:
-        """state [N, C, H, W] -> the same with the unit applied where running, bool [N, H, W], is set."""
+    def __call__(self, state: Tensor, running: Tensor, in_place: bool = False) -> Tensor:
+        """state [N, C, H, W] -> the same with the unit applied where running, bool [N, H, W], is set.
+
+        `in_place`: written to the state itself, which is channels_last.
+        """
         steps = self.description.steps
         reaches = _reaches(steps)
         sets = {d: active_positions(running, dilate=d) for d in set(reaches)}
@@ -41,18 +44,16 @@ class SparseUnit:
         for step, folded, reach in zip(steps, self._folded, reaches, strict=True):
             last = step is steps[-1]
             weight, bias = folded.get(step.conv, step.bn)[:2]
-            rows = masked_conv2d(
-                rows,
-                weight,
-                bias,
-                sets[reach],
-                padding=step.padding,
-                dilation=geometry_of(step.conv).dilation,
-                groups=step.conv.groups,
-                activation=self.description.activation if last else step.activation,
-                residual=state if last else None,
-                source=source,
-            )
+            how = {
+                "padding": step.padding,
+                "dilation": geometry_of(step.conv).dilation,
+                "groups": step.conv.groups,
+                "activation": self.description.activation if last else step.activation,
+                "source": source,
+            }
+            if last and in_place and source is not None:  # a unit of one convolution would read what it overwrites
+                return masked_conv2d_(state, rows, weight, bias, sets[reach], accumulate=True, **how)
+            rows = masked_conv2d(rows, weight, bias, sets[reach], residual=state if last else None, **how)
             source = sets[reach]
         return rows
 

@@ -51,7 +51,9 @@ def evaluate(*more: object) -> int:
     return main(["eval", NAME, "--no-compile", "--format", "json", "--quiet", *map(str, more)])
 
 
-@pytest.mark.parametrize("config", [accel.SACT(), accel.ACT(), accel.SACT(target=0.7)])
+@pytest.mark.parametrize(
+    "config", [accel.SACT(), accel.ACT(), accel.SACT(target=0.7), accel.PACT(), accel.PACT(spatial=False)]
+)
 def test_the_row_of_an_adaptive_model_is_what_it_did(tmp_path, data, capsys, config):
     net = adaptive(config)
     save_state(net, tmp_path / "net.safetensors")

@@ -18,8 +18,10 @@ from PIL import Image
 
 import accel
 from accel.cli.main import main
+from accel.cli.models import resolve
 from accel.cli.training import Task, Teacher, build, read_recipe, save_state, task_of
 from accel.errors import ConfigError, WeightsError
+from accel.nn.adaptive import adaptive_configs
 from accel.train.batches import PictureBatches
 from accel.train.parallel import Place
 from accel.zoo.datasets import load_pictures
@@ -165,6 +167,25 @@ def test_the_log_of_an_adaptive_run(tmp_path, data, capsys):
         assert 6 <= values["ponder_cost"] <= 12  # three stages of three units, each between 2 and 4
 
 
+@pytest.mark.parametrize(
+    "table",
+    ["", 'estimator = "DisARM"', 'estimator = { name = "ScoreFunction", baseline = { name = "LeaveOneOut" } }'],
+    ids=["relaxed", "DisARM", "leave one out"],
+)
+def test_the_log_of_a_run_of_pact(tmp_path, data, table):
+    adaptive = f'[adaptive]\nkind = "pact"\nspatial = false\ntau = 0.05\n{table}\n'
+    assert train(tmp_path, data, "a", adaptive=adaptive, steps=2) == 0
+    for row in rows(tmp_path / "a"):
+        values = {name: float(value) for name, value in row.items()}
+        assert values["tau"] == 0.05 and 3 <= values["ponder_cost"] <= 9  # three stages of three units
+        if not table:
+            expected = values["cross_entropy"] + 0.05 * values["ponder_cost"]
+            assert values["loss"] == pytest.approx(expected, rel=1e-4)
+    resolved = resolve("zoo:resnet20_cifar", str(tmp_path / "a" / "model.safetensors"))
+    assert {type(config) for config in adaptive_configs(resolved.model).values()} == {accel.PACT}
+    assert not any(config.spatial for config in adaptive_configs(resolved.model).values())
+
+
 def test_weights_of_an_adaptive_network_fill_the_heads(tmp_path, data):
     assert train(tmp_path, data, "a", adaptive=ADAPTIVE) == 0
     weights = str(tmp_path / "a" / "model.safetensors")
@@ -176,7 +197,11 @@ def test_weights_of_an_adaptive_network_fill_the_heads(tmp_path, data):
 
 
 def test_adaptive_tables_that_describe_nothing(tmp_path, data, capsys):
-    for table, message in (("kind = 'perforate'", "must be act or sact"), ("kind = 'act'\nbudget = 1", "budget")):
+    for table, message in (
+        ("kind = 'perforate'", "must be act, sact or pact"),
+        ("kind = 'act'\nbudget = 1", "budget"),
+        ("kind = 'pact'\nestimator = 'Pathwise'", "unknown estimator 'Pathwise'"),
+    ):
         assert train(tmp_path, data, "a", adaptive=f"[adaptive]\n{table}\n") == 1
         assert message in capsys.readouterr().err
 

@@ -1,9 +1,12 @@
-"""Halting heads that tell positions apart, for the tests of adaptive stages."""
+"""Halting heads that tell positions apart, and tiny networks of them, for the tests of adaptive stages."""
 
 import torch
 from torch import nn
 
 from accel import dense_execution
+from accel.config import Halting
+from accel.nn.adaptive import make_adaptive
+from accel.nn.residual_units import BranchStep, UnitDescription, register_unit
 from accel.ops import use_backend
 
 
@@ -36,3 +39,32 @@ def three_ways(net: nn.Module, x: torch.Tensor) -> tuple:
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
+
+
+class TinyUnit(nn.Module):
+    """A residual unit of one convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.body(x))
+
+
+register_unit(TinyUnit, lambda u: UnitDescription((BranchStep(u.body, None, "none"),), "relu", None))
+
+
+def tiny_net(config: Halting, stages: int = 3, units: int = 3, seed: int = 0, dtype=torch.float64) -> nn.Module:
+    """A network of a few units, in evaluation, whose heads tell images and positions apart; for inputs [N, 3, H, W]."""
+    torch.manual_seed(seed)
+    parts = [nn.Sequential(*(TinyUnit(3) for _ in range(units))) for _ in range(stages)]
+    model = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)).to(dtype)
+    net = make_adaptive(model, {str(k): config for k in range(stages)}).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith(("halting.conv.weight", "halting.pooled.weight", "body.weight")):
+                parameter.mul_(2.0)
+            if name.endswith("halting.conv.bias"):
+                parameter.fill_(-0.5)
+    return net
