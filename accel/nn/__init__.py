@@ -1,1 +1,13 @@
 """Modules that compute at a position set, and the compact pipeline between them."""
+
+from __future__ import annotations
+
+__all__ = ["AdaptiveCell"]
+
+
+def __getattr__(name: str):
+    if name == "AdaptiveCell":  # loaded when it is used: the files of this folder import one another
+        from accel.nn.adaptive_cell import AdaptiveCell
+
+        return AdaptiveCell
+    raise AttributeError(f"module 'accel.nn' has no attribute {name!r}; public names: {', '.join(__all__)}")
