@@ -18,6 +18,7 @@ import accel
 from accel import Perforate, fills, kernels, masks
 from accel.cli.main import main
 from accel.errors import ConfigError, WeightsError
+from accel.greedy.candidates import label_of, open_space
 from accel.ops import use_backend
 from accel.registry import Registry
 from accel.tests.triton_tools.interp_switch import interpret
@@ -86,7 +87,7 @@ def test_a_mask_chooses_what_it_says_at_every_layer_and_size():
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("interpolate", ["nearest", "fitted"])
+@pytest.mark.parametrize("interpolate", ["nearest", "fitted", "mean"])
 def test_a_mask_runs_as_its_reference_and_survives_copies_and_folders(mask, interpolate, tmp_path):
     net, x = network(), picture()
     fast = converted(net, x, mask=mask, interpolate=interpolate)
@@ -189,7 +190,10 @@ def test_a_search_tries_them():
     found = accel.search(network(), example_inputs=picture(), calibration=[picture(8)], macs=0.8, candidates=tried)
     chosen = [config for config in found.values() if config is not None]
     assert chosen and {config.mask for config in chosen} == {"diagonals"}
-    assert any("diagonals 0.5 level 12" in label for label in map(accel.greedy.candidates.label_of, tried))
+    space = open_space(network(), picture(), [picture(8)], tried, None, None)
+    assert [*space.candidates["0"]] == [label_of(config) for config in tried]
+    timed = space.network(space.uniform("diagonals 0.5 level 12"))
+    assert timed[0].config == Perforate(keep=0.5, mask="diagonals", interpolate="weighted")
 
 
 def test_the_command_line_knows_them(capsys):
