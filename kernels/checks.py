@@ -77,6 +77,13 @@ def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -
         raise ValueError(f"{op}: {name} must have shape {expected}, got {tuple(tensor.shape)}")
 
 
+def check_in_size(op: str, x: Tensor, in_size: tuple[int, int, int]) -> None:
+    """A graph that torch.jit.trace wrote gives every input the geometry of the first one."""
+    if x.dim() == 4 and (x.shape[0], *x.shape[2:]) != in_size:
+        expected, got = ("x".join(map(str, size)) for size in (in_size, (x.shape[0], *x.shape[2:])))
+        raise ValueError(f"{op}: traced for an input of {expected} (images, height, width), got {got}: trace it anew")
+
+
 def sizes(x: Tensor) -> tuple[int, ...]:
     """The shape of x in numbers: torch.jit.trace makes tensors of the sizes, which an int[] argument refuses."""
     return tuple(int(size) for size in x.shape) if torch.jit.is_tracing() else tuple(x.shape)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accel.kernels.checks import autocast, check_conv, check_device, check_shape, sizes
+from accel.kernels.checks import autocast, check_conv, check_device, check_in_size, check_shape, sizes
 from accel.kernels.conv_backward import register_conv_backward
 from accel.kernels.counting import Work, dense_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
@@ -164,8 +164,9 @@ def _check_sets(x, weight, active, residual, in_size, stride, padding, dilation)
 def _conv(x, weight, bias, positions, counts, source_positions, residual, *fields):
     *fields, activation = fields
     sets = (positions, counts, source_positions)
-    run = implementation("masked_conv2d", x)
-    return run(x, weight, bias, *sets, residual, CallGeometry.of(fields), activation)
+    geometry = CallGeometry.of(fields)
+    check_in_size("masked_conv2d", x, geometry.in_size)
+    return implementation("masked_conv2d", x)(x, weight, bias, *sets, residual, geometry, activation)
 
 
 @torch.library.custom_op(
@@ -176,8 +177,10 @@ def _conv(x, weight, bias, positions, counts, source_positions, residual, *field
 )
 def _conv_in_place(out, x, weight, bias, positions, counts, source_positions, *fields):
     *fields, activation, accumulate = fields
+    geometry = CallGeometry.of(fields)
+    check_in_size("masked_conv2d_", x, geometry.in_size)
     run = implementation("masked_conv2d_", x, "masked_conv2d")
-    run(out, x, weight, bias, positions, counts, source_positions, CallGeometry.of(fields), activation, accumulate)
+    run(out, x, weight, bias, positions, counts, source_positions, geometry, activation, accumulate)
 
 
 @_conv_in_place.register_fake

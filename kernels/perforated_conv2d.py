@@ -16,7 +16,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accel.kernels.checks import PADDING_MODES, autocast, check_conv, check_device, check_shape, form, sizes
+from accel.kernels.checks import (
+    PADDING_MODES,
+    autocast,
+    check_conv,
+    check_device,
+    check_in_size,
+    check_shape,
+    form,
+    sizes,
+)
 from accel.kernels.conv_backward import register_conv_backward
 from accel.kernels.counting import Work, dense_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
@@ -145,8 +154,9 @@ def _input_size(x: Tensor, source: PositionSet | None) -> tuple[int, int, int]:
 def _conv(x, weight, bias, positions, nearest, source_nearest, residual, *fields):
     *fields, activation, compact = fields
     sets = (positions, nearest, source_nearest)
-    run = implementation("perforated_conv2d", x)
-    return run(x, weight, bias, *sets, residual, CallGeometry.of(fields), activation, compact)
+    geometry = CallGeometry.of(fields)
+    check_in_size("perforated_conv2d", x, geometry.in_size)
+    return implementation("perforated_conv2d", x)(x, weight, bias, *sets, residual, geometry, activation, compact)
 
 
 @_conv.register_fake

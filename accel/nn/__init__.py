@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from accel.nn import layer_op as layer_op  # registers the op that compilers see, before there is a layer
+
 __all__ = ["AdaptiveCell"]
 
 

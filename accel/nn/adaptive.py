@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from accel.config import PACT, Halting
 from accel.errors import ConversionError
@@ -21,6 +21,7 @@ from accel.halting import Halted, Policy, Steps, run_stage
 from accel.halting.stage import whole_budgets
 from accel.kernels.dispatch import active_backend
 from accel.kernels.stage import StageHead
+from accel.nn import captured, stage_op
 from accel.nn.budget import control_tau
 from accel.nn.fused_stage import FusedStage
 from accel.nn.inference import install, uninstall
@@ -124,7 +125,12 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         stage._sparse = [SparseUnit(unit) for unit in proved]
         stage._macs = {}  # by size of the input: counting takes 0.1 ms
         stage._fused = FusedStage(proved, spatial=stage.spatial, policy=evaluation_policy(config))
+        stage_op.know(stage)
         return stage
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        stage_op.know(self)
 
     def release(self) -> nn.Sequential:
         """Turn this very module back into the sequence it was adopted from, the halting heads gone."""
@@ -141,8 +147,13 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         return list(dict.fromkeys(list(self)[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return captured.record(self, x)
+        densely = self._dense or self.training or torch.is_grad_enabled() or torch.compiler.is_exporting()
+        if torch.compiler.is_compiling() and not densely:
+            return stage_op.run_stage(self, x)
         policy = policy_of(self)
-        densely = self._dense or self.training or torch.is_grad_enabled() or policy.plans
+        densely = densely or policy.plans
         fused = None if densely or policy != self._fused.policy else self._fused.run(x)
         if fused is not None:
             did = StageOutput(fused.ponder, fused.units, fused.distribution, fused.macs, self._dense_macs(x), self.name)
@@ -186,6 +197,11 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         if full or is_watched(unit) or not self._sparse[k].proved.holds():
             return torch.where(running[:, None], unit(state), state)
         return self._sparse[k](state, running, in_place)
+
+    def output_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, height, width) of the output for an input of this size."""
+        first = self._sparse[0].description
+        return first.steps[-1].conv.out_channels, *first.output_size((height, width))
 
     def _dense_macs(self, x: Tensor) -> int:
         size = tuple(x.shape[2:])
@@ -327,7 +343,7 @@ def is_stage(module: nn.Module) -> bool:
 
 def _collect_results(model: nn.Module, _inputs: tuple, output: object) -> AdaptiveOutput | None:
     did, stages = close_list(model), adaptive_stages(model)
-    if output is None:  # the forward raised, or it returns nothing to carry them
+    if output is None or torch.compiler.is_exporting():  # the forward raised, or who runs it does not know records
         return None
     config, choice = stages[0].config, chosen(stages[0])
     collected = AdaptiveOutput(output, did, config.tau, getattr(config, "kl", None))

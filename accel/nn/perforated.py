@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from accel.config import Perforate
@@ -24,6 +24,7 @@ from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.positions import Neighbors, PositionSet, tap_map
 from accel.kernels.reference.activation import activate
 from accel.masks import Pooling, build_mask, layer_generator
+from accel.nn import captured
 from accel.nn.chosen import choose_positions
 from accel.nn.compact import Compact
 from accel.nn.dense import joins
@@ -50,6 +51,8 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         fit: what a calibration found, for a fill that needs data; set it by `set_fit`.
         contiguous: whether the output is contiguous, for a model that views it, and not channels_last.
     """
+
+    is_one_op = True  # for compilers: see `accel.nn.layer_op`
 
     def __init__(self, *args, config: Perforate, layer_name: str = "", **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -100,8 +103,16 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         return self
 
     def __getstate__(self) -> dict:
-        # copies and pickles build their own caches
-        return {**self.__dict__, "_sets": {}, "_neighbors": {}, "_distances": {}, "_folded": FoldedWeights()}
+        # copies and pickles build their own caches, and take the values alone of what was worked out under autograd
+        worked_out = {name: t.detach() for name, t in vars(self).items() if isinstance(t, Tensor) and not t.is_leaf}
+        return {
+            **self.__dict__,
+            **worked_out,
+            "_sets": {},
+            "_neighbors": {},
+            "_distances": {},
+            "_folded": FoldedWeights(),
+        }
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, keep={self.config.keep:g}, mask={self.config.mask}"
@@ -169,8 +180,12 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
                 return self._forward_unbatched(input, norm, activation, compact, residual)
             x, source, batch = input.rows, input.positions, input.batch
             size = (source.height, source.width)
+        elif isinstance(input, fx.Proxy):
+            return captured.record(self, input)
         elif input.dim() == 3:
             return self._forward_unbatched(input, norm, activation, compact, residual)
+        elif torch.compiler.is_compiling() and self.is_one_op:
+            return captured.convolve(self, input)
         else:
             x, source, batch, size = input, None, len(input), sizes(input)[2:]
         positions = self.position_set(*self.output_size(*size), x.device)

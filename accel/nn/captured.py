@@ -1,0 +1,35 @@
+"""What compilers, exporters and torch.fx see of a module that decides when it runs what it does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, fx, nn
+
+from accel.config import Perforate
+from accel.kernels.checks import autocast
+from accel.nn.fitted import Fit
+from accel.nn.geometry import geometry_of
+
+CONFIG = tuple(field.name for field in dataclasses.fields(Perforate))
+FIT = tuple(field.name for field in dataclasses.fields(Fit))  # the last of them may be missing
+
+
+def record(module: nn.Module, *inputs: fx.Proxy) -> fx.Proxy:
+    """A call of the module in the graph that torch.fx is tracing."""
+    tracer = inputs[0].tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, {})
+
+
+def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What a perforated convolution makes of x [N, C, H, W], as the one op of `accel.nn.layer_op`."""
+    config, fit, pooling, now = layer.config, layer.fit, layer.pooling, geometry_of(layer)
+    x, weight, bias = autocast(x, layer.weight, layer.bias)
+    return torch.ops.accel.perforated_layer.default(
+        *(x, weight, bias, layer.impact),
+        [] if fit is None else [getattr(fit, name) for name in FIT if getattr(fit, name) is not None],
+        *(now.stride, now.padding, now.dilation, now.groups, now.padding_mode),
+        [] if pooling is None else [*pooling.kernel, *pooling.stride, *pooling.padding, int(pooling.ceil_mode)],
+        *(layer.contiguous, layer.layer_name, [f"{getattr(config, name)!r}" for name in CONFIG]),
+    )
