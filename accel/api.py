@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -27,13 +26,13 @@ from accel.errors import ConfigError, ConversionError
 from accel.greedy.candidates import default_candidates
 from accel.greedy.search import search
 from accel.impact import all_impacts
-from accel.inputs import Inputs
+from accel.inputs import Inputs, counted
 from accel.nn.adaptive import adopt_stages, check_stages
 from accel.nn.inference import describe_paths, install, installed
 from accel.nn.layout import settle_layout, warn_of_faulty_gradients
 from accel.nn.proof import prove
 from accel.profiling.layers import Plan, plan_of
-from accel.running import cloned, record_calls, run_on
+from accel.running import cloned, copied, record_calls, run_on
 
 
 def plan_conversion(
@@ -102,6 +101,7 @@ def _convert(
     verify: bool,
 ) -> tuple[nn.Module, dict[str, list[tuple[int, ...]]]]:
     """The converted model, and the calls of its counted layers on the example; all is checked before a change."""
+    calibration = counted(calibration, model, example_inputs)
     rules = _searched(model, as_rules(rules), example_inputs, calibration, loss)
     assigned, stages = assign(model, rules), assign_stages(model, rules)
     check_calibration(assigned, calibration)
@@ -109,7 +109,7 @@ def _convert(
     calls = record_calls(model, counted_layers(model), example_inputs, units)
     if stages:
         check_stages(model, stages, calls)
-    fast = model if inplace else copy.deepcopy(model)
+    fast = model if inplace else copied(model)
     layers = plain_convolutions(fast)
     called = {name: layer for name, layer in layers.items() if calls[name]}
     run = functools.partial(run_on, example_inputs=example_inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import fnmatch
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from accel.nn.layout import lay_out
 from accel.nn.perforated import STATE, PerforatedConv2d
 from accel.nn.tracing import traced_parts
 from accel.nn.twin import has_own_forward
+from accel.running import copied
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
@@ -167,7 +167,7 @@ def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     if not perforated_layers(model) and not adaptive_stages(model):
         raise ConversionError(f"this {type(model).__name__} has no converted layer: it is dense already")
-    dense = make_plain(model if inplace else copy.deepcopy(model))
+    dense = make_plain(model if inplace else copied(model))
     for layer in perforated_layers(dense).values():
         layer.release()
     if not inplace:

@@ -6,7 +6,6 @@ relatively shallow networks", NIPS 2016 (arXiv 1605.06431), section 4.1: a train
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 from collections.abc import Collection, Iterable, Sequence
 
@@ -19,7 +18,7 @@ from accel.errors import ConfigError, ConversionError
 from accel.inputs import Batch
 from accel.nn.residual_units import describe_unit, is_unit
 from accel.profiling.flops import count_macs
-from accel.running import evaluation
+from accel.running import copied, evaluation
 
 
 def shorten_model(
@@ -102,7 +101,7 @@ def _chosen(model: nn.Module, free: list[str], gone: list[str], pictures: Batch,
 
 def _without(model: nn.Module, gone: Collection[str], pictures: Batch | None = None) -> nn.Module:
     """A copy without these units; with pictures its batch norms know it."""
-    short = copy.deepcopy(model)
+    short = copied(model)
     left_out = [short.get_submodule(name) for name in gone]
     for name, module in list(short.named_modules(remove_duplicate=False)):  # a shared unit has several names
         if any(module is unit for unit in left_out):

@@ -5,7 +5,6 @@ Figurnov et al., NIPS 2016, section 3.3.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
@@ -17,7 +16,7 @@ from torch.utils._pytree import tree_map
 from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
 from accel.inputs import Batch, batches
-from accel.running import evaluation, floating_tensors, has_labels
+from accel.running import copied, evaluation, floating_tensors, has_labels
 
 Loss = Callable[[object, object], Tensor]  # (outputs, batch as it was given) -> scalar
 
@@ -98,7 +97,7 @@ def all_impacts(
     complete = {name: dataclasses.replace(made, impact=impacts.get(name)) for name, made in conversions.items()}
     if len(fixed) == len(wanted):
         return complete
-    partial = copy.deepcopy(model)
+    partial = copied(model)
     for name, layer in convolutions(partial).items():
         if name not in complete:
             continue

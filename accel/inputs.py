@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from accel.errors import DataError
@@ -126,16 +126,40 @@ def batches(data: object, model: Callable, name: str = "calibration") -> Iterato
     Raises:
         DataError: not iterable, empty, a batch of another form, or one that holds NaN or infinity.
     """
-    if isinstance(data, (Tensor, Mapping)):
-        data = [data]
     if not hasattr(data, "__iter__"):
         raise DataError(f"the {name} data must be iterable, got {type(data).__name__}")
     wanted, count = required_inputs(model), 0
-    for given in data:
+    for given in _list_of(data):
         count += 1
         yield _batch(given, wanted, f"batch {count} of the {name} data")
     if count == 0:
         raise DataError(f"the {name} data is empty: give at least one batch (and a list or loader, not a generator)")
+
+
+def _list_of(data: Iterable) -> Iterable:
+    return [data] if isinstance(data, (Tensor, Mapping)) else data
+
+
+def counted(data: Iterable | None, model: Callable, example_inputs: Inputs) -> Iterable | None:
+    """The data, where the model's forward does not say how many inputs it takes: as many of each batch as the example.
+
+    It is for `batches`, which raises where anything is wrong with it.
+    """
+    if not hasattr(data, "__iter__") or required_inputs(model) is not None:
+        return data
+    return _Counted(data, len(as_batch(example_inputs).args))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counted:
+    """Data of which `wanted` elements of each batch are inputs."""
+
+    data: Iterable
+    wanted: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        for count, given in enumerate(_list_of(self.data), 1):
+            yield _batch(given, self.wanted, f"batch {count} of the data")
 
 
 def batch_for(model: Callable, given: object) -> Batch:
@@ -143,13 +167,21 @@ def batch_for(model: Callable, given: object) -> Batch:
     return _batch(given, required_inputs(model), "the batch")
 
 
-def _batch(given: object, wanted: int, name: str) -> Batch:
+def _batch(given: object, wanted: int | None, name: str) -> Batch:
+    if isinstance(given, Batch):
+        return given
     if isinstance(given, Mapping):
         if not all(isinstance(key, str) for key in given):
             raise DataError(f"{name} is a dict: its keys must be names of the model's arguments")
         batch = Batch(kwargs=dict(given))
     else:
         elements = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+        if wanted is None and len(elements) > 1:
+            raise DataError(
+                f"{name} has {len(elements)} elements, and a forward that takes *inputs does not say how many of them "
+                "are its inputs: give its arguments names, or the inputs alone"
+            )
+        wanted = len(elements) if wanted is None else wanted
         batch = Batch(elements[:wanted], rest=elements[wanted:])
         if len(batch.args) < wanted:
             raise DataError(f"{name} has {len(batch.args)} of the {wanted} inputs that the model takes")
@@ -165,12 +197,16 @@ def _batch(given: object, wanted: int, name: str) -> Batch:
     return batch
 
 
-def required_inputs(model: Callable) -> int:
-    """Positional arguments that the model's forward cannot do without; at least 1."""
+def required_inputs(model: Callable) -> int | None:
+    """Positional arguments that the model's forward cannot do without, at least 1; None where it takes any number."""
+    while isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):  # wrappers of the network that is called
+        model = model.module if isinstance(model, nn.DataParallel) else model._orig_mod
     try:
         parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
     except (TypeError, ValueError):  # a compiled forward has no signature
         return 1
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return None
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return max(1, sum(each.kind in positional and each.default is each.empty for each in parameters))
 

@@ -8,7 +8,6 @@ get, against the outputs of the dense network. Figurnov et al., NIPS 2016, secti
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import functools
 from collections.abc import Iterable, Mapping
@@ -23,7 +22,7 @@ from accel.inputs import Batch
 from accel.nn.geometry import geometry_of
 from accel.nn.settling import settle
 from accel.profiling.flops import count_macs
-from accel.running import evaluation, record_calls
+from accel.running import copied, evaluation, record_calls
 
 _ROWS = 1 << 14  # output positions that a layer is solved on
 _RIDGE = 1e-3  # of the mean variance of the responses
@@ -62,7 +61,7 @@ def decompose_model(
     if type(model) is nn.Conv2d:
         raise ConfigError("the model is a single convolution: put it into an nn.Sequential")
     pictures = pictures_of_one_size(calibration, model)
-    low = copy.deepcopy(model)
+    low = copied(model)
     chosen = {name: rank for name, rank in given.items() if rank is not None}
     if macs is not None:
         free = [name for name in layers if name not in given]

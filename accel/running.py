@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -91,6 +92,25 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
 def run_on(model: nn.Module, example_inputs: Inputs) -> object:
     """The model's outputs for copies of the inputs: a forward may write to what it gets."""
     return as_batch(example_inputs).map(cloned).run(model)
+
+
+def copied(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """A deep copy, which has the very `shared` tensors and storage of its own for all others.
+
+    Pruned layers, and those with torch's weight norm of before, keep a weight that was worked out under autograd, which
+    torch refuses to copy: here the copy gets its value, and works it out anew when it is called. Feature extractors of
+    torchvision lose their mode, and with it their graph: here every module keeps its own.
+    """
+    memo = {id(tensor): tensor for tensor in shared}
+    for value in (value for module in model.modules() for value in vars(module).values()):
+        if isinstance(value, Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    made = copy.deepcopy(model, memo)
+    if made.training != model.training:
+        made.train(model.training)
+    for module, twin in zip(model.modules(), made.modules()):
+        twin.training = module.training
+    return made
 
 
 def cloned(values: object) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -26,6 +25,7 @@ from accel.nn.adaptive import adaptive_configs, make_adaptive
 from accel.nn.inference import install, refused_parts
 from accel.nn.layout import lay_out
 from accel.nn.perforated import PerforatedConv2d
+from accel.running import copied
 
 FORMAT, VERSION = "skimconv converted model", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -82,7 +82,7 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     impacts = {key.removeprefix(_IMPACT): tensors.pop(key) for key in list(tensors) if key.startswith(_IMPACT)}
     fits = _take_fits(folder, tensors)
     state = tensors | {alias: tensors[name] for alias, name in config["aliases"].items() if name in tensors}
-    fast = _with_stages(folder, copy.deepcopy(model), config["stages"])
+    fast = _with_stages(folder, copied(model), config["stages"])
     _check_same_architecture(folder, state, fast)
     known, layers = convolutions(model), config["layers"]
     for name in layers:

@@ -187,6 +187,39 @@ def test_required_inputs():
     assert required_inputs(fast) == 2
 
 
+class Any(Two):
+    """The same, written so that nobody can count its inputs."""
+
+    def forward(self, *inputs):
+        return super().forward(*inputs)
+
+
+@pytest.mark.parametrize("data", ["tuples", "tuples with labels", "lists"])
+def test_the_example_counts_the_inputs_of_a_forward_that_does_not(net, data):
+    other = Any().eval()
+    fast, same = (
+        accel.convert_model(each, FITTED, example_inputs=EXAMPLES[0], calibration=FORMS[data]) for each in (other, net)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(fast(LEFT, RIGHT), same(LEFT, RIGHT), rtol=1e-5, atol=1e-6)
+
+
+def test_what_nobody_counts_is_refused():
+    assert required_inputs(Any()) is None
+    fast = accel.convert_model(Any().eval(), Perforate(keep=0.5), example_inputs=EXAMPLES[0])
+    with pytest.raises(
+        DataError, match=r"batch 1 of the training data has 3 elements, and a forward that takes \*inputs"
+    ):
+        accel.finetune(fast, teacher=Any().eval(), data=[(LEFT, RIGHT, LABELS)], steps=1)
+    assert [len(batch.args) for batch in batches([LEFT, (LEFT,)], Any())] == [1, 1]
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_a_wrapped_network_takes_what_it_holds_takes(wrap):
+    assert required_inputs(wrap(Two())) == 2
+    assert required_inputs(wrap(wrap(Two()))) == 2
+
+
 def test_the_first_pictures_bring_what_belongs_to_them():
     data = [(torch.arange(3.0)[:, None] + 3 * i, torch.arange(3) + 3 * i, ["a", "b", "c"]) for i in range(4)]
     batch = first_pictures(batches(data, nn.Identity()), 5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import json
 import pathlib
@@ -273,11 +272,11 @@ def save_verified(job: Job, folder: pathlib.Path) -> None:
     import torch
 
     import accel
-    from accel.running import first_tensor
+    from accel.running import copied, first_tensor
 
     accel.save_converted(job.fast, folder)
     models.write_source(folder, job.resolved)
-    blank = copy.deepcopy(job.model)
+    blank = copied(job.model)
     with torch.no_grad():
         for parameter in blank.parameters():
             parameter.zero_()  # so that the weights can only come from the file

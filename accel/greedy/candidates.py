@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from accel.nn.inference import install
 from accel.nn.layout import settle_layout
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
 from accel.profiling.flops import layer_macs
-from accel.running import record_calls, run_on
+from accel.running import copied, record_calls, run_on
 
 _SMALLEST = 0.005  # share of the network's MACs below which a layer is left alone: it cannot repay the search
 
@@ -179,7 +178,7 @@ def open_space(
         raise ConversionError(f"{type(model).__name__} has no convolution to search over: {left or 'rules decide all'}")
     options |= {name: {label_of(config): config} for name, config in fixed.items() if config is not None}
     options = {name: options[name] for name in layers if name in options}
-    prepared = copy.deepcopy(model).eval()
+    prepared = copied(model).eval()
     called = {name: layer for name, layer in plain_convolutions(prepared).items() if calls[name]}
     run = functools.partial(run_on, example_inputs=example_inputs)
     contiguous = settle_layout(prepared, called, run, weights=True)
@@ -257,4 +256,4 @@ def _timed_like(conversion: Conversion) -> Conversion:
 
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the modules with the very same parameters and buffers: many networks would not fit into memory."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    return copied(model, (*model.parameters(), *model.buffers()))

@@ -29,7 +29,7 @@ from accel.greedy.reasons import reasons, unmet
 from accel.greedy.record import Target, Tried
 from accel.greedy.table import DENSE, Table
 from accel.greedy.trace import FoundRules, Step, save_found
-from accel.inputs import Inputs, batches
+from accel.inputs import Inputs, batches, counted
 
 _UNIFORM_UNTIL, _FAR_UNTIL = 0.4, 0.3  # of the time: uniform rules near the target, and those further from it
 _CONFIRM_SHARE = 0.08  # of the time, at most, for timing the result again
@@ -100,6 +100,7 @@ def search(
     target, budget = Target.of(speedup=speedup, max_drop=max_drop, macs=macs), Budget(minutes)
     fixed = None if rules is None else as_rules(rules)
     chosen = default_candidates(seed) if candidates is None else tuple(candidates)
+    calibration = counted(calibration, model, example_inputs)
     space = open_space(model, example_inputs, calibration, chosen, fixed, loss)
     folder = None if folder is None else pathlib.Path(folder)
     journal = Journal(None if folder is None else folder / "journal.json", _identity(space, calibration, pictures))

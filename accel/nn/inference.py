@@ -6,7 +6,6 @@ still holds: no module was replaced, hooked, switched to training or given anoth
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import threading
 import types
@@ -25,7 +24,7 @@ from accel.nn.stamp import CHANGED, OBSERVED, SAME, WEIGHTS, Stamp
 from accel.nn.tracing import Traced, retrace, trace, traced_parts
 from accel.nn.witness import Steps
 from accel.profiling.distances import difference
-from accel.running import ONE_BY_ONE, cloned, is_globally_watched, one_by_one, record_calls, state_kept
+from accel.running import ONE_BY_ONE, cloned, copied, is_globally_watched, one_by_one, record_calls, state_kept
 
 
 def install(model: nn.Module, refused: Mapping[str, str] = types.MappingProxyType({})) -> None:
@@ -239,7 +238,7 @@ class InferencePath:
     def _is_stale(self, plan: PathPlan, given: tuple[Tensor, ...], own: tuple, found: tuple) -> bool:
         """Whether the rewritten path gave what it should with its weights, and would have given what the own forward
         gave, had it known of writes that torch does not count: until `accel.refresh` it goes on with the old ones."""
-        for root, expected in ((self.root, found), (copy.deepcopy(self.root), own)):
+        for root, expected in ((self.root, found), (copied(self.root), own)):
             inputs = cloned(given)
             with state_kept(root):
                 if difference(expected, (plan.rewritten.code(root, *inputs), inputs)) is not None:

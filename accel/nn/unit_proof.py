@@ -7,7 +7,6 @@ copy is drawn too: a last norm that starts at zero, or a scale that starts at on
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from accel.errors import ConversionError
 from accel.nn.residual_units import UnitDescription, describe_unit
 from accel.nn.stamp import BUSY, CHANGED, Stamp
+from accel.running import copied
 
 # Relative difference of a right description: 1e-15 where all is double precision, 1e-6 where a unit computes a part in
 # single. A leaky slope of 0.001 for a ReLU comes to 1e-3.
@@ -96,7 +96,7 @@ def _run(description: UnitDescription, x: Tensor) -> Tensor:
 
 def _drawn_copy(unit: nn.Module) -> nn.Module:
     """The unit in evaluation and double precision on the CPU, all its numbers drawn."""
-    twin = copy.deepcopy(unit).to("cpu", torch.float64).eval()
+    twin = copied(unit).to("cpu", torch.float64).eval()
     generator = torch.Generator("cpu").manual_seed(0)
     with torch.no_grad():
         for tensor in (*twin.parameters(), *twin.buffers()):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from accel.profiling.sides import dense_sides
+from accel.running import copied
 
 COMPILED = "dense_compiled"
 
@@ -28,7 +28,7 @@ def compiled_side(model: nn.Module, x: Tensor, *, reset: bool = True) -> Callabl
     """
     import torch._inductor.config as inductor
 
-    net = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    net = copied(model).eval().to(memory_format=torch.channels_last)
     given = x.contiguous(memory_format=torch.channels_last)
     if reset:
         torch.compiler.reset()
