@@ -35,6 +35,7 @@ _PUBLIC = {
     "evaluate_as": "accel.nn.modes",
     "expected_loss": "accel.nn.expected",
     "refresh": "accel.nn.refresh",
+    "warm_up": "accel.nn.warming",
     "count_macs": "accel.profiling.flops",
     "save_converted": "accel.serialize",
     "load_converted": "accel.serialize",
