@@ -104,3 +104,13 @@ def test_the_folders_hold_no_package_marker():
     """An `__init__.py` there would make `kernels` and `zoo` importable under those names."""
     for name in ("kernels", "zoo"):
         assert not (ROOT / name / "__init__.py").exists()
+
+
+def test_torch_finds_the_backend(site, tmp_path):
+    code = (
+        "import torch, accel\n"
+        "net, x = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval(), torch.ones(1, 3, 8, 8)\n"
+        "fast = accel.convert_model(net, accel.Perforate(keep=0.5), example_inputs=x)\n"
+        "with torch.no_grad(): print(torch.allclose(torch.compile(fast, backend='accel')(x), fast(x)))"
+    )
+    assert run(code, tmp_path, site) == "True"
