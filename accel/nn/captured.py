@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from accel.config import Perforate
+from accel.fills import Fit
 from accel.kernels.checks import autocast
-from accel.nn.fitted import Fit
 from accel.nn.geometry import geometry_of
 
 CONFIG = tuple(field.name for field in dataclasses.fields(Perforate))

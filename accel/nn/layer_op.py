@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from accel.config import Perforate
+from accel.fills import Fit
 from accel.kernels.counting import Work, dense_macs, register_macs
 from accel.kernels.positions import output_size
 from accel.masks import Pooling
 from accel.nn.captured import CONFIG
-from accel.nn.fitted import Fit
 from accel.nn.folding import Folded, fold
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.witness import unwatched
@@ -144,7 +144,7 @@ def _work(args: Sequence, out: Tensor) -> Work:
         return Work(images, dense, dense)
     layer = _layer(*args)
     computed = len(layer.position_set(*size))
-    if layer.config.mask == "adaptive":
+    if not layer.config.masking.is_static:
         computed = max(computed, round(layer.config.keep * size.numel()))
     return Work(images, images * computed * weight.numel(), dense)
 
