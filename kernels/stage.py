@@ -1,4 +1,4 @@
-"""A whole ACT or SACT stage in evaluation, in one call of the C engine.
+"""A whole ACT, SACT or PACT stage in evaluation, in one call of the C engine.
 
 | backward | dtypes  | layouts                         | granularity                    | limits                    |
 |----------|---------|---------------------------------|--------------------------------|---------------------------|
@@ -83,7 +83,13 @@ class StagePlan(Protocol):
 
 
 def plan_stage(
-    units: Sequence[StageUnit], shortcut: StageConv | None, in_size: tuple[int, int], *, spatial: bool, eps: float
+    units: Sequence[StageUnit],
+    shortcut: StageConv | None,
+    in_size: tuple[int, int],
+    *,
+    spatial: bool,
+    eps: float,
+    sticks: bool = False,
 ) -> StagePlan | None:
     """Prepare a stage; None where the engine cannot run it: depthwise or unpadded convolutions, units of one.
 
@@ -91,9 +97,12 @@ def plan_stage(
         units: the first may change size and width; the others keep both.
         shortcut: the first unit's, a convolution without activation; None if `run` is given its result.
         in_size: (H, W) of the input.
+        eps: of scores that add up.
+        sticks: PACT, thresholded: a position halts where the head says more than one half, and keeps its state, which
+            in the end is the output. Where a head gives NaN, the result's ponder is NaN.
     """
     build = dispatch.find("cpu", "plan_stage", "stage")
-    return build(units, shortcut, in_size, spatial=spatial, eps=eps)
+    return build(units, shortcut, in_size, spatial=spatial, eps=eps, sticks=sticks)
 
 
 def runs_on_engine(x: Tensor) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from accel.config import PACT, Halting
 from accel.errors import ConversionError
 from accel.halting import Halted, Policy, Steps, run_stage
+from accel.halting.policies import refuse_nan
 from accel.halting.stage import whole_budgets
 from accel.kernels.dispatch import active_backend
 from accel.kernels.stage import StageHead
@@ -156,6 +157,8 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         densely = densely or policy.plans
         fused = None if densely or policy != self._fused.policy else self._fused.run(x)
         if fused is not None:
+            if policy.sticks:
+                refuse_nan(fused.ponder)
             did = StageOutput(fused.ponder, fused.units, fused.distribution, fused.macs, self._dense_macs(x), self.name)
             output = fused.output
         else:

@@ -82,7 +82,7 @@ class FusedStage:
     def _prepare(self, size: tuple[int, int]) -> StagePlan | None:
         first = self._descriptions[0]
         sides = [step.padding for description in self._descriptions for step in description.steps]
-        if self.policy.sticks or not (self._holds and self._is_float32()):
+        if not (self._holds and self._is_float32()):
             return None
         if any(side[::2] != side[1::2] for side in sides):
             return None  # the engine pads both sides alike
@@ -94,7 +94,7 @@ class FusedStage:
         out = first.output_size(size)
         heads: list[HaltingHead | None] = [*(proved.unit.halting for proved in self._units[:-1]), None]
         units = [StageUnit(c, None if head is None else head.folded(out)) for c, head in zip(convs, heads)]
-        return plan_stage(units, shortcut, size, spatial=self._spatial, eps=self.policy.eps)
+        return plan_stage(units, shortcut, size, spatial=self._spatial, eps=self.policy.eps, sticks=self.policy.sticks)
 
     def _is_float32(self) -> bool:
         tensors = [t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]

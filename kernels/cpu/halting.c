@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "engine.h"
+#include "halting.h"
 
 /* One pass: each position decides, then adds its share of x to the output. In place, positions of weight 0 are skipped. */
 void accel_halting_step(const HaltingJob *j)
@@ -11,16 +12,16 @@ void accel_halting_step(const HaltingJob *j)
     const float eps = (float)j->eps;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && j->positions * j->channels > 1 << 14)
     for (int64_t i = 0; i < j->positions; i++) {
-        const float left = j->remainder[i];
-        const int running = left > 0, going = running && !j->last && left - j->h[i] > eps;
-        const float halting = running && !going ? left : 0, weight = going ? j->h[i] : halting;
-        j->new_remainder[i] = going ? left - j->h[i] : 0;
-        j->new_ponder[i] = j->ponder[i] + (float)going + halting;
+        const Halted done = accel_halt(j->remainder[i], j->last ? 0 : j->h[i], eps, (int)j->last, (int)j->sticks);
+        const int running = done.running;
+        const float weight = done.weight;
+        j->new_remainder[i] = done.after;
+        j->new_ponder[i] = j->ponder[i] + done.cost;
         j->new_units[i] = j->units[i] + running;
         if (j->weight)
             j->weight[i] = weight;
         if (j->still_running)
-            j->still_running[i] = going && j->new_remainder[i] > 0;
+            j->still_running[i] = done.after > 0;
         if (in_place && !running)
             continue;
         const float *x = j->x + i * j->channels, *old = j->output + i * j->channels;
@@ -55,16 +56,23 @@ void accel_halting_step_backward(const HaltingGradJob *j)
     const float eps = (float)j->eps;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && j->positions * j->channels > 1 << 14)
     for (int64_t i = 0; i < j->positions; i++) {
-        const float left = j->remainder[i];
-        const int running = left > 0, going = running && !j->last && left - j->h[i] > eps;
+        const float left = j->remainder[i], h = j->last ? 0 : j->h[i];
+        const Halted done = accel_halt(left, h, eps, (int)j->last, (int)j->sticks);
+        const int going = done.after > 0;
         float *dx = j->d_x + i * j->channels;
         j->d_h[i] = j->d_old[i] = 0;
-        if (!running) {
+        if (!done.running && !j->sticks) {
             memset(dx, 0, (size_t)j->channels * sizeof(float));
             continue;
         }
         const float *dy = j->d_output + i * j->channels, *x = j->x + i * j->channels;
-        const float through = (float)(j->d_weight[i] + weigh(dy, x, going ? j->h[i] : left, dx, j->channels));
+        const float through = (float)(j->d_weight[i] + weigh(dy, x, done.weight, dx, j->channels));
+        if (j->sticks) { /* smooth, also where nothing is left */
+            const float d_left = j->d_remainder[i] + j->d_ponder[i];
+            j->d_h[i] = j->last ? 0 : left * (through - d_left);
+            j->d_old[i] = j->last ? through : h * through + (1 - h) * d_left;
+            continue;
+        }
         if (going) /* the score of the unit it halts in decided that it halts, no more: no gradient */
             j->d_h[i] = through - j->d_remainder[i];
         j->d_old[i] = going ? j->d_remainder[i] : through + j->d_ponder[i];

@@ -262,7 +262,7 @@ typedef struct {
     float *new_remainder, *new_ponder, *new_output, *weight;
     int32_t *new_units;
     uint8_t *still_running;
-    int64_t positions, channels, last, threads;
+    int64_t positions, channels, last, sticks, threads;
     double eps;
 } HaltingJob;
 #define HaltingJob_FIELDS(F) \
@@ -272,13 +272,13 @@ typedef struct {
     F(HaltingJob, "float *", new_ponder) F(HaltingJob, "float *", new_output) F(HaltingJob, "float *", weight) \
     F(HaltingJob, "int32_t *", new_units) F(HaltingJob, "uint8_t *", still_running) \
     F(HaltingJob, "int64_t", positions) F(HaltingJob, "int64_t", channels) F(HaltingJob, "int64_t", last) \
-    F(HaltingJob, "int64_t", threads) F(HaltingJob, "double", eps)
+    F(HaltingJob, "int64_t", sticks) F(HaltingJob, "int64_t", threads) F(HaltingJob, "double", eps)
 
 /* Its gradients: d_* of the new state in, those of the scores, x and the old remainder out. */
 typedef struct {
     const float *h, *x, *remainder, *d_remainder, *d_ponder, *d_output, *d_weight;
     float *d_h, *d_x, *d_old;
-    int64_t positions, channels, last, threads;
+    int64_t positions, channels, last, sticks, threads;
     double eps;
 } HaltingGradJob;
 #define HaltingGradJob_FIELDS(F) \
@@ -287,8 +287,8 @@ typedef struct {
     F(HaltingGradJob, "const float *", d_ponder) F(HaltingGradJob, "const float *", d_output) \
     F(HaltingGradJob, "const float *", d_weight) F(HaltingGradJob, "float *", d_h) F(HaltingGradJob, "float *", d_x) \
     F(HaltingGradJob, "float *", d_old) F(HaltingGradJob, "int64_t", positions) \
-    F(HaltingGradJob, "int64_t", channels) F(HaltingGradJob, "int64_t", last) F(HaltingGradJob, "int64_t", threads) \
-    F(HaltingGradJob, "double", eps)
+    F(HaltingGradJob, "int64_t", channels) F(HaltingGradJob, "int64_t", last) F(HaltingGradJob, "int64_t", sticks) \
+    F(HaltingGradJob, "int64_t", threads) F(HaltingGradJob, "double", eps)
 
 /* ponder and units [images][pixels] -> their sums. */
 typedef struct {
@@ -344,7 +344,7 @@ typedef struct {
 
 /* A whole stage: see stage.c and kernels/stage.py. shortcut: what the first unit adds to, or NULL: one of its
  * convolutions. *_pieces as in Frame; input_pieces NULL: x is read in place. Strides are those of images,
- * channels and pixels. output NHWC; shares [N][units][H][W]. */
+ * channels and pixels. output NHWC; shares [N][units][H][W]. sticks: PACT, whose heads are thresholded. */
 typedef struct {
     const float *x, *shortcut;
     int64_t x_stride_n, x_stride_c, x_stride_pixel, shortcut_stride_n, shortcut_stride_c, shortcut_stride_pixel;
@@ -360,6 +360,7 @@ typedef struct {
     const Step *head_steps;
     int64_t head_step_count, memory_each, unit_count, height, width, channels, border, pitch, reach, most_pixels,
         spatial;
+    int64_t sticks;
     double eps;
 } Stage;
 #define Stage_FIELDS(F) \
@@ -375,7 +376,7 @@ typedef struct {
     F(Stage, "int64_t", head_step_count) F(Stage, "int64_t", memory_each) F(Stage, "int64_t", unit_count) \
     F(Stage, "int64_t", height) F(Stage, "int64_t", width) F(Stage, "int64_t", channels) F(Stage, "int64_t", border) \
     F(Stage, "int64_t", pitch) F(Stage, "int64_t", reach) F(Stage, "int64_t", most_pixels) \
-    F(Stage, "int64_t", spatial) F(Stage, "double", eps)
+    F(Stage, "int64_t", spatial) F(Stage, "int64_t", sticks) F(Stage, "double", eps)
 
 /* Gradients of a convolution from the gradient of its rows. The row -> tap structure is that of Job, in the same
  * words; row_image[n] is the first row of image n. Taps of value -1 are skipped, so that borders cost nothing.

@@ -203,7 +203,7 @@ HALTING_JOB = Record(
     (MADE, "new_remainder new_ponder new_output weight"),
     ("int32_t *", "new_units"),
     ("uint8_t *", "still_running"),
-    (NUMBERS, "positions channels last threads"),
+    (NUMBERS, "positions channels last sticks threads"),
     ("double", "eps"),
 )
 
@@ -212,7 +212,7 @@ HALTING_GRAD_JOB = Record(
     "Its gradients: d_* of the new state in, those of the scores, x and the old remainder out.",
     (FLOATS, "h x remainder d_remainder d_ponder d_output d_weight"),
     (MADE, "d_h d_x d_old"),
-    (NUMBERS, "positions channels last threads"),
+    (NUMBERS, "positions channels last sticks threads"),
     ("double", "eps"),
 )
 
@@ -259,7 +259,7 @@ STAGE = Record(
     "Stage",
     "A whole stage: see stage.c and kernels/stage.py. shortcut: what the first unit adds to, or NULL: one of its "
     "convolutions. *_pieces as in Frame; input_pieces NULL: x is read in place. Strides are those of images, channels "
-    "and pixels. output NHWC; shares [N][units][H][W].",
+    "and pixels. output NHWC; shares [N][units][H][W]. sticks: PACT, whose heads are thresholded.",
     (FLOATS, "x shortcut"),
     (NUMBERS, "x_stride_n x_stride_c x_stride_pixel shortcut_stride_n shortcut_stride_c shortcut_stride_pixel"),
     (MADE, "memory output ponder shares"),
@@ -273,6 +273,7 @@ STAGE = Record(
     ("const StageUnit *", "units"),
     ("const Step *", "head_steps"),
     (NUMBERS, "head_step_count memory_each unit_count height width channels border pitch reach most_pixels spatial"),
+    (NUMBERS, "sticks"),
     ("double", "eps"),
 )
 

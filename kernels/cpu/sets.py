@@ -103,24 +103,24 @@ def local_deviation(x: Tensor, channels: int) -> Tensor:
 
 def halting_step(h, x, remainder, ponder, units, output, eps, last, sticks=False):
     """One step, functional; arguments and result as in `accel.kernels.reference.halting_step`."""
-    if sticks or not _takes(x, remainder):
+    if not _takes(x, remainder):
         return reference.halting_step(h, x, remainder, ponder, units, output, eps, last, sticks)
     given = (remainder, ponder, units, output)
     h, x, *state = _laid_out(h, x, *given)
     new = tuple(torch.empty_like(tensor) for tensor in state)
     weight = torch.empty_like(state[0])
-    _step(h, x, state, new, weight, None, eps, last)
+    _step(h, x, state, new, weight, None, eps, last, sticks)
     return (*map(_like, given, state, new), _like(remainder, state[0], weight))
 
 
 def halting_step_(h, x, remainder, ponder, units, output, eps, last, sticks=False):
     """One step, in place; arguments and result as in `accel.kernels.reference.halting_step_`."""
-    if sticks or not _takes(x, remainder):
+    if not _takes(x, remainder):
         return reference.halting_step_(h, x, remainder, ponder, units, output, eps, last, sticks)
     given = (remainder, ponder, units, output)
     h, x, *state = _laid_out(h, x, *given)
     running = torch.empty_like(state[0], dtype=torch.bool)
-    _step(h, x, state, state, None, running, eps, last)
+    _step(h, x, state, state, None, running, eps, last, sticks)
     for tensor, stepped in zip(given, state):
         if stepped is not tensor:
             tensor.copy_(stepped)
@@ -129,7 +129,7 @@ def halting_step_(h, x, remainder, ponder, units, output, eps, last, sticks=Fals
 
 def halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_weight, eps, last, sticks=False):
     """Gradients of one step; arguments and result as in `accel.kernels.reference.halting_step`."""
-    if sticks or not _takes(x, remainder):
+    if not _takes(x, remainder):
         given = (h, x, remainder, d_remainder, d_ponder, d_output, d_weight)
         return reference.halting_step_backward(*given, eps, last, sticks)
     require_float32(d_remainder, d_ponder, d_output, d_weight)
@@ -142,7 +142,7 @@ def halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_we
         h=address(h), x=x.data_ptr(), remainder=remainder.data_ptr(), d_remainder=d_remainder.data_ptr(),
         d_ponder=d_ponder.data_ptr(), d_output=d_output.data_ptr(), d_weight=d_weight.data_ptr(), d_h=d_h.data_ptr(),
         d_x=d_x.data_ptr(), d_old=d_old.data_ptr(), positions=positions, channels=x.numel() // max(positions, 1),
-        last=last or h is None, threads=torch.get_num_threads(), eps=eps,
+        last=last or h is None, sticks=sticks, threads=torch.get_num_threads(), eps=eps,
     )  # fmt: skip
     return tuple(map(_like, given, (remainder, x, remainder), (d_h, d_x, d_old)))
 
@@ -189,7 +189,7 @@ def _like(given: Tensor, laid: Tensor, result: Tensor) -> Tensor:
     return result if laid is given else torch.empty_like(given, dtype=result.dtype).copy_(result)
 
 
-def _step(h, x, old, new, weight, running, eps, last) -> None:
+def _step(h, x, old, new, weight, running, eps, last, sticks) -> None:
     remainder, ponder, units, output = old
     new_remainder, new_ponder, new_units, new_output = new
     positions = remainder.numel()
@@ -198,5 +198,6 @@ def _step(h, x, old, new, weight, running, eps, last) -> None:
         output=output.data_ptr(), units=units.data_ptr(), new_remainder=new_remainder.data_ptr(),
         new_ponder=new_ponder.data_ptr(), new_output=new_output.data_ptr(), weight=address(weight),
         new_units=new_units.data_ptr(), still_running=address(running), positions=positions,
-        channels=x.numel() // max(positions, 1), last=last or h is None, threads=torch.get_num_threads(), eps=eps,
+        channels=x.numel() // max(positions, 1), last=last or h is None, sticks=sticks,
+        threads=torch.get_num_threads(), eps=eps,
     )  # fmt: skip

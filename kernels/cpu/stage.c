@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "engine.h"
+#include "halting.h"
 
 enum { CHUNK = 256 /* rows of one work item of the halting pass */, HEAD_TAPS = 9 };
 
@@ -181,18 +182,20 @@ static float pooled_score(const Group *g, const StageUnit *u, int64_t image)
     return (float)(sum / (double)(g->s->height * g->s->width)) + u->bias[0] * !g->s->spatial;
 }
 
-/* One halting decision (kernels/reference/halting_step.py) at state i of the group, whose score is h; returns the weight
- * of this unit there. */
+/* One halting decision at state i of the group, whose score is h, or with sticks the log odds; returns the weight of this
+ * unit there. Log odds that are NaN leave NaN in the cost. */
 static float decide(const Group *g, int64_t k, int64_t i, float h, int *going)
 {
     const Stage *s = g->s;
     const float left = k ? g->remainder[i] : 1;
     const int64_t at = g->first * (s->spatial ? s->height * s->width : 1) + i;
-    *going = k + 1 < s->unit_count && left - h > (float)s->eps;
-    g->remainder[i] = left - h;
-    s->ponder[at] = (k ? s->ponder[at] : 1) + (*going ? 1 : left);
+    const int last = k + 1 == s->unit_count, decides = s->sticks && !last && h == h;
+    const Halted done = accel_halt(left, decides ? (float)(h > 0) : h, (float)s->eps, last, (int)s->sticks);
+    *going = done.after > 0;
+    g->remainder[i] = done.after;
+    s->ponder[at] = (k ? s->ponder[at] : 1) + done.cost;
     s->executed[at] = (int32_t)k + 1;
-    return *going ? h : left;
+    return done.weight;
 }
 
 /* The scores of rows [start, end) of the active list, in g->weight. */
@@ -207,7 +210,8 @@ static void score(const Group *g, int64_t k, const Rows *rows, int64_t start, in
         for (; r < end && r < g->starts[0][n + 1]; r++)
             g->weight[r] += bias[g->flat[r] - n * pixels] + pooled;
     }
-    accel_isa->sigmoid_rows(g->weight + start, end - start);
+    if (!s->sticks)
+        accel_isa->sigmoid_rows(g->weight + start, end - start);
 }
 
 /* Head, step and accumulation at rows [start, end) of the active list. */
@@ -231,8 +235,9 @@ static void halt_rows(const Group *g, int64_t k, int64_t start, int64_t end)
             g->active[g->lists[0][r]] = (uint8_t)going;
         }
     }
-    accel_isa->blend_rows(&rows, g->flat + start, g->weight + start, k == 0,
-                          s->output + g->first * pixels * s->channels);
+    if (!s->sticks)
+        accel_isa->blend_rows(&rows, g->flat + start, g->weight + start, k == 0,
+                              s->output + g->first * pixels * s->channels);
 }
 
 static void halt(const Group *g, int64_t k)
@@ -249,7 +254,7 @@ static void halt(const Group *g, int64_t k)
         s->macs[g->first + n] += scored * (s->spatial ? count * HEAD_TAPS * s->channels + s->channels : s->channels);
         if (!s->spatial) {
             int going;
-            const float h = 1 / (1 + expf(-g->pooled[n]));
+            const float h = s->sticks ? g->pooled[n] : 1 / (1 + expf(-g->pooled[n]));
             s->shares[(g->first + n) * s->unit_count + k] = decide(g, k, n, h, &going);
             for (int64_t r = start; r < start + count; r++)
                 g->active[g->lists[0][r]] = (uint8_t)going;
@@ -284,6 +289,19 @@ static void begin(const Group *g)
               BUFFER_STATE);
 }
 
+/* With sticks, the state in the end is the output: without its border. */
+static void leave(const Group *g)
+{
+    const Stage *s = g->s;
+    const int64_t all = frame_pixels(g, BUFFER_STATE), line = s->width * s->channels;
+    const float *state = buffer(g, BUFFER_STATE);
+#pragma omp parallel for schedule(static) num_threads(g->threads) if (g->threads > 1)
+    for (int64_t i = 0; i < g->images * s->height; i++) {
+        const int64_t n = i / s->height, place = n * all + (i % s->height + s->border) * s->pitch + s->border;
+        memcpy(s->output + (g->first * s->height + i) * line, state + place * s->channels, (size_t)line * sizeof(float));
+    }
+}
+
 static int run_group(const Group *g)
 {
     const Stage *s = g->s;
@@ -302,6 +320,8 @@ static int run_group(const Group *g)
         add_totals(g, 1);
         halt(g, k);
     }
+    if (s->sticks)
+        leave(g);
     return 0;
 }
 

@@ -70,10 +70,17 @@ class StagePlan:
     """See `accel.kernels.stage.StagePlan`. Its scratch memory is kept and lent to one call at a time."""
 
     def __init__(
-        self, units: Sequence[StageUnit], shortcut: StageConv | None, in_size: Pair, *, spatial: bool, eps: float
+        self,
+        units: Sequence[StageUnit],
+        shortcut: StageConv | None,
+        in_size: Pair,
+        *,
+        spatial: bool,
+        eps: float,
+        sticks: bool,
     ) -> None:
         self._kept: list[Tensor] = []  # tensors whose addresses the tables hold
-        self._spatial, self._eps, self._units = spatial, eps, len(units)
+        self._spatial, self._eps, self._sticks, self._units = spatial, eps, sticks, len(units)
         first, size = units[0].convs, in_size
         for conv in first:
             size = _output_size(conv, size)
@@ -165,7 +172,7 @@ class StagePlan:
             head_steps=head_steps, head_step_count=head_step_count, memory_each=floats, unit_count=self._units,
             height=self.size[0], width=self.size[1], channels=self.channels, border=self._border,
             pitch=self._state.pitch, reach=self._reach, most_pixels=self._most_pixels, spatial=self._spatial,
-            eps=self._eps,
+            sticks=self._sticks, eps=self._eps,
         )  # fmt: skip
         return _Call(group, team, floats, stage, kept)
 
@@ -253,7 +260,7 @@ def _with_head(unit: dict[str, int], head: StageHead | None, batch: int, kept: l
 
 
 def plan_stage(
-    units: Sequence[StageUnit], shortcut: StageConv | None, in_size: Pair, *, spatial: bool, eps: float
+    units: Sequence[StageUnit], shortcut: StageConv | None, in_size: Pair, *, spatial: bool, eps: float, sticks: bool
 ) -> StagePlan | None:
     """See `accel.kernels.stage.plan_stage`."""
     convs = [conv for unit in units for conv in unit.convs] + ([] if shortcut is None else [shortcut])
@@ -263,7 +270,7 @@ def plan_stage(
         if len(unit.convs) == 1 or not all(map(_keeps_size, unit.convs)) or max(_reaches(unit.convs)) >= MAX_REACH:
             return None
     with torch.inference_mode(False), torch.no_grad():
-        return StagePlan(units, shortcut, in_size, spatial=spatial, eps=eps)
+        return StagePlan(units, shortcut, in_size, spatial=spatial, eps=eps, sticks=sticks)
 
 
 def _keeps_size(conv: StageConv) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from accel.kernels.reference import halting_step as reference
 from accel.ops import halting_step, halting_step_
 from accel.tests.kernels.test_halting_step import SHAPES, moved, state_of
 
@@ -73,6 +74,18 @@ def test_a_map_without_channels_steps_the_state_alone(backend, needs, device, st
     assert got[3].shape == output[:, :0].shape
     running = halting_step_(h, x[:, :0], *state, output[:, :0], EPS, False, sticks)
     assert torch.equal(running, right[0] > 0) and torch.equal(state[1], right[1])
+
+
+def test_the_engine_steps_by_itself(monkeypatch):
+    """No fall-back to the reference hides behind the tests above."""
+    pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
+    for name in ("halting_step", "halting_step_", "halting_step_backward"):
+        monkeypatch.setattr(reference, name, None)
+    h, x, *old = state_of(*SHAPES["SACT"])
+    halting_step(h, x, *old, EPS, False, sticks=True)[3].sum()
+    halting_step_(h, x, *old, EPS, False, sticks=True)
+    loss = halting_step(h.requires_grad_(), x, *old, EPS, False, sticks=True)[3].sum()
+    assert torch.autograd.grad(loss, h)[0].abs().sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
 
 import accel
-from accel.config import ACT, SACT
+from accel.config import ACT, PACT, SACT
 from accel.kernels.stage import StageConv, StageHead, StageUnit, plan_stage
 from accel.nn.adaptive import AdaptiveStage, dense_execution
 from accel.nn.stage_outputs import recorded_stages
@@ -101,7 +101,15 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("config", [ACT(eps=0.05), SACT(eps=0.05)], ids=["ACT", "SACT"])
+CONFIGS = {
+    "ACT": ACT(eps=0.05),
+    "SACT": SACT(eps=0.05),
+    "PACT, images": PACT(spatial=False),
+    "PACT, positions": PACT(),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_stage_is_the_dense_loop(shape, config, isa):
     stage = stage_of(config, **SHAPES[shape])
@@ -109,14 +117,32 @@ def test_a_stage_is_the_dense_loop(shape, config, isa):
     compare(stage, x.to(memory_format=torch.channels_last))
 
 
+@pytest.mark.parametrize("spatial", [False, True])
+def test_decisions_leave_the_state_and_nothing_else(spatial, isa):
+    """Weights are one-hot and the cost counts units, to the bit; a head that gives NaN is refused."""
+    stage = stage_of(PACT(spatial=spatial), 6, 20, 9, BASIC, stride=2)
+    x = torch.randn(3, 6, 13, 10) * torch.tensor([0.3, 1.0, 4.0]).view(3, 1, 1, 1)
+    with torch.no_grad(), recorded_stages() as did:
+        stage(x)
+    assert stage._fused._plans[(13, 10)] is not None and did[0].num_units.min() < 4 and did[0].num_units.max() > 1
+    assert torch.equal(did[0].ponder_cost, did[0].num_units.float())
+    one_hot = F.one_hot(did[0].num_units.long() - 1, 4).float()
+    assert torch.equal(did[0].halting_distribution, one_hot.movedim(-1, 1))
+    with torch.no_grad():
+        stage[1].halting.conv.bias.fill_(float("nan"))
+        with pytest.raises(ValueError, match="a halting head gave NaN at"):
+            stage(x)
+
+
+@pytest.mark.parametrize("config", [SACT(eps=0.05), PACT()], ids=["SACT", "PACT"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("batch, size", [(1, (40, 33)), (40, (6, 7)), (9, (36, 36)), (2, (1, 1)), (3, (1, 9))])
-def test_groups_of_images_and_threads_change_nothing(batch, size, threads):
+def test_groups_of_images_and_threads_change_nothing(batch, size, threads, config):
     """Many groups, one group, a group of many images, and maps of one line."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        stage = stage_of(SACT(eps=0.05), 16, 16, 16, BASIC)
+        stage = stage_of(config, 16, 16, 16, BASIC)
         x = torch.randn(batch, 16, *size)
         compare(stage, x)
         with torch.no_grad():
