@@ -186,6 +186,14 @@ def test_the_log_of_a_run_of_pact(tmp_path, data, table):
     assert not any(config.spatial for config in adaptive_configs(resolved.model).values())
 
 
+def test_the_packaged_recipe_of_pact():
+    table = read_recipe(pathlib.Path("resnet32_cifar_pact"))["adaptive"]
+    net = build("zoo:resnet14_cifar", "none", table)
+    assert set(adaptive_configs(net).values()) == {
+        accel.PACT(tau=0.01, target=0.575, estimator=accel.mc.Concrete(0.667), spatial=True)
+    }
+
+
 def test_weights_of_an_adaptive_network_fill_the_heads(tmp_path, data):
     assert train(tmp_path, data, "a", adaptive=ADAPTIVE) == 0
     weights = str(tmp_path / "a" / "model.safetensors")

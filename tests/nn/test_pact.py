@@ -27,6 +27,7 @@ from accel.mc import (
     ScoreFunction,
 )
 from accel.nn.adaptive import adaptive_stages, dense_execution, make_adaptive
+from accel.nn.sparse_unit import SparseUnit
 from accel.ops import use_backend
 from accel.tests.nn.halting_nets import TinyUnit, relative, spread_scores, three_ways, tiny_net
 from accel.tests.nn.test_adaptive import STAGES, cifar_net, randomise, set_heads
@@ -79,6 +80,31 @@ def test_torchvision_units_run_sparsely(build, spatial):
     spread(net, x)
     sparse, one_by_one, dense = three_ways(net, x)
     assert relative(sparse.logits, dense.logits) < 1e-5 and relative(one_by_one.logits, dense.logits) < 1e-5
+
+
+def test_unit_by_unit_one_state_is_all_that_is_kept(monkeypatch):
+    """Every unit writes to the map that the first one gave, and that map is the output."""
+    net, places, run = pact_net(True), [], SparseUnit.__call__
+
+    def recorded(unit, state, running, in_place=False):
+        out = run(unit, state, running, in_place)
+        places.append((state.data_ptr(), out.data_ptr()))
+        return out
+
+    monkeypatch.setattr(SparseUnit, "__call__", recorded)
+    net.layer1._fused.run = lambda *_: None
+    with torch.no_grad():
+        out = net.layer1(torch.randn(2, 16, 10, 12))
+    assert len(places) == 2 and {place for pair in places for place in pair} == {out.data_ptr()}
+
+
+@BOTH
+def test_what_a_hook_saw_of_a_state_is_not_written_to(spatial):
+    net, seen = pact_net(spatial), []
+    net.layer1[0].register_forward_hook(lambda _module, _inputs, out: seen.append((out, out.clone())))
+    with torch.no_grad():
+        stages = net(pictures()).stages
+    assert stages[0].num_units.max() > 1 and torch.equal(*seen[0])
 
 
 def test_through_the_triton_launchers():
