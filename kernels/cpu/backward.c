@@ -67,8 +67,29 @@ static void grad_input_item(const GradJob *job, int64_t image, int64_t panel)
         }
 }
 
+/* Rows image by image, taps within an image. */
+static void require_grad(const GradJob *job)
+{
+    REQUIRE(job->images >= 0 && job->taps > 0 && job->table_rows >= 0 && job->in_pixels >= 0 && job->groups > 0);
+    REQUIRE(job->in_pitch > 0 && job->in_pitch % job->groups == 0);
+    REQUIRE(job->out_channels > 0 && job->out_channels % job->groups == 0);
+    REQUIRE(IS_ARRAY(job->row_image, job->images + 1) && job->row_image[0] == 0);
+    REQUIRE(IS_ARRAY(job->table, job->taps * job->table_rows));
+    REQUIRE(are_within(job->table, job->taps * job->table_rows, -1, job->in_pixels));
+    for (int64_t n = 0; ACCEL_CHECKED && n < job->images; n++) {
+        const int64_t first = job->row_image[n], count = job->row_image[n + 1] - first;
+        REQUIRE(count >= 0 && (job->dynamic || count == job->table_rows));
+        REQUIRE(!job->dynamic || are_within(job->positions + first, count, n * job->out_pixels,
+                                            (n + 1) * job->out_pixels));
+    }
+    REQUIRE(IS_ARRAY(job->x, job->row_image[job->images]) && IS_ARRAY(job->grad, job->row_image[job->images]));
+    REQUIRE(!job->dynamic || (job->table_rows == job->out_pixels && job->positions));
+}
+
 int accel_grad_input(const GradJob *job)
 {
+    require_grad(job);
+    REQUIRE(IS_ARRAY(job->packed, 1) && IS_ARRAY(job->dx, job->row_image[job->images]));
     const int64_t panels = job->groups * cut_panels(job->in_pitch / job->groups, GRAD_VECTORS).panels;
     const int threads = accel_threads(job->threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
@@ -142,10 +163,11 @@ static void grad_weight_item(const GradJob *job, const WeightItem *it, const Pan
     write_item(job, it, sums, width, g.channels);
 }
 
-/* Taps are dealt to several items only where there would be too few for the threads. Returns 0, or -1 when memory ran
- * out. */
+/* Taps are dealt to several items only where there would be too few for the threads. */
 int accel_grad_weight(const GradJob *job)
 {
+    require_grad(job);
+    REQUIRE(IS_ARRAY(job->dw, 1));
     const int64_t c_group = job->in_pitch / job->groups;
     const Panels cut = cut_panels(job->out_channels / job->groups, MAX_VECTORS);
     const int64_t runs = (c_group + OUTER_CHANNELS - 1) / OUTER_CHANNELS, fewest = job->groups * cut.panels * runs;
@@ -173,6 +195,8 @@ int accel_grad_weight(const GradJob *job)
 /* In double, 32 columns at a time: a bias gradient sums as many rows as a batch has positions. */
 void accel_column_sums(const ColumnSums *job)
 {
+    REQUIRE(job->count >= 0 && job->columns >= 0);
+    REQUIRE(IS_ARRAY(job->rows, job->count * job->columns) && IS_ARRAY(job->sums, job->columns));
     const int64_t columns = job->columns;
     const int team = accel_threads(job->threads);
 #pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && job->count * columns > 1 << 14)

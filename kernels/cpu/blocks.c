@@ -35,6 +35,7 @@ static size_t kept_bytes = 0, used = 0, most_used = 0;
  * 27 ms for 102 MB in pages of 4 KiB, 4.3 ms in pages of 2 MiB. */
 void accel_use_huge_pages(void *buffer, int64_t bytes)
 {
+    REQUIRE(buffer && bytes >= 0);
 #ifdef MADV_HUGEPAGE
     const uintptr_t page = (uintptr_t)1 << 21, start = ((uintptr_t)buffer + page - 1) & ~(page - 1);
     const uintptr_t end = ((uintptr_t)buffer + (uintptr_t)bytes) & ~(page - 1);

@@ -218,11 +218,46 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
         accel_finish_streams();
 }
 
-/* Returns 0, or -1 when memory ran out. */
+/* What each row of the table may hold, by the kind of job; see Job. */
+static void require_rows(const Job *job)
+{
+    if (job->framed) {
+        REQUIRE(job->table_rows == 1 && job->scatter && !job->dynamic && !job->inverse);
+        REQUIRE(IS_ARRAY(job->positions, job->rows) && are_within(job->positions, job->rows, 0, INT32_MAX));
+        REQUIRE(IS_ARRAY(job->targets, job->rows) && are_within(job->targets, job->rows, 0, INT32_MAX));
+        return;
+    }
+    REQUIRE(job->in_pixels > 0 && job->out_pixels > 0);
+    if (job->dynamic) {
+        REQUIRE(job->table_rows == job->out_pixels && job->edge_run == 0);
+        REQUIRE(IS_ARRAY(job->positions, job->rows) && are_within(job->positions, job->rows, 0, INT32_MAX));
+        REQUIRE(are_within(job->table, job->taps * job->table_rows, -1, job->in_pixels));
+        return;
+    }
+    REQUIRE(job->rows % job->table_rows == 0 && !job->inverse);
+    if (job->edge_run) /* taps are runs of several pixels, or edges */
+        REQUIRE(are_within(job->table, job->taps * job->table_rows, -(job->edges_each / job->edge_run),
+                           job->in_pixels - job->run / job->in_pitch + 1));
+    else
+        REQUIRE(are_within(job->table, job->taps * job->table_rows, -1, job->in_pixels));
+    if (job->scatter)
+        REQUIRE(are_lists(job->starts, job->targets, job->table_rows, job->out_pixels));
+}
+
 int accel_convolve(const Job *job)
 {
+    REQUIRE(job->rows >= 0);
     if (job->rows == 0)
         return 0;
+    REQUIRE(job->x && job->packed && job->zero && job->out && job->table);
+    REQUIRE(IS_ARRAY_OR_NULL(job->x) && IS_ARRAY_OR_NULL(job->packed) && IS_ARRAY_OR_NULL(job->zero));
+    REQUIRE(IS_ARRAY_OR_NULL(job->bias) && IS_ARRAY_OR_NULL(job->residual) && IS_ARRAY_OR_NULL(job->out));
+    REQUIRE(job->taps > 0 && job->run > 0 && job->table_rows > 0 && job->out_channels > 0 && job->groups > 0);
+    REQUIRE(job->out_channels % job->groups == 0 && is_activation(job->activation));
+    REQUIRE(!job->depthwise || (job->run == 1 && job->groups == job->out_channels));
+    REQUIRE(job->edge_run ? job->groups == 1 && job->run == job->edge_run && job->run % job->in_pitch == 0
+                          : job->in_pitch == job->run * job->groups);
+    require_rows(job);
     const int threads = accel_threads(job->threads);
     const Schedule s = plan(job, threads);
     const int64_t panels = s.cut.panels * (job->depthwise ? 1 : job->groups);

@@ -150,7 +150,7 @@ PyMODINIT_FUNC PyInit__engine(void)
     if (accel_blocks_ready() < 0)
         return NULL;
     PyObject *self = PyModule_Create(&module);
-    if (self && add_records(self) < 0)
+    if (self && (add_records(self) < 0 || PyModule_AddIntConstant(self, "CHECKED", ACCEL_CHECKED) < 0))
         Py_CLEAR(self);
     return self;
 }

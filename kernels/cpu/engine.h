@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "contract.h"
 #include "record.h"
 
 enum {
@@ -116,6 +117,7 @@ typedef struct {
 static inline Panels cut_panels(int64_t channels, int64_t most)
 {
     Panels cut;
+    REQUIRE(channels > 0 && most > 0);
     if (most > accel_isa->max_vectors)
         most = accel_isa->max_vectors;
     cut.all_vectors = (channels + accel_isa->lanes - 1) / accel_isa->lanes;
@@ -150,6 +152,8 @@ int accel_run_stage(const Stage *s);
 int accel_grad_input(const GradJob *job);
 int accel_grad_weight(const GradJob *job);
 void accel_column_sums(const ColumnSums *job);
+
+static inline int is_activation(int64_t code) { return code >= ACT_NONE && code <= ACT_HARDSWISH; }
 
 typedef struct {
     RecordedCall call;

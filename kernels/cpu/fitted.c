@@ -66,6 +66,16 @@ static void class_grad(const FittedGradJob *job, int64_t k, int64_t t0, int64_t 
 /* weights_grad and constant_grad are added to. */
 void accel_interpolate_fitted_backward(const FittedGradJob *job)
 {
+    REQUIRE(job->images > 0 && job->count > 0 && job->pixels > 0 && job->channels > 0);
+    REQUIRE(job->classes >= 0 && job->taps >= 0);
+    REQUIRE(IS_ARRAY(job->grad, 1) && IS_ARRAY(job->rows, 1) && IS_ARRAY(job->rows_grad, 1));
+    REQUIRE(IS_ARRAY(job->weights, job->classes * job->taps) && IS_ARRAY(job->constant_grad, job->classes));
+    REQUIRE(IS_ARRAY(job->weights_grad, job->classes * job->taps));
+    REQUIRE(IS_ARRAY(job->positions, job->count) && are_within(job->positions, job->count, 0, job->pixels));
+    REQUIRE(are_lists(job->starts, job->skipped, job->classes, job->pixels));
+    REQUIRE(are_within(job->neighbors, job->starts[job->classes] * job->taps, 0, job->count));
+    REQUIRE(are_lists(job->reader_starts, job->reader_pixel, job->count, job->pixels));
+    REQUIRE(are_within(job->reader_weight, job->reader_starts[job->count], 0, job->classes * job->taps));
     const Panels cut = cut_panels(job->channels, MAX_VECTORS);
     const int64_t runs = (job->taps + TAP_RUN) / TAP_RUN; /* the constant is one more tap */
     const int threads = accel_threads(job->threads);

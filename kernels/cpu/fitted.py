@@ -72,13 +72,14 @@ def interpolate_fitted_backward(grad, rows, positions, skipped, neighbors, start
     rows_grad = torch.empty_like(rows)
     weights_grad, constant_grad = torch.zeros_like(weights), weights.new_zeros(classes, channels)
     names = ("positions", "skipped", "neighbors", "starts", "reader_starts", "reader_pixel", "reader_weight")
-    _engine.interpolate_fitted_backward(
+    job = record.FITTED_GRAD_JOB.pack(
         grad=grad.data_ptr(), rows=rows.data_ptr(), weights=weights.data_ptr(), rows_grad=rows_grad.data_ptr(),
         weights_grad=weights_grad.data_ptr(), constant_grad=constant_grad.data_ptr(),
         **{name: tensor.data_ptr() for name, tensor in zip(names, (*lists, *readers))}, images=len(grad),
         count=len(positions), taps=taps, classes=classes, pixels=grad.shape[2] * grad.shape[3], channels=channels,
         threads=torch.get_num_threads(),
     )  # fmt: skip
+    _engine.interpolate_fitted_backward(job)
     return rows_grad, weights_grad, constant_grad
 
 

@@ -60,12 +60,46 @@ static void run_panel(const FootprintJob *job, int64_t image, int64_t band, cons
     }
 }
 
+/* Runs, and where their rows read: bases and steps within an image, taps among those of the run's class. */
+static void require_run(const FootprintJob *job, const FootprintRun *run)
+{
+    REQUIRE(run->first >= 0 && run->rows > 0 && run->kind >= -1 && run->footprint >= 0);
+    REQUIRE(are_within(job->bases + run->first, run->rows, 0, job->in_pixels));
+    if (job->starts)
+        REQUIRE(are_within(job->targets + job->starts[run->first],
+                           job->starts[run->first + run->rows] - job->starts[run->first], 0, job->out_pixels));
+    else
+        REQUIRE(are_within(job->targets + run->first, run->rows, 0, job->out_pixels));
+    const Step *end = job->steps + job->footprints[run->footprint + 1];
+    for (const Step *step = job->steps + job->footprints[run->footprint]; run->kind >= 0 && step < end; step++) {
+        REQUIRE(step->taps == 1 || (job->narrow && step->taps > 1));
+        REQUIRE(step->tap >= run->kind * job->taps && step->tap + step->taps <= (run->kind + 1) * job->taps);
+        REQUIRE(are_within(job->bases + run->first, run->rows, -step->offset,
+                           job->in_pixels - step->offset - step->taps + 1));
+    }
+}
+
+static void require_footprints(const FootprintJob *job)
+{
+    REQUIRE(job->in_channels > 0 && job->channels > 0 && job->in_pixels > 0 && job->out_pixels > 0);
+    REQUIRE(job->plain ? job->taps >= 0 : job->taps > 0);
+    REQUIRE((job->narrow ? !job->plain : job->in_channels == job->channels) && is_activation(job->activation));
+    REQUIRE(IS_ARRAY(job->x, 1) && IS_ARRAY(job->out, 1) && IS_ARRAY_OR_NULL(job->weights));
+    REQUIRE(IS_ARRAY_OR_NULL(job->bias) && IS_ARRAY_OR_NULL(job->residual) && IS_ARRAY_OR_NULL(job->starts));
+    REQUIRE(IS_ARRAY(job->bands, job->band_count + 1) && job->bands[0] == 0);
+    REQUIRE(job->bases && job->targets && job->runs && job->footprints);
+    for (int64_t run = 0; ACCEL_CHECKED && run < job->bands[job->band_count]; run++)
+        require_run(job, job->runs + run);
+}
+
 void accel_convolve_footprints(const FootprintJob *job)
 {
-    const Panels cut = cut_panels(job->channels, job->narrow ? 1 : MAX_VECTORS);
     const int64_t values = job->images * job->out_pixels * job->channels, lists = job->images * job->band_count;
+    REQUIRE(job->images >= 0 && job->band_count >= 0);
     if (!lists)
         return;
+    require_footprints(job);
+    const Panels cut = cut_panels(job->channels, job->narrow ? 1 : MAX_VECTORS);
     const int threads = values < FEWEST_VALUES ? 1 : accel_threads(job->threads);
     const int stream = job->filled && accel_streams(job->out, values, job->channels);
     const int64_t shares = SHARES_PER_THREAD * threads;
@@ -85,6 +119,10 @@ void accel_convolve_footprints(const FootprintJob *job)
 /* Rows with one footprint through all panels of a narrow convolution; g names everything but the panel. */
 void accel_convolve_narrow(FootprintArgs g, int64_t rows, int64_t taps, int64_t channels, int threads)
 {
+    REQUIRE(rows >= 0 && taps > 0 && channels > 0 && threads > 0 && !g.starts && !g.copies);
+    REQUIRE(g.x && g.weights && g.out && g.in_pitch > 0 && g.pitch == channels && is_activation(g.activation));
+    REQUIRE(IS_ARRAY(g.bases, rows) && IS_ARRAY(g.targets, rows) && IS_ARRAY(g.steps, g.step_count));
+    REQUIRE(are_within(g.bases, rows, 0, INT32_MAX) && are_within(g.targets, rows, 0, INT32_MAX));
     const Panels cut = cut_panels(channels, 1);
     const int64_t tall = accel_isa->rows_for[1], most = accel_isa->lanes, tiles = ceil_div(rows, tall);
     const int64_t shares = smaller(tiles, threads == 1 ? 1 : SHARES_PER_THREAD * threads);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -138,23 +139,32 @@ def _convolve_active(
     require_float32(x, weight, bias)
     if rows == 0:
         return
-    out_channels, c_group, kh, kw = weight.shape
     batch, height, width = geometry.in_size
-    in_pixels, out_pixels, groups = height * width, geometry.out_size[0] * geometry.out_size[1], geometry.groups
-    table = full_table(Geometry((height, width), (kh, kw), *geometry.taps))
-    inverse = None if source_positions is None else invert(source_positions, batch * in_pixels)
+    table = Geometry((height, width), tuple(weight.shape[2:]), *geometry.taps)
+    kind, job, _ = _prepare_active(table, weight.shape, geometry.out_size, geometry.groups, activation, scatter)
+    inverse = None if source_positions is None else invert(source_positions, batch * height * width)
     x, positions = pixels_first(x), positions.contiguous()
     bias = None if bias is None else bias.contiguous()
-    kind = forward_kind(weight.shape, groups)
-    packed = packed_weight(weight, groups, kind)
+    packed = packed_weight(weight, geometry.groups, kind)
     _engine.convolve(
-        x=x.data_ptr(), packed=packed.address, bias=address(bias), residual=out.data_ptr() if accumulate else 0,
-        zero=packed.zero, out=out.data_ptr(), threads=torch.get_num_threads(), table=table.data_ptr(),
-        positions=positions.data_ptr(), starts=0, targets=0, inverse=address(inverse), dynamic=True, scatter=scatter,
-        framed=False, rows=rows, table_rows=out_pixels, in_pixels=in_pixels, in_pitch=c_group * groups, taps=kh * kw,
-        run=c_group, out_pixels=out_pixels, out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
+        job, x=x.data_ptr(), packed=packed.address, bias=address(bias), residual=out.data_ptr() if accumulate else 0,
+        zero=packed.zero, out=out.data_ptr(), threads=torch.get_num_threads(), positions=positions.data_ptr(),
+        inverse=address(inverse), rows=rows,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _prepare_active(geometry, kernel, out_size, groups, activation, scatter) -> tuple[str, bytes, Tensor]:
+    """(kind, what calls of one kind have in common, the table that it holds the address of)."""
+    out_channels, c_group, kh, kw = kernel
+    table, kind, out_pixels = full_table(geometry), forward_kind(kernel, groups), out_size[0] * out_size[1]
+    job = record.JOB.pack(
+        table=table.data_ptr(), starts=0, targets=0, dynamic=True, scatter=scatter, framed=False, table_rows=out_pixels,
+        in_pixels=geometry.in_size[0] * geometry.in_size[1], in_pitch=c_group * groups, taps=kh * kw, run=c_group,
+        out_pixels=out_pixels, out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
         activation=record.ACTIVATIONS[activation], edge_run=0, edges_each=0,
     )  # fmt: skip
+    return kind, job, table
 
 
 def forward_kind(weight_shape: Sequence[int], groups: int) -> str:

@@ -7,6 +7,13 @@
 /* One pass: each position decides, then adds its share of x to the output. In place, positions of weight 0 are skipped. */
 void accel_halting_step(const HaltingJob *j)
 {
+    REQUIRE(j->positions >= 0 && j->channels >= 0 && j->eps >= 0);
+    REQUIRE(IS_ARRAY(j->remainder, j->positions) && IS_ARRAY(j->ponder, j->positions));
+    REQUIRE(IS_ARRAY(j->h, j->last ? 0 : j->positions) && IS_ARRAY(j->units, j->positions));
+    REQUIRE(IS_ARRAY(j->x, j->positions * j->channels) && IS_ARRAY(j->output, j->positions * j->channels));
+    REQUIRE(IS_ARRAY(j->new_remainder, j->positions) && IS_ARRAY(j->new_ponder, j->positions));
+    REQUIRE(IS_ARRAY(j->new_output, j->positions * j->channels) && IS_ARRAY(j->new_units, j->positions));
+    REQUIRE(IS_ARRAY_OR_NULL(j->weight));
     const int threads = accel_threads(j->threads);
     const int in_place = j->output == j->new_output;
     const float eps = (float)j->eps;
@@ -52,6 +59,12 @@ static double weigh(const float *dy, const float *x, float weight, float *dx, in
 
 void accel_halting_step_backward(const HaltingGradJob *j)
 {
+    REQUIRE(j->positions >= 0 && j->channels >= 0 && j->eps >= 0);
+    REQUIRE(IS_ARRAY(j->h, j->last ? 0 : j->positions) && IS_ARRAY(j->remainder, j->positions));
+    REQUIRE(IS_ARRAY(j->d_remainder, j->positions) && IS_ARRAY(j->d_ponder, j->positions));
+    REQUIRE(IS_ARRAY(j->d_weight, j->positions) && IS_ARRAY(j->d_h, j->positions) && IS_ARRAY(j->d_old, j->positions));
+    REQUIRE(IS_ARRAY(j->x, j->positions * j->channels) && IS_ARRAY(j->d_x, j->positions * j->channels));
+    REQUIRE(IS_ARRAY(j->d_output, j->positions * j->channels));
     const int threads = accel_threads(j->threads);
     const float eps = (float)j->eps;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && j->positions * j->channels > 1 << 14)
@@ -82,6 +95,8 @@ void accel_halting_step_backward(const HaltingGradJob *j)
 /* Per image, in double: float terms of a few units add up exactly, so no order of additions can show. */
 void accel_ponder_cost(const PonderJob *j)
 {
+    REQUIRE(j->images >= 0 && j->pixels >= 0 && IS_ARRAY(j->rho, j->images) && IS_ARRAY(j->executed, j->images));
+    REQUIRE(IS_ARRAY(j->ponder, j->images * j->pixels) && IS_ARRAY(j->units, j->images * j->pixels));
     for (int64_t n = 0; n < j->images; n++) {
         double sum = 0;
         int64_t count = 0;

@@ -43,14 +43,14 @@ class Record:
         mask = sum(1 << index for index, name in enumerate(self.fields) if name in given)
         return struct.pack(self._format, mask, *(given.get(name, 0) for name in self.fields))
 
-    def row(self, packed: bytes | None = None, /, **given: int) -> list[int]:
+    def row(self, packed: bytes | None = None, /, **given: float) -> list[float]:
         """All fields in order, for a table of structs: those that `pack` was given, and the rest."""
         if packed is not None:
             mask, *values = struct.unpack(self._format, packed)
             given |= {name: values[i] for i, name in enumerate(self.fields) if mask >> i & 1}
         self._refuse_unknown(given)
         self._refuse_missing(given)
-        return [int(given[name]) for name in self.fields]
+        return [given[name] for name in self.fields]
 
     def table(self, **columns: Tensor) -> Tensor:
         """int32 [n, fields]: n structs, from a column [n] for each field."""

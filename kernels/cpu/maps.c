@@ -4,8 +4,17 @@
 
 #include "engine.h"
 
+static void require_fill(const Fill *f)
+{
+    REQUIRE(f->images >= 0 && f->count >= 0 && f->pixels >= 0 && f->channels >= 0);
+    REQUIRE(IS_ARRAY(f->source, f->images * f->count * f->pixels * f->channels));
+    REQUIRE(IS_ARRAY(f->result, f->images * f->count * f->pixels * f->channels));
+}
+
 void accel_interpolate(const Fill *f)
 {
+    require_fill(f);
+    REQUIRE(IS_ARRAY(f->nearest, f->pixels) && (f->images == 0 || are_within(f->nearest, f->pixels, 0, f->count)));
     const int threads = accel_threads(f->threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < f->images * f->pixels; i++) {
@@ -16,6 +25,8 @@ void accel_interpolate(const Fill *f)
 
 void accel_interpolate_backward(const Fill *f)
 {
+    require_fill(f);
+    REQUIRE(are_lists(f->starts, f->targets, f->count, f->pixels));
     const int threads = accel_threads(f->threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < f->images * f->count; i++) {
@@ -32,6 +43,11 @@ void accel_interpolate_backward(const Fill *f)
 
 void accel_max_rows(const MaxJob *job)
 {
+    REQUIRE(job->images >= 0 && job->count >= 0 && job->windows >= 0 && job->channels >= 0 && job->tap_count > 0);
+    REQUIRE(IS_ARRAY(job->rows, job->images * job->windows * job->channels));
+    REQUIRE(IS_ARRAY(job->out, job->images * job->windows * job->channels));
+    REQUIRE(IS_ARRAY(job->taps, job->tap_count * job->windows));
+    REQUIRE(job->images == 0 || are_within(job->taps, job->tap_count * job->windows, 0, job->count));
     const int threads = accel_threads(job->threads);
     const int64_t values = job->images * job->windows * job->channels;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && values > 1 << 14)

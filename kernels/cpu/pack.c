@@ -5,6 +5,7 @@
 
 int64_t accel_packed_size(const PanelSize *s)
 {
+    REQUIRE(s->groups > 0 && s->k_group > 0 && s->c_group > 0 && s->taps > 0);
     return s->groups * cut_panels(s->k_group, MAX_VECTORS).all_vectors * accel_isa->lanes * s->c_group * s->taps;
 }
 
@@ -25,6 +26,8 @@ static void pack_panel(const Packing *p, int64_t group, int64_t k0, int64_t widt
 
 void accel_pack(const Packing *p)
 {
+    REQUIRE(p->groups > 0 && p->k_group > 0 && p->c_group > 0 && p->kh > 0 && p->kw > 0);
+    REQUIRE(IS_ARRAY(p->w, 1) && IS_ARRAY(p->packed, 1) && p->most_vectors > 0 && p->most_vectors <= MAX_VECTORS);
     const Panels cut = cut_panels(p->k_group, p->most_vectors);
     const int64_t lanes = accel_isa->lanes, depth = p->kh * p->kw * p->c_group;
     const int threads = accel_threads(p->threads);
@@ -39,6 +42,10 @@ void accel_pack(const Packing *p)
 
 void accel_frame(const Frame *f)
 {
+    REQUIRE(f->images >= 0 && f->piece_count >= 0 && f->channels > 0 && f->pixels >= 0);
+    REQUIRE(IS_ARRAY(f->x, f->images) && IS_ARRAY(f->out, f->images) && IS_ARRAY(f->pieces, f->piece_count));
+    for (const FramePiece *p = f->pieces; ACCEL_CHECKED && p < f->pieces + f->piece_count; p++)
+        REQUIRE(p->to >= 0 && p->count > 0 && p->to + p->count <= f->pixels && p->first >= -1);
     const int threads = accel_threads(f->threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t item = 0; item < f->images * f->piece_count; item++) {

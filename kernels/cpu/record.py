@@ -3,6 +3,9 @@
 The list yields the C structs and the tables of their fields, by which the extensions read what a call gives by name
 (record.h, written by `python -m accel.kernels.cpu.record`), and the packing on this side. An extension tells which
 records it was built from; `check` refuses one that was built from others.
+
+A call that names more than 14 fields beside a packed record, or 15 without, takes 1.5 microseconds longer: Python then
+makes a dict of them. `Record.pack` what does not change.
 """
 
 from __future__ import annotations

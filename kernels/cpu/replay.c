@@ -38,8 +38,22 @@ static int run_group(const Replay *r, const float *const *outside, int64_t group
     return failed;
 }
 
+static int is_buffer(const Replay *r, int64_t index) { return index >= 0 && index < r->buffer_count; }
+
 int accel_replay(const Replay *r, const float *const *outside)
 {
+    REQUIRE(r->call_count >= 0 && r->buffer_count >= 0 && r->groups > 0 && r->memory_each >= 0);
+    REQUIRE(is_array(r->calls, r->call_count, sizeof(int64_t)) && IS_ARRAY(r->buffers, r->buffer_count) && IS_ARRAY_OR_NULL(r->memory));
+    for (int64_t i = 0; ACCEL_CHECKED && i < r->call_count; i++) {
+        const RecordedCall *call = &((const ReplayCall *)r->calls)[i].call;
+        REQUIRE(is_buffer(r, call->x) && is_buffer(r, call->out));
+        REQUIRE(call->residual == -1 || is_buffer(r, call->residual));
+    }
+    for (int64_t i = 0; ACCEL_CHECKED && i < r->buffer_count; i++) {
+        REQUIRE(r->buffers[i].outside >= -1 && r->buffers[i].outside < r->outside_count && r->buffers[i].floats >= 0);
+        REQUIRE(r->buffers[i].outside >= 0 ? outside[r->buffers[i].outside] != NULL
+                                           : r->memory && r->buffers[i].floats < r->memory_each);
+    }
     const int threads = accel_threads(r->threads), team = r->groups < threads ? (int)r->groups : threads;
     int failed = 0;
     if (r->groups == 1) /* outside of any parallel region: threads of a nested one are started anew every time */

@@ -28,9 +28,12 @@ static void dilate_image(const ActiveJob *job, int64_t image, uint8_t *rows, uin
         spread_line(rows + x, out + x, h, w, job->dilate);
 }
 
-/* Returns 0, or -1 when memory ran out. */
 int accel_active(const ActiveJob *job)
 {
+    REQUIRE(job->images >= 0 && job->height >= 0 && job->width >= 0 && job->dilate >= 0);
+    REQUIRE(job->images * job->height * job->width <= INT32_MAX && IS_ARRAY(job->counts, job->images));
+    REQUIRE(IS_ARRAY(job->mask, job->images * job->height * job->width));
+    REQUIRE(IS_ARRAY(job->positions, job->images * job->height * job->width));
     const int64_t pixels = job->height * job->width, all = job->images * pixels;
     const int threads = accel_threads(job->threads);
     const uint8_t *mask = job->mask;
@@ -63,6 +66,8 @@ int accel_active(const ActiveJob *job)
 
 void accel_invert(const Inversion *job)
 {
+    REQUIRE(job->rows >= 0 && IS_ARRAY(job->positions, job->rows) && IS_ARRAY(job->inverse, job->size));
+    REQUIRE(are_within(job->positions, job->rows, INT32_MIN, job->size));
     for (int64_t i = 0; i < job->size; i++)
         job->inverse[i] = -1;
     for (int64_t r = 0; r < job->rows && job->positions[r] >= 0; r++)
@@ -99,6 +104,9 @@ static uint32_t find_threshold(const float *score, int64_t pixels, int64_t budge
 
 void accel_select(const Selection *job)
 {
+    REQUIRE(job->images >= 0 && job->budget >= 0 && (job->images == 0 || job->budget <= job->pixels));
+    REQUIRE(job->images * job->pixels <= INT32_MAX && IS_ARRAY(job->score, job->images * job->pixels));
+    REQUIRE(IS_ARRAY(job->positions, job->images * job->budget));
     const int64_t pixels = job->pixels, budget = job->budget;
     const int team = accel_threads(job->threads);
     if (budget == 0)
@@ -162,6 +170,10 @@ CLONED static void deviate_line(const float *above, const float *line, const flo
 
 void accel_local_deviation(const Deviation *job)
 {
+    REQUIRE(job->images >= 0 && job->height >= 0 && job->width >= 0);
+    REQUIRE(job->channels >= 0 && job->channels <= job->pitch);
+    REQUIRE(IS_ARRAY(job->x, job->images * job->height * job->width * job->pitch));
+    REQUIRE(IS_ARRAY(job->score, job->images * job->height * job->width));
     const int64_t lines = job->images * job->height, length = job->width * job->pitch;
     const int team = accel_threads(job->threads);
 #pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && lines * job->width * job->channels > 1 << 14)

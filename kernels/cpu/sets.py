@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from accel.kernels.caches import IdentityCache
-from accel.kernels.cpu import _engine
+from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
 from accel.kernels.dispatch import forced_backend
 from accel.kernels.positions import PositionSet
@@ -138,12 +139,13 @@ def halting_step_backward(h, x, remainder, d_remainder, d_ponder, d_output, d_we
     d_h, d_x, d_old = torch.empty_like(remainder), torch.empty_like(x), torch.empty_like(remainder)
     positions = remainder.numel()
     d_remainder, d_ponder, d_weight = d_states
-    _engine.halting_step_backward(
+    job = record.HALTING_GRAD_JOB.pack(
         h=address(h), x=x.data_ptr(), remainder=remainder.data_ptr(), d_remainder=d_remainder.data_ptr(),
         d_ponder=d_ponder.data_ptr(), d_output=d_output.data_ptr(), d_weight=d_weight.data_ptr(), d_h=d_h.data_ptr(),
         d_x=d_x.data_ptr(), d_old=d_old.data_ptr(), positions=positions, channels=x.numel() // max(positions, 1),
         last=last or h is None, sticks=sticks, threads=torch.get_num_threads(), eps=eps,
     )  # fmt: skip
+    _engine.halting_step_backward(job)
     return tuple(map(_like, given, (remainder, x, remainder), (d_h, d_x, d_old)))
 
 
@@ -193,11 +195,15 @@ def _step(h, x, old, new, weight, running, eps, last, sticks) -> None:
     remainder, ponder, units, output = old
     new_remainder, new_ponder, new_units, new_output = new
     positions = remainder.numel()
+    job = _halting_job(positions, x.numel() // max(positions, 1), last or h is None, sticks, eps)
     _engine.halting_step(
-        h=address(h), x=x.data_ptr(), remainder=remainder.data_ptr(), ponder=ponder.data_ptr(),
+        job, h=address(h), x=x.data_ptr(), remainder=remainder.data_ptr(), ponder=ponder.data_ptr(),
         output=output.data_ptr(), units=units.data_ptr(), new_remainder=new_remainder.data_ptr(),
         new_ponder=new_ponder.data_ptr(), new_output=new_output.data_ptr(), weight=address(weight),
-        new_units=new_units.data_ptr(), still_running=address(running), positions=positions,
-        channels=x.numel() // max(positions, 1), last=last or h is None, sticks=sticks,
-        threads=torch.get_num_threads(), eps=eps,
+        new_units=new_units.data_ptr(), still_running=address(running), threads=torch.get_num_threads(),
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _halting_job(positions: int, channels: int, last: bool, sticks: bool, eps: float) -> bytes:
+    return record.HALTING_JOB.pack(positions=positions, channels=channels, last=last, sticks=sticks, eps=eps)

@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "contract.h"
 #include "reader.h"
 #include "special_math.h"
 
@@ -318,6 +319,9 @@ static double load(const void *array, int64_t i, int64_t is_double) {
 
 static void run(block_function block, const Elementwise *job) {
     const void *const in[3] = {job->first, job->second, job->third};
+    REQUIRE(job->size >= 0 && IS_ARRAY(job->table, 1));
+    REQUIRE(is_array(job->first, job->size, job->is_double ? sizeof(double) : sizeof(float)));
+    REQUIRE(is_array(job->out, job->size, job->is_double ? sizeof(double) : sizeof(float)));
     const int64_t size = job->size, is_double = job->is_double, blocks = (size + LANES - 1) / LANES;
     const int threads = forked_child || job->threads < 1 ? 1 : (int)job->threads;
 #pragma omp parallel for schedule(static) num_threads(threads) if (blocks > 16)

@@ -53,7 +53,7 @@ class _Grid:
 
 
 class _Call(NamedTuple):
-    """What a call needs besides its tensors, for one batch and number of threads.
+    """What a call needs besides its tensors, for one batch, number of threads and count of MACs before.
 
     Attributes: images of a group; threads that take groups side by side; floats of a group's buffers; Stage of
     record.py, packed but for what changes between calls; the tensors whose addresses that holds.
@@ -105,13 +105,13 @@ class StagePlan:
         self._head_steps = self._keep(head), len(head)
         input_pieces = (0, 0) if self._in_place else self._pieces(self._input)
         self._frames = input_pieces, self._pieces(self._state)
-        self._calls: dict[tuple[int, int], _Call] = {}  # by batch and threads
+        self._calls: dict[tuple[int, ...], _Call] = {}  # by batch, threads and the MACs of a shortcut
         self._spare: dict[tuple[int, int], list[Tensor]] = {}  # by group and team: see `_borrow`
 
     def run(self, x: Tensor, shortcut: Tensor | None, macs_before: int = 0) -> StageResult:
         require_float32(x, shortcut)
         batch, threads = x.shape[0], torch.get_num_threads()
-        call = self._call(batch, threads)
+        call = self._call(batch, threads, macs_before)
         x = pixels_first(x) if self._in_place else _even(x)
         shortcut = None if shortcut is None else _even(shortcut)
         output = empty((batch, self.channels, *self.size), memory_format=torch.channels_last)
@@ -127,7 +127,6 @@ class StagePlan:
             x_stride_pixel=strides[2], shortcut_stride_n=shortcut_strides[0], shortcut_stride_c=shortcut_strides[1],
             shortcut_stride_pixel=shortcut_strides[2], memory=memory.data_ptr(), output=output.data_ptr(),
             ponder=ponder.data_ptr(), shares=shares.data_ptr(), executed=executed.data_ptr(), macs=macs.data_ptr(),
-            macs_before=macs_before,
         )  # fmt: skip
         self._spare.setdefault((call.group, call.team), []).append(memory)
         keep_newest(self._spare, MOST_LAYOUTS)
@@ -143,14 +142,14 @@ class StagePlan:
         except IndexError:  # none there, or another thread took it
             return torch.zeros(call.team * call.floats, dtype=torch.float32, device=CPU)
 
-    def _call(self, batch: int, threads: int) -> _Call:
-        found = self._calls.get((batch, threads))
+    def _call(self, *kind: int) -> _Call:
+        found = self._calls.get(kind)
         if found is None:
-            found = self._calls[batch, threads] = self._prepare(batch, threads)
+            found = self._calls[kind] = self._prepare(*kind)
             keep_newest(self._calls, MOST_CALLS)
         return found
 
-    def _prepare(self, batch: int, threads: int) -> _Call:
+    def _prepare(self, batch: int, threads: int, macs_before: int) -> _Call:
         positions = self.size[0] * self.size[1]
         group = max(1, min(GROUP_POSITIONS // max(positions, 1), -(-batch // (GROUPS_A_THREAD * threads))))
         team = threads if -(-batch // group) >= GROUPS_TO_SHARE * threads else 1
@@ -167,12 +166,12 @@ class StagePlan:
         (input_pieces, input_count), (shortcut_pieces, shortcut_count) = self._frames
         head_steps, head_step_count = self._head_steps
         stage = record.STAGE.pack(
-            images=batch, group=group, threads=threads, input_pieces=input_pieces, input_count=input_count,
-            shortcut_pieces=shortcut_pieces, shortcut_count=shortcut_count, buffers=buffers, convs=convs, units=units,
-            head_steps=head_steps, head_step_count=head_step_count, memory_each=floats, unit_count=self._units,
-            height=self.size[0], width=self.size[1], channels=self.channels, border=self._border,
-            pitch=self._state.pitch, reach=self._reach, most_pixels=self._most_pixels, spatial=self._spatial,
-            sticks=self._sticks, eps=self._eps,
+            images=batch, group=group, threads=threads, macs_before=macs_before, input_pieces=input_pieces,
+            input_count=input_count, shortcut_pieces=shortcut_pieces, shortcut_count=shortcut_count, buffers=buffers,
+            convs=convs, units=units, head_steps=head_steps, head_step_count=head_step_count, memory_each=floats,
+            unit_count=self._units, height=self.size[0], width=self.size[1], channels=self.channels,
+            border=self._border, pitch=self._state.pitch, reach=self._reach, most_pixels=self._most_pixels,
+            spatial=self._spatial, sticks=self._sticks, eps=self._eps,
         )  # fmt: skip
         return _Call(group, team, floats, stage, kept)
 
