@@ -37,6 +37,7 @@
 #define NARROW_ENTRY(mr, nv) [mr] = narrow_##mr,
 #define OUTER_ENTRY(mr, nv) [nv][mr] = outer_##mr##x##nv,
 
+/* clang-format off */
 UP_TO_6(TILE, 1) UP_TO_6(TILE, 2)
 UP_TO_6(DEPTHWISE, 1) UP_TO_6(DEPTHWISE, 2)
 UP_TO_6(FOOTPRINT, 1) UP_TO_6(FOOTPRINT, 2)
@@ -55,6 +56,7 @@ const Isa accel_avx2 = {
     .outer = {UP_TO_6(OUTER_ENTRY, 1) UP_TO_6(OUTER_ENTRY, 2)},
     .pairs = {NULL, pairs_1, pairs_2},
 };
+/* clang-format on */
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -1,7 +1,8 @@
 /* The register kernels in AVX-512: 32 registers of 16 floats. */
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #endif
@@ -39,6 +40,7 @@
 #define NARROW_ENTRY(mr, nv) [mr] = narrow_##mr,
 #define OUTER_ENTRY(mr, nv) [nv][mr] = outer_##mr##x##nv,
 
+/* clang-format off */
 UP_TO_14(TILE, 1) UP_TO_14(TILE, 2) UP_TO_9(TILE, 3) UP_TO_6(TILE, 4)
 UP_TO_14(DEPTHWISE, 1) UP_TO_14(DEPTHWISE, 2) UP_TO_9(DEPTHWISE, 3) UP_TO_6(DEPTHWISE, 4)
 UP_TO_6(FOOTPRINT, 1) UP_TO_6(FOOTPRINT, 2) UP_TO_6(FOOTPRINT, 3) UP_TO_6(FOOTPRINT, 4)
@@ -59,6 +61,7 @@ const Isa accel_avx512 = {
     .outer = {UP_TO_14(OUTER_ENTRY, 1) UP_TO_14(OUTER_ENTRY, 2) UP_TO_9(OUTER_ENTRY, 3) UP_TO_6(OUTER_ENTRY, 4)},
     .pairs = {NULL, pairs_1, pairs_2, pairs_3, pairs_4},
 };
+/* clang-format on */
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -39,9 +39,16 @@ static void grad_input_item(const GradJob *job, int64_t image, int64_t panel)
     const float *grads[GRAD_ROWS + 2 * MAX_ROWS];
     RowOut out[GRAD_ROWS];
     TileArgs g = {
-        .stride = tall, .taps = 1, .run = k_group, .shift = group * k_group,
-        .column = group * c_group + vector0 * lanes, .channels = smaller(width, c_group - vector0 * lanes),
-        .pitch = job->in_pitch, .first = 1, .last = 1, .activation = ACT_NONE,
+        .stride = tall,
+        .taps = 1,
+        .run = k_group,
+        .shift = group * k_group,
+        .column = group * c_group + vector0 * lanes,
+        .channels = smaller(width, c_group - vector0 * lanes),
+        .pitch = job->in_pitch,
+        .first = 1,
+        .last = 1,
+        .activation = ACT_NONE,
     };
     for (int64_t i = 0; i < GRAD_ROWS + 2 * MAX_ROWS; i++)
         grads[i] = job->grad; /* the kernel prefetches through the pointers after its own */
@@ -79,8 +86,8 @@ static void require_grad(const GradJob *job)
     for (int64_t n = 0; ACCEL_CHECKED && n < job->images; n++) {
         const int64_t first = job->row_image[n], count = job->row_image[n + 1] - first;
         REQUIRE(count >= 0 && (job->dynamic || count == job->table_rows));
-        REQUIRE(!job->dynamic || are_within(job->positions + first, count, n * job->out_pixels,
-                                            (n + 1) * job->out_pixels));
+        REQUIRE(!job->dynamic ||
+                are_within(job->positions + first, count, n * job->out_pixels, (n + 1) * job->out_pixels));
     }
     REQUIRE(IS_ARRAY(job->x, job->row_image[job->images]) && IS_ARRAY(job->grad, job->row_image[job->images]));
     REQUIRE(!job->dynamic || (job->table_rows == job->out_pixels && job->positions));
@@ -140,7 +147,10 @@ static void grad_weight_item(const GradJob *job, const WeightItem *it, const Pan
     const int64_t width = vectors * accel_isa->lanes, run = it->c1 - it->c0;
     const float *grads[GRAD_ROWS], *xs[GRAD_ROWS];
     OuterArgs g = {
-        .x = xs, .grad = grads, .grad_shift = it->group * k_group + k0, .out_pitch = width,
+        .x = xs,
+        .grad = grads,
+        .grad_shift = it->group * k_group + k0,
+        .out_pitch = width,
         .channels = smaller(width, k_group - k0),
     };
     memset(sums, 0, (size_t)((it->t1 - it->t0) * run * width) * sizeof(float));
@@ -183,8 +193,12 @@ int accel_grad_weight(const GradJob *job)
         const int worker = accel_worker();
         const int64_t part = i % parts, run = i / parts % runs, panel = i / parts / runs % cut.panels;
         const WeightItem it = {
-            .group = i / parts / runs / cut.panels, .t0 = part * job->taps / parts, .t1 = (part + 1) * job->taps / parts,
-            .vector0 = panel * cut.vectors, .c0 = run * c_group / runs, .c1 = (run + 1) * c_group / runs,
+            .group = i / parts / runs / cut.panels,
+            .t0 = part * job->taps / parts,
+            .t1 = (part + 1) * job->taps / parts,
+            .vector0 = panel * cut.vectors,
+            .c0 = run * c_group / runs,
+            .c1 = (run + 1) * c_group / runs,
         };
         grad_weight_item(job, &it, &cut, (float *)(sums + each * (size_t)worker));
     }

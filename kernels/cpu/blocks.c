@@ -98,8 +98,11 @@ static int block_getbuffer(PyObject *self, Py_buffer *view, int flags)
 
 static PyBufferProcs block_buffer = {.bf_getbuffer = block_getbuffer};
 static PyTypeObject block_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "_engine.Block", .tp_basicsize = sizeof(Block),
-    .tp_flags = Py_TPFLAGS_DEFAULT, .tp_dealloc = block_dealloc, .tp_as_buffer = &block_buffer,
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "_engine.Block",
+    .tp_basicsize = sizeof(Block),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_dealloc = block_dealloc,
+    .tp_as_buffer = &block_buffer,
 };
 
 int accel_blocks_ready(void) { return PyType_Ready(&block_type); }

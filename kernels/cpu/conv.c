@@ -10,7 +10,7 @@ enum {
     BLOCK_TILES = 32,        /* tiles that share one pass over a weight panel */
     POINTER_BYTES = 1 << 17, /* bound on a block's pointers; they should stay in the L2 cache */
     STREAM_BYTES = 1 << 22,  /* maps from here on are written past the caches: see accel_streams */
-    CHUNK_BYTES = 1 << 19    /* weights of one chunk of the reduction; the fastest of 128 to 512 KiB with 1 MiB of L2 */
+    CHUNK_BYTES = 1 << 19 /* weights of one chunk of the reduction; the fastest of 128 to 512 KiB with 1 MiB of L2 */
 };
 
 static const int32_t one_target[1] = {0};
@@ -33,7 +33,8 @@ static int64_t first_row(const Job *job, const Schedule *s, int64_t tile) { retu
 static void choose_blocks(const Job *job, Schedule *s, int threads)
 {
     const int64_t panels = s->cut.panels * (job->depthwise ? 1 : job->groups);
-    const int64_t most = smaller(BLOCK_TILES, POINTER_BYTES / (job->taps * s->tile_rows * (int64_t)sizeof(float *)) + 1);
+    const int64_t most =
+        smaller(BLOCK_TILES, POINTER_BYTES / (job->taps * s->tile_rows * (int64_t)sizeof(float *)) + 1);
     double best = 0;
     s->block_tiles = most;
     for (int64_t size = most; size >= 1 && threads > 1; size = size > 4 ? size - 4 : size - 1) {
@@ -191,9 +192,14 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
         const int64_t vectors = smaller(s->cut.vectors, s->cut.all_vectors - vector0), width = vectors * lanes;
         const int64_t depth = job->taps * job->run, column = group * s->k_group + vector0 * lanes;
         TileArgs g = {
-            .stride = stride, .column = column, .pitch = job->out_channels, .activation = (int)job->activation,
-            .channels = smaller(width, s->k_group - vector0 * lanes), .bias = job->bias ? job->bias + column : NULL,
-            .weight_pitch = width, .stream = s->stream,
+            .stride = stride,
+            .column = column,
+            .pitch = job->out_channels,
+            .activation = (int)job->activation,
+            .channels = smaller(width, s->k_group - vector0 * lanes),
+            .bias = job->bias ? job->bias + column : NULL,
+            .weight_pitch = width,
+            .stream = s->stream,
         };
         const TileFn *kernel = job->depthwise ? accel_isa->depthwise[vectors] : accel_isa->tile[vectors];
         const float *weights = job->packed + (group * s->cut.all_vectors + vector0) * lanes * depth;

@@ -27,10 +27,7 @@ int accel_worker(void)
 #endif
 }
 
-int accel_threads(int64_t asked)
-{
-    return forked_child || asked < 1 ? 1 : (int)asked;
-}
+int accel_threads(int64_t asked) { return forked_child || asked < 1 ? 1 : (int)asked; }
 
 /* A method that fills one record and runs one function on it; with TRY, one that may run out of memory. */
 #define RUN(name, type) \
@@ -140,7 +137,11 @@ static PyMethodDef methods[] = {
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_engine", "The CPU engine: see kernels/cpu/binding.py.", -1, methods, NULL, NULL, NULL, NULL,
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "_engine",
+    .m_doc = "The CPU engine: see kernels/cpu/binding.py.",
+    .m_size = -1,
+    .m_methods = methods,
 };
 
 PyMODINIT_FUNC PyInit__engine(void)

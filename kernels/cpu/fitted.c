@@ -18,7 +18,9 @@ static void row_grad(const FittedGradJob *job, int64_t image, int64_t row, const
     for (int64_t vector0 = 0; vector0 < cut->all_vectors; vector0 += cut->vectors) {
         const int64_t vectors = smaller(cut->vectors, cut->all_vectors - vector0), column = vector0 * lanes;
         PairArgs g = {
-            .a = a, .b = b, .channels = smaller(vectors * lanes, job->channels - column),
+            .a = a,
+            .b = b,
+            .channels = smaller(vectors * lanes, job->channels - column),
             .start = grad + job->positions[row] * job->channels + column,
             .out = job->rows_grad + (image * job->count + row) * job->channels + column,
         };

@@ -32,18 +32,24 @@ static void run_rows(FootprintArgs g, int64_t rows, const FootprintFn *kernels, 
 }
 
 /* The runs of a band of one image, channels of one panel. */
-static void run_panel(const FootprintJob *job, int64_t image, int64_t band, const Panels *cut, int64_t panel, int stream)
+static void run_panel(const FootprintJob *job, int64_t image, int64_t band, const Panels *cut, int64_t panel,
+                      int stream)
 {
     const int64_t vector0 = panel * cut->vectors, vectors = smaller(cut->vectors, cut->all_vectors - vector0);
     const int64_t width = vectors * accel_isa->lanes, column = vector0 * accel_isa->lanes;
     const int64_t depth = job->taps * (job->narrow ? job->in_channels : 1);
     const int64_t out0 = image * job->out_pixels * job->channels + column;
     FootprintArgs g = {
-        .x = job->x + image * job->in_pixels * job->in_channels + (job->narrow ? 0 : column), .out = job->out + out0,
+        .x = job->x + image * job->in_pixels * job->in_channels + (job->narrow ? 0 : column),
+        .out = job->out + out0,
         .residual = job->residual ? job->residual + out0 : NULL,
-        .weights = job->weights + (job->plain ? column : column * depth), .pitch = job->channels,
-        .weight_pitch = job->plain ? job->channels : width * depth / job->taps, .in_pitch = job->in_channels, .channels = smaller(width, job->channels - column),
-        .activation = (int)job->activation, .stream = stream,
+        .weights = job->weights + (job->plain ? column : column * depth),
+        .pitch = job->channels,
+        .weight_pitch = job->plain ? job->channels : width * depth / job->taps,
+        .in_pitch = job->in_channels,
+        .channels = smaller(width, job->channels - column),
+        .activation = (int)job->activation,
+        .stream = stream,
     };
     for (const FootprintRun *run = job->runs + job->bands[band]; run < job->runs + job->bands[band + 1]; run++) {
         g.copies = run->kind < 0;

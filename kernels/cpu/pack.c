@@ -16,8 +16,8 @@ static void pack_panel(const Packing *p, int64_t group, int64_t k0, int64_t widt
     for (int64_t y = 0; y < p->kh; y++)
         for (int64_t x = 0; x < p->kw; x++)
             for (int64_t c = 0; c < p->c_group; c++, to += width) {
-                const float *from = p->w + group * p->stride_g + k0 * p->stride_k + c * p->stride_c + y * p->stride_h +
-                                    x * p->stride_w;
+                const float *from =
+                    p->w + group * p->stride_g + k0 * p->stride_k + c * p->stride_c + y * p->stride_h + x * p->stride_w;
                 for (int64_t k = 0; k < real; k++)
                     to[k] = from[k * p->stride_k];
                 memset(to + real, 0, (size_t)(width - real) * sizeof(float));

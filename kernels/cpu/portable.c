@@ -12,10 +12,7 @@ static inline V4 load_part(const float *p, int64_t lanes)
     return v;
 }
 
-static inline void store_part(float *p, V4 v, int64_t lanes)
-{
-    memcpy(p, &v, (size_t)lanes * sizeof(float));
-}
+static inline void store_part(float *p, V4 v, int64_t lanes) { memcpy(p, &v, (size_t)lanes * sizeof(float)); }
 
 #define V V4
 #define LANES 4
@@ -46,6 +43,7 @@ static inline void store_part(float *p, V4 v, int64_t lanes)
 #define NARROW_ENTRY(mr, nv) [mr] = narrow_##mr,
 #define OUTER_ENTRY(mr, nv) [nv][mr] = outer_##mr##x##nv,
 
+/* clang-format off */
 UP_TO_4(TILE, 1) UP_TO_4(TILE, 2)
 UP_TO_4(DEPTHWISE, 1) UP_TO_4(DEPTHWISE, 2)
 UP_TO_4(FOOTPRINT, 1) UP_TO_4(FOOTPRINT, 2)
@@ -64,3 +62,4 @@ const Isa accel_portable = {
     .outer = {UP_TO_4(OUTER_ENTRY, 1) UP_TO_4(OUTER_ENTRY, 2)},
     .pairs = {NULL, pairs_1, pairs_2},
 };
+/* clang-format on */

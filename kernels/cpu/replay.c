@@ -43,7 +43,8 @@ static int is_buffer(const Replay *r, int64_t index) { return index >= 0 && inde
 int accel_replay(const Replay *r, const float *const *outside)
 {
     REQUIRE(r->call_count >= 0 && r->buffer_count >= 0 && r->groups > 0 && r->memory_each >= 0);
-    REQUIRE(is_array(r->calls, r->call_count, sizeof(int64_t)) && IS_ARRAY(r->buffers, r->buffer_count) && IS_ARRAY_OR_NULL(r->memory));
+    REQUIRE(is_array(r->calls, r->call_count, sizeof(int64_t)) && IS_ARRAY(r->buffers, r->buffer_count) &&
+            IS_ARRAY_OR_NULL(r->memory));
     for (int64_t i = 0; ACCEL_CHECKED && i < r->call_count; i++) {
         const RecordedCall *call = &((const ReplayCall *)r->calls)[i].call;
         REQUIRE(is_buffer(r, call->x) && is_buffer(r, call->out));

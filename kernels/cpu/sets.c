@@ -135,8 +135,8 @@ void accel_select(const Selection *job)
 enum { LINE = 16 }; /* channels summed side by side, so that a compiler vectorises the sum */
 
 /* scores of one line of the map: sum over the first channels of |x - mean of its neighbours|; NULL: no such line. */
-CLONED static void deviate_line(const float *above, const float *line, const float *below, int64_t width,
-                                int64_t pitch, int64_t channels, float *score)
+CLONED static void deviate_line(const float *above, const float *line, const float *below, int64_t width, int64_t pitch,
+                                int64_t channels, float *score)
 {
     for (int64_t at = 0; at < width; at++) {
         const float *here = line + at * pitch, *around[4];
@@ -176,7 +176,8 @@ void accel_local_deviation(const Deviation *job)
     REQUIRE(IS_ARRAY(job->score, job->images * job->height * job->width));
     const int64_t lines = job->images * job->height, length = job->width * job->pitch;
     const int team = accel_threads(job->threads);
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1 && lines * job->width * job->channels > 1 << 14)
+#pragma omp parallel for schedule(static) \
+    num_threads(team) if (team > 1 && lines * job->width * job->channels > 1 << 14)
     for (int64_t line = 0; line < lines; line++) {
         const float *here = job->x + line * length;
         const int64_t y = line % job->height;

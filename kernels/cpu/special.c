@@ -29,7 +29,8 @@ enum { LANES = 32, SERIES_TERMS = 60, FRACTION_TERMS = 30, NEWTON_STEPS = 5 };
 
 enum { ORDERS = 12, DEGREE = 32 }; /* of the uniform expansion's table, ORDERS rows of DEGREE + 1 */
 
-INLINE void gamma_uniform(const double *alpha, const double *z, const double *table, double *out) {
+INLINE void gamma_uniform(const double *alpha, const double *z, const double *table, double *out)
+{
     double ratio[LANES], scale[LANES], eta[LANES], inverse[LANES], sum[LANES], row[LANES];
     EACH_LANE {
         double mu = (z[i] - alpha[i]) / alpha[i], log_ratio = log_one_plus(mu);
@@ -43,14 +44,20 @@ INLINE void gamma_uniform(const double *alpha, const double *z, const double *ta
     for (int order = ORDERS - 1; order >= 0; order--) {
         const double *c = table + order * (DEGREE + 1);
         int degree = DEGREE - 2 * order;
-        EACH_LANE row[i] = c[degree];
-        for (int n = degree - 1; n >= 0; n--) EACH_LANE row[i] = row[i] * eta[i] + c[n];
-        EACH_LANE sum[i] = (sum[i] + row[i]) * inverse[i];
+        EACH_LANE
+            row[i] = c[degree];
+        for (int n = degree - 1; n >= 0; n--)
+            EACH_LANE
+                row[i] = row[i] * eta[i] + c[n];
+        EACH_LANE
+            sum[i] = (sum[i] + row[i]) * inverse[i];
     }
-    EACH_LANE out[i] = scale[i] * (ratio[i] + sum[i]);
+    EACH_LANE
+        out[i] = scale[i] * (ratio[i] + sum[i]);
 }
 
-INLINE void gamma_series(const double *alpha, const double *z, double *out) {
+INLINE void gamma_series(const double *alpha, const double *z, double *out)
+{
     double step[LANES], w[LANES], power[LANES], sum[LANES], slope[LANES], common[LANES];
     EACH_LANE {
         step[i] = 1.0 / larger(alpha[i], 1.0);
@@ -58,7 +65,8 @@ INLINE void gamma_series(const double *alpha, const double *z, double *out) {
         power[i] = sum[i] = common[i] = 1.0;
         slope[i] = 0.0;
     }
-    for (int n = 1; n <= SERIES_TERMS; n++) EACH_LANE {
+    for (int n = 1; n <= SERIES_TERMS; n++)
+        EACH_LANE {
             double t = (alpha[i] + n) * step[i];
             power[i] *= w[i];
             slope[i] = slope[i] * t + sum[i] * step[i];
@@ -72,7 +80,8 @@ INLINE void gamma_series(const double *alpha, const double *z, double *out) {
     }
 }
 
-INLINE void gamma_fraction(const double *alpha, const double *z, double *out) {
+INLINE void gamma_fraction(const double *alpha, const double *z, double *out)
+{
     double r[LANES], p[LANES], q[LANES], dp[LANES], dq[LANES], p0[LANES], q0[LANES], dp0[LANES], dq0[LANES];
     EACH_LANE {
         r[i] = 1.0 / z[i];
@@ -81,7 +90,8 @@ INLINE void gamma_fraction(const double *alpha, const double *z, double *out) {
         q[i] = (z[i] + 1.0 - alpha[i]) * r[i];
         dq[i] = -r[i];
     }
-    for (int k = 1; k <= FRACTION_TERMS; k++) EACH_LANE {
+    for (int k = 1; k <= FRACTION_TERMS; k++)
+        EACH_LANE {
             double b = (z[i] + (2 * k + 1) - alpha[i]) * r[i], a = -k * (k - alpha[i]) * r[i] * r[i];
             double da = k * r[i] * r[i];
             double dp1 = b * dp[i] - r[i] * p[i] + a * dp0[i] + da * p0[i];
@@ -97,7 +107,8 @@ INLINE void gamma_fraction(const double *alpha, const double *z, double *out) {
     }
 }
 
-EVERY_PROCESSOR static void gamma_block(double *const in[3], const double *table, double *out) {
+EVERY_PROCESSOR static void gamma_block(double *const in[3], const double *table, double *out)
+{
     const double *alpha = in[0], *z = in[1];
     double a[LANES], s[LANES], which[LANES], uniform[LANES], series[LANES], fraction[LANES];
     double any_uniform = 0, any_series = 0, any_fraction = 0;
@@ -112,17 +123,21 @@ EVERY_PROCESSOR static void gamma_block(double *const in[3], const double *table
         any_series += which[i] == 1.0;
         any_fraction += which[i] == 2.0;
     }
-    EACH_LANE uniform[i] = series[i] = fraction[i] = 0.0;
+    EACH_LANE
+        uniform[i] = series[i] = fraction[i] = 0.0;
     if (any_uniform) { /* lanes of another region compute on harmless numbers */
-        EACH_LANE a[i] = which[i] == 0.0 ? alpha[i] : 100.0, s[i] = which[i] == 0.0 ? z[i] : 100.0;
+        EACH_LANE
+            a[i] = which[i] == 0.0 ? alpha[i] : 100.0, s[i] = which[i] == 0.0 ? z[i] : 100.0;
         gamma_uniform(a, s, table + 3, uniform);
     }
     if (any_series) {
-        EACH_LANE a[i] = which[i] == 1.0 ? alpha[i] : 1.0, s[i] = which[i] == 1.0 ? larger(z[i], 0x1p-1022) : 1.0;
+        EACH_LANE
+            a[i] = which[i] == 1.0 ? alpha[i] : 1.0, s[i] = which[i] == 1.0 ? larger(z[i], 0x1p-1022) : 1.0;
         gamma_series(a, s, series);
     }
     if (any_fraction) {
-        EACH_LANE a[i] = which[i] == 2.0 ? alpha[i] : 1.0, s[i] = which[i] == 2.0 ? z[i] : 10.0;
+        EACH_LANE
+            a[i] = which[i] == 2.0 ? alpha[i] : 1.0, s[i] = which[i] == 2.0 ? z[i] : 10.0;
         gamma_fraction(a, s, fraction);
     }
     EACH_LANE {
@@ -135,7 +150,8 @@ EVERY_PROCESSOR static void gamma_block(double *const in[3], const double *table
 /* --------------------------------------------------------------------------------------------------- von Mises */
 
 /* table: the number of nodes, the exponent at which a tail is cut, then nodes and weights on [0, 1]. */
-EVERY_PROCESSOR static void von_mises_block(double *const in[3], const double *table, double *out) {
+EVERY_PROCESSOR static void von_mises_block(double *const in[3], const double *table, double *out)
+{
     const double *kappa = in[0], *gap = in[1], *z = in[2];
     const int count = (int)table[0];
     const double *node = table + 2, *weight = node + count;
@@ -151,7 +167,8 @@ EVERY_PROCESSOR static void von_mises_block(double *const in[3], const double *t
         double end = 2.0 * squared[i] < gap[i] ? 0.0 : 2.0 * asin(sqrt(cut[i]));
         length[i] = end - start[i];
     }
-    for (int n = 0; n < count; n++) EACH_LANE {
+    for (int n = 0; n < count; n++)
+        EACH_LANE {
             double half = sin_quarter(0.5 * (start[i] + length[i] * node[n])), square = half * half;
             double exponent = 2.0 * kappa[i] * (squared[i] - square);
             sum[i] += weight[n] * (gap[i] - 2.0 * square) * exp_of(exponent);
@@ -168,12 +185,14 @@ EVERY_PROCESSOR static void von_mises_block(double *const in[3], const double *t
 INLINE double softplus_excess(double y) { return log_one_plus(exp_of(-fabs(y))); } /* softplus(y) - max(y, 0) */
 
 /* Loss of log density from u to v <= u, of the logit of Beta(a, b): a log sigmoid + b log(1 - sigmoid). */
-INLINE double density_drop(double a, double b, double u, double excess_u, double v, double excess_v) {
+INLINE double density_drop(double a, double b, double u, double excess_u, double v, double excess_v)
+{
     return a * (smaller(u, 0.0) - smaller(v, 0.0)) + b * (larger(v, 0.0) - larger(u, 0.0)) -
            (a + b) * (excess_u - excess_v);
 }
 
-INLINE void beta_tail(const double *a, const double *b, const double *y, const double *table, double *out) {
+INLINE void beta_tail(const double *a, const double *b, const double *y, const double *table, double *out)
+{
     const int count = (int)table[0];
     const double drop = table[1], *node = table + 2, *weight = node + count;
     double sign[LANES], near[LANES], far[LANES], u[LANES], excess[LANES], centre[LANES];
@@ -190,7 +209,8 @@ INLINE void beta_tail(const double *a, const double *b, const double *y, const d
         longest[i] = length[i] = (drop + total * (larger(u[i], 0.0) + excess[i])) / near[i];
         sum[i] = 0.0;
     }
-    for (int step = 0; step < NEWTON_STEPS; step++) EACH_LANE { /* on the square root of the drop */
+    for (int step = 0; step < NEWTON_STEPS; step++)
+        EACH_LANE { /* on the square root of the drop */
             double v = u[i] - length[i], fall = exp_of(-fabs(v));
             double lost = density_drop(near[i], far[i], u[i], excess[i], v, log_one_plus(fall));
             double inside = 1.0 / (1.0 + fall), outside = fall * inside;
@@ -198,16 +218,19 @@ INLINE void beta_tail(const double *a, const double *b, const double *y, const d
             double moved = length[i] + 2.0 * (sqrt(larger(drop * lost, 0.0)) - lost) / slope;
             length[i] = smaller(longest[i], larger(0.1 * length[i], moved));
         }
-    for (int n = 0; n < count; n++) EACH_LANE {
+    for (int n = 0; n < count; n++)
+        EACH_LANE {
             double v = u[i] - length[i] * node[n], excess_v = softplus_excess(v);
             double lost = density_drop(near[i], far[i], u[i], excess[i], v, excess_v);
             double score = smaller(-sign[i] * v, 0.0) - excess_v - centre[i];
             sum[i] += weight[n] * score * exp_of(-lost);
         }
-    EACH_LANE out[i] = sign[i] * sum[i] * length[i];
+    EACH_LANE
+        out[i] = sign[i] * sum[i] * length[i];
 }
 
-INLINE void beta_derivative(const double *a, const double *b, const double *logit, const double *table, double *out) {
+INLINE void beta_derivative(const double *a, const double *b, const double *logit, const double *table, double *out)
+{
     double y[LANES], raised_a[LANES], raised_b[LANES];
     EACH_LANE {
         y[i] = smaller(larger(logit[i], -1e4), 1e4);
@@ -230,17 +253,21 @@ INLINE void beta_derivative(const double *a, const double *b, const double *logi
     }
 }
 
-EVERY_PROCESSOR static void beta_block(double *const in[3], const double *table, double *out) {
+EVERY_PROCESSOR static void beta_block(double *const in[3], const double *table, double *out)
+{
     double a[LANES], b[LANES];
-    EACH_LANE a[i] = in[0][i] > 0.0 ? in[0][i] : 1.0, b[i] = in[1][i] > 0.0 ? in[1][i] : 1.0;
+    EACH_LANE
+        a[i] = in[0][i] > 0.0 ? in[0][i] : 1.0, b[i] = in[1][i] > 0.0 ? in[1][i] : 1.0;
     beta_derivative(a, b, in[2], table, out);
-    EACH_LANE out[i] = (in[0][i] > 0.0) & (in[1][i] > 0.0) & (in[2][i] == in[2][i]) ? out[i] : NAN;
+    EACH_LANE
+        out[i] = (in[0][i] > 0.0) & (in[1][i] > 0.0) & (in[2][i] == in[2][i]) ? out[i] : NAN;
 }
 
 /* --------------------------------------------------------------------------------------------------- Student t */
 
 /* q / (1 + q) - log(1 + q), by its series where the two nearly cancel. */
-INLINE double student_bend(double q, double log_q) {
+INLINE double student_bend(double q, double log_q)
+{
     double series = 12.0 / 13;
     series = series * -q + 11.0 / 12;
     series = series * -q + 10.0 / 11;
@@ -257,7 +284,8 @@ INLINE double student_bend(double q, double log_q) {
 }
 
 /* The quadrature for many degrees of freedom; table as for the Beta. */
-INLINE void student_quadrature(const double *df, const double *start, const double *table, double *out) {
+INLINE void student_quadrature(const double *df, const double *start, const double *table, double *out)
+{
     const int count = (int)table[0];
     const double drop = table[1], *node = table + 2, *weight = node + count;
     double centre[LANES], length[LANES], log_start[LANES], sum[LANES];
@@ -272,15 +300,18 @@ INLINE void student_quadrature(const double *df, const double *start, const doub
         length[i] = (score > 0.0 ? 0.0 : end) - start[i];
         sum[i] = 0.0;
     }
-    for (int n = 0; n < count; n++) EACH_LANE {
+    for (int n = 0; n < count; n++)
+        EACH_LANE {
             double s = start[i] + length[i] * node[n], q = s * s / df[i], log_q = log_one_plus(q);
             double score = centre[i] + 0.5 * (student_bend(q, log_q) + q / (df[i] * (1.0 + q)));
             sum[i] += weight[n] * score * exp_of(-0.5 * (df[i] + 1.0) * (log_q - log_start[i]));
         }
-    EACH_LANE out[i] = sum[i] * length[i];
+    EACH_LANE
+        out[i] = sum[i] * length[i];
 }
 
-EVERY_PROCESSOR static void student_block(double *const in[3], const double *table, double *out) {
+EVERY_PROCESSOR static void student_block(double *const in[3], const double *table, double *out)
+{
     const double *df = in[0], *t = in[1];
     double a[LANES], b[LANES], y[LANES], absolute[LANES], few_result[LANES];
     double many[LANES], start[LANES], many_result[LANES];
@@ -294,8 +325,10 @@ EVERY_PROCESSOR static void student_block(double *const in[3], const double *tab
         y[i] = log_positive(2.0 * a[i]) - 2.0 * log_positive(absolute[i]);
         few_result[i] = 0.0;
     }
-    for (int i = 0; i < LANES; i++) any_few += df[i] < 100.0;
-    if (any_few) beta_derivative(a, b, y, table, few_result);
+    for (int i = 0; i < LANES; i++)
+        any_few += df[i] < 100.0;
+    if (any_few)
+        beta_derivative(a, b, y, table, few_result);
     student_quadrature(many, start, table, many_result);
     EACH_LANE {
         double few = 0.5 * absolute[i] * (0.5 / a[i] - 0.5 * few_result[i]);
@@ -313,11 +346,13 @@ static void note_fork(void) { forked_child = 1; }
 
 typedef void (*block_function)(double *const in[3], const double *table, double *out);
 
-static double load(const void *array, int64_t i, int64_t is_double) {
+static double load(const void *array, int64_t i, int64_t is_double)
+{
     return is_double ? ((const double *)array)[i] : (double)((const float *)array)[i];
 }
 
-static void run(block_function block, const Elementwise *job) {
+static void run(block_function block, const Elementwise *job)
+{
     const void *const in[3] = {job->first, job->second, job->third};
     REQUIRE(job->size >= 0 && IS_ARRAY(job->table, 1));
     REQUIRE(is_array(job->first, job->size, job->is_double ? sizeof(double) : sizeof(float)));
@@ -343,7 +378,8 @@ static void run(block_function block, const Elementwise *job) {
 }
 
 #define GRADIENT(name, block) \
-    static PyObject *py_##name(ARGUMENTS) { \
+    static PyObject *py_##name(ARGUMENTS) \
+    { \
         (void)self; \
         READ(Elementwise, job) \
         WITHOUT_GIL(run(block, &job)) \
@@ -365,9 +401,11 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_special", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__special(void) {
+PyMODINIT_FUNC PyInit__special(void)
+{
     pthread_atfork(NULL, NULL, note_fork);
     PyObject *self = PyModule_Create(&module);
-    if (self && add_records(self) < 0) Py_CLEAR(self);
+    if (self && add_records(self) < 0)
+        Py_CLEAR(self);
     return self;
 }

@@ -7,13 +7,15 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE int64_t bits_of(double x) {
+INLINE int64_t bits_of(double x)
+{
     int64_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
-INLINE double from_bits(int64_t bits) {
+INLINE double from_bits(int64_t bits)
+{
     double x;
     memcpy(&x, &bits, sizeof x);
     return x;
@@ -23,7 +25,8 @@ INLINE double smaller(double a, double b) { return a < b ? a : b; }
 INLINE double larger(double a, double b) { return a > b ? a : b; }
 
 /* log of u = 1 + f, f given without rounding: u = 2^k m, m in [sqrt(1/2), sqrt(2)), log m = 2 atanh((m-1)/(m+1)). */
-INLINE double log_of(double u, double f) {
+INLINE double log_of(double u, double f)
+{
     const int64_t half_root = 0x3fe6a09e00000000; /* sqrt(1/2) */
     int64_t shifted = bits_of(u) + (0x3ff0000000000000 - half_root);
     double k = from_bits((int64_t)((uint64_t)shifted >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1023.0);
@@ -47,7 +50,8 @@ INLINE double log_positive(double x) { return log_of(x, x - 1.0); }
 INLINE double log_one_plus(double x) { return log_of(1.0 + x, x); }
 
 /* exp of x < 700; 0 below -700. */
-INLINE double exp_of(double x) {
+INLINE double exp_of(double x)
+{
     const double magic = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds to an integer held in the low bits */
     double clamped = larger(x, -700.0);
     double shifted = clamped * 1.44269504088896340736 + magic, k = shifted - magic;
@@ -71,7 +75,8 @@ INLINE double exp_of(double x) {
 }
 
 /* sin of x in [0, pi/2], Taylor series to x^21. */
-INLINE double sin_quarter(double x) {
+INLINE double sin_quarter(double x)
+{
     double q = x * x, p = 1.0 / 51090942171709440000.0; /* 1/21!, down to 1/1! */
     p = p * q - 1.0 / 121645100408832000.0;
     p = p * q + 1.0 / 355687428096000.0;
@@ -87,7 +92,8 @@ INLINE double sin_quarter(double x) {
 }
 
 /* psi(x) - log(x) for x >= 9: the asymptotic series, DLMF 5.11.2. */
-INLINE double digamma_tail(double x) {
+INLINE double digamma_tail(double x)
+{
     double r = 1.0 / x, q = r * r, p = -1.0 / 12;
     p = p * q + 691.0 / 32760;
     p = p * q - 1.0 / 132;
@@ -99,7 +105,8 @@ INLINE double digamma_tail(double x) {
 }
 
 /* psi(x) - log(x) for every x > 0; below 9 by psi(x) = psi(x + 9) - sum 1/(x + j), the sum over one denominator. */
-INLINE double digamma_less_log(double x) {
+INLINE double digamma_less_log(double x)
+{
     double low = smaller(x, 9.0), numerator = 0.0, denominator = 1.0;
     for (int j = 0; j < 9; j++) {
         numerator = numerator * (low + j) + denominator;

@@ -10,6 +10,7 @@
 
 #include "engine.h"
 #include "halting.h"
+#include "stage_contract.h"
 
 enum { CHUNK = 256 /* rows of one work item of the halting pass */, HEAD_TAPS = 9 };
 
@@ -114,20 +115,43 @@ static int convolve(const Group *g, const StageConv *c, const int32_t *from, con
 {
     if (c->steps) {
         const FootprintArgs args = {
-            .x = buffer(g, c->source), .weights = c->packed, .bias = c->bias,
-            .residual = c->adds ? buffer(g, c->target) : NULL, .out = buffer(g, c->target), .bases = from, .targets = to,
-            .steps = c->steps, .step_count = c->step_count, .in_pitch = c->in_channels,
-            .pitch = c->out_channels, .activation = (int)c->activation,
+            .x = buffer(g, c->source),
+            .weights = c->packed,
+            .bias = c->bias,
+            .residual = c->adds ? buffer(g, c->target) : NULL,
+            .out = buffer(g, c->target),
+            .bases = from,
+            .targets = to,
+            .steps = c->steps,
+            .step_count = c->step_count,
+            .in_pitch = c->in_channels,
+            .pitch = c->out_channels,
+            .activation = (int)c->activation,
         };
         accel_convolve_narrow(args, rows, c->taps, c->out_channels, g->threads);
         return 0;
     }
     const Job job = {
-        .x = buffer(g, c->source), .packed = c->packed, .zero = c->zero,
-        .bias = c->bias, .residual = c->adds ? buffer(g, c->target) : NULL, .out = buffer(g, c->target),
-        .table = c->offsets, .positions = from, .targets = to, .framed = 1, .scatter = 1,
-        .rows = rows, .table_rows = 1, .in_pitch = c->in_channels, .taps = c->taps, .run = c->in_channels / c->groups,
-        .out_channels = c->out_channels, .groups = c->groups, .activation = c->activation, .threads = g->threads,
+        .x = buffer(g, c->source),
+        .packed = c->packed,
+        .zero = c->zero,
+        .bias = c->bias,
+        .residual = c->adds ? buffer(g, c->target) : NULL,
+        .out = buffer(g, c->target),
+        .table = c->offsets,
+        .positions = from,
+        .targets = to,
+        .framed = 1,
+        .scatter = 1,
+        .rows = rows,
+        .table_rows = 1,
+        .in_pitch = c->in_channels,
+        .taps = c->taps,
+        .run = c->in_channels / c->groups,
+        .out_channels = c->out_channels,
+        .groups = c->groups,
+        .activation = c->activation,
+        .threads = g->threads,
     };
     return accel_convolve(&job);
 }
@@ -279,13 +303,22 @@ static void begin(const Group *g)
             memset(g->active + n * all + (y + s->border) * s->pitch + s->border, 1, (size_t)s->width);
     }
     if (s->input_pieces)
-        enter(g, (Frame){.x = s->x, .pieces = s->input_pieces, .piece_count = s->input_count,
-                         .stride_n = s->x_stride_n, .stride_c = s->x_stride_c, .stride_pixel = s->x_stride_pixel},
+        enter(g,
+              (Frame){.x = s->x,
+                      .pieces = s->input_pieces,
+                      .piece_count = s->input_count,
+                      .stride_n = s->x_stride_n,
+                      .stride_c = s->x_stride_c,
+                      .stride_pixel = s->x_stride_pixel},
               BUFFER_INPUT);
     if (s->shortcut)
-        enter(g, (Frame){.x = s->shortcut, .pieces = s->shortcut_pieces, .piece_count = s->shortcut_count,
-                         .stride_n = s->shortcut_stride_n, .stride_c = s->shortcut_stride_c,
-                         .stride_pixel = s->shortcut_stride_pixel},
+        enter(g,
+              (Frame){.x = s->shortcut,
+                      .pieces = s->shortcut_pieces,
+                      .piece_count = s->shortcut_count,
+                      .stride_n = s->shortcut_stride_n,
+                      .stride_c = s->shortcut_stride_c,
+                      .stride_pixel = s->shortcut_stride_pixel},
               BUFFER_STATE);
 }
 
@@ -298,7 +331,8 @@ static void leave(const Group *g)
 #pragma omp parallel for schedule(static) num_threads(g->threads) if (g->threads > 1)
     for (int64_t i = 0; i < g->images * s->height; i++) {
         const int64_t n = i / s->height, place = n * all + (i % s->height + s->border) * s->pitch + s->border;
-        memcpy(s->output + (g->first * s->height + i) * line, state + place * s->channels, (size_t)line * sizeof(float));
+        memcpy(s->output + (g->first * s->height + i) * line, state + place * s->channels,
+               (size_t)line * sizeof(float));
     }
 }
 
@@ -364,51 +398,6 @@ static int run_one(const Stage *s, int64_t i, int64_t groups, char *block, int64
     g.memory = s->memory + worker * s->memory_each;
     place_arrays(s, &g, block);
     return run_group(&g);
-}
-
-static void require_conv(const Stage *s, const StageConv *c, int first)
-{
-    const StageBuffer *from = s->buffers + c->source, *to = s->buffers + c->target;
-    REQUIRE(c->source >= 0 && c->target >= 0 && c->source != c->target);
-    REQUIRE(IS_ARRAY(c->packed, 1) && IS_ARRAY(c->zero, 1) && IS_ARRAY_OR_NULL(c->bias) && is_activation(c->activation));
-    REQUIRE(c->taps > 0 && IS_ARRAY(c->offsets, c->taps) && (!c->steps || c->step_count > 0));
-    REQUIRE(c->groups > 0 && c->in_channels % c->groups == 0 && c->out_channels % c->groups == 0);
-    REQUIRE(from->channels == c->in_channels && to->channels == c->out_channels);
-    REQUIRE(c->reach >= 0 && c->reach <= s->reach);
-    REQUIRE(first || (from->pixels == s->buffers[BUFFER_STATE].pixels && to->pixels == from->pixels));
-    REQUIRE(!first || (c->pixels > 0 && c->pixels <= s->most_pixels && are_within(c->bases, c->pixels, 0, from->pixels) &&
-                       are_within(c->places, c->pixels, 0, to->pixels)));
-}
-
-static void require_unit(const Stage *s, const StageUnit *u, int first, int last)
-{
-    REQUIRE(u->first_conv >= 0 && u->convs > 0);
-    for (int64_t i = 0; ACCEL_CHECKED && i < u->convs; i++)
-        require_conv(s, s->convs + u->first_conv + i, first);
-    for (int64_t i = 0; ACCEL_CHECKED && i < u->convs && !first; i++) {
-        const int64_t reach = s->convs[u->first_conv + i].reach;
-        REQUIRE(reach == 0 || u->reaches >> reach & 1);
-    }
-    REQUIRE(last || (IS_ARRAY(u->pooled, 1) && IS_ARRAY(u->bias, 1) && u->bias_step >= 0));
-    REQUIRE(last || !s->spatial || IS_ARRAY(u->weights, 1));
-}
-
-static void require_stage(const Stage *s)
-{
-    const StageBuffer *state = s->buffers + BUFFER_STATE;
-    REQUIRE(s->images >= 0 && s->group > 0 && s->unit_count > 0 && s->eps >= 0 && s->memory_each >= 0);
-    REQUIRE(s->height > 0 && s->width > 0 && s->channels > 0 && s->pitch == s->width + 2 * s->border);
-    REQUIRE(s->reach >= 0 && s->reach < MAX_REACH && s->reach <= s->border);
-    REQUIRE(IS_ARRAY(s->buffers, 2) && IS_ARRAY(s->convs, 1) && IS_ARRAY(s->units, 1));
-    REQUIRE(state->pixels == (s->height + 2 * s->border) * s->pitch && state->channels == s->channels);
-    REQUIRE(s->group * state->pixels <= INT32_MAX && s->group * s->buffers[BUFFER_INPUT].pixels <= INT32_MAX);
-    REQUIRE(IS_ARRAY(s->x, s->images) && IS_ARRAY_OR_NULL(s->shortcut) && IS_ARRAY(s->memory, s->images));
-    REQUIRE(IS_ARRAY(s->output, s->images) && IS_ARRAY(s->ponder, s->images) && IS_ARRAY(s->shares, s->images));
-    REQUIRE(IS_ARRAY(s->executed, s->images) && IS_ARRAY(s->macs, s->images));
-    REQUIRE(IS_ARRAY(s->input_pieces, s->input_count) && (!s->shortcut || IS_ARRAY(s->shortcut_pieces, 1)));
-    REQUIRE(IS_ARRAY(s->head_steps, s->head_step_count) && (!s->spatial || s->head_step_count > 0));
-    for (int64_t k = 0; ACCEL_CHECKED && k < s->unit_count; k++)
-        require_unit(s, s->units + k, k == 0, k + 1 == s->unit_count);
 }
 
 /* Groups side by side where there are enough of them, else one after the other with all threads in each: then outside of
