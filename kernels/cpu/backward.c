@@ -82,7 +82,7 @@ static void require_grad(const GradJob *job)
     REQUIRE(job->out_channels > 0 && job->out_channels % job->groups == 0);
     REQUIRE(IS_ARRAY(job->row_image, job->images + 1) && job->row_image[0] == 0);
     REQUIRE(IS_ARRAY(job->table, job->taps * job->table_rows));
-    REQUIRE(are_within(job->table, job->taps * job->table_rows, -1, job->in_pixels));
+    REQUIRE(job->images == 0 || are_within(job->table, job->taps * job->table_rows, -1, job->in_pixels));
     for (int64_t n = 0; ACCEL_CHECKED && n < job->images; n++) {
         const int64_t first = job->row_image[n], count = job->row_image[n + 1] - first;
         REQUIRE(count >= 0 && (job->dynamic || count == job->table_rows));
@@ -90,7 +90,8 @@ static void require_grad(const GradJob *job)
                 are_within(job->positions + first, count, n * job->out_pixels, (n + 1) * job->out_pixels));
     }
     REQUIRE(IS_ARRAY(job->x, job->row_image[job->images]) && IS_ARRAY(job->grad, job->row_image[job->images]));
-    REQUIRE(!job->dynamic || (job->table_rows == job->out_pixels && job->positions));
+    REQUIRE(!job->dynamic || job->table_rows == job->out_pixels);
+    REQUIRE(!job->dynamic || IS_ARRAY(job->positions, job->row_image[job->images]));
 }
 
 int accel_grad_input(const GradJob *job)
