@@ -241,11 +241,9 @@ static void require_rows(const Job *job)
         return;
     }
     REQUIRE(job->rows % job->table_rows == 0 && !job->inverse);
-    if (job->edge_run) /* taps are runs of several pixels, or edges */
-        REQUIRE(are_within(job->table, job->taps * job->table_rows, -(job->edges_each / job->edge_run),
-                           job->in_pixels - job->run / job->in_pitch + 1));
-    else
-        REQUIRE(are_within(job->table, job->taps * job->table_rows, -1, job->in_pixels));
+    const int64_t width = job->edge_run ? job->run / job->in_pitch : 1; /* pixels of a tap */
+    REQUIRE(are_within(job->table, job->taps * job->table_rows, job->edge_run ? -(job->edges_each / job->edge_run) : -1,
+                       job->in_pixels < width ? 0 : job->in_pixels - width + 1));
     if (job->scatter)
         REQUIRE(are_lists(job->starts, job->targets, job->table_rows, job->out_pixels));
 }

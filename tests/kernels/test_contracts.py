@@ -147,7 +147,7 @@ def run_everything() -> None:
     conv = StageConv(torch.randn(24, 24, 3, 3), torch.zeros(24), (1, 1), (1, 1), (1, 1), 1, "relu")
     head = StageHead(torch.randn(9, 24), torch.zeros(5, 6), torch.zeros(24))
     units = [StageUnit((conv, conv), head), StageUnit((conv, conv), head), StageUnit((conv, conv), None)]
-    binding.plan_stage(units, None, (5, 6), spatial=True, eps=0.01).run(x, x)
+    binding.plan_stage(units, None, (5, 6), spatial=True, sticks=False, eps=0.01).run(x, x)
 
 
 @pytest.mark.skipif(not _engine.CHECKED, reason="looked at in debug and sanitizer builds: tests/sanitize.sh")
