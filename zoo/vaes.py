@@ -25,6 +25,8 @@ ESTIMATORS: Mapping[str, Callable[[], mc.Estimator]] = {
     "leave_one_out": lambda: mc.ScoreFunction(mc.LeaveOneOut()),
     "measure_valued": mc.MeasureValued,
     "disarm": mc.DisARM,
+    "arm": mc.ARM,
+    "rebar": mc.REBAR,
     "concrete": lambda: mc.Concrete(2 / 3),
     "enumerate": mc.Enumerate,
 }

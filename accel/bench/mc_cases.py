@@ -324,6 +324,7 @@ METHODS: dict[str, Method] = {
     ),
     "Enumerate": Method(lambda case: accel.mc.Enumerate(), FINITE, values_only=True),
     "DisARM": Method(lambda case: accel.mc.DisARM(), BINARY, values_only=True),
+    "ARM": Method(lambda case: accel.mc.ARM(), BINARY, values_only=True),
     "REBAR": Method(lambda case: accel.mc.REBAR(), RELAXED),
     "RELAX": Method(
         lambda case: accel.mc.RELAX(_Control({"Bernoulli": 1, "Bernoulli x3": 3, "OneHotCategorical": 4}[case])),

@@ -7,7 +7,7 @@
 After Mohamed, Rosca, Figurnov and Mnih, Monte Carlo Gradient Estimation in Machine Learning, JMLR 21(132), 2020.
 """
 
-from .antithetic import DisARM
+from .antithetic import ARM, DisARM
 from .baselines import LearnedBaseline, LeaveOneOut, MovingAverage
 from .control_variates import ControlVariate, DeltaMethod
 from .enumeration import Enumerate
@@ -19,6 +19,7 @@ from .relaxed import Concrete, StraightThrough
 from .score import ScoreFunction
 
 __all__ = [
+    "ARM",
     "REBAR",
     "RELAX",
     "Concrete",

@@ -22,6 +22,7 @@ def square(x):
         (lambda t: td.Normal(t[0] ** 2, t[1].exp()), mc.ScoreFunction()),
         (lambda t: td.Normal(t[0] ** 2, t[1].exp()), mc.MeasureValued()),
         (lambda t: td.Bernoulli(probs=torch.sigmoid(2 * t)), mc.DisARM()),
+        (lambda t: td.Bernoulli(probs=torch.sigmoid(2 * t)), mc.ARM()),
         (lambda t: td.Bernoulli(logits=2 * t), mc.REBAR()),
         (lambda t: td.Bernoulli(probs=torch.sigmoid(2 * t)), mc.Enumerate()),
     ],

@@ -148,6 +148,7 @@ def exact_gradient(vae, x, bits, value):
 
 ESTIMATORS = {
     "DisARM": (mc.DisARM(), 1),
+    "ARM": (mc.ARM(), 1),
     "leave-one-out": (mc.ScoreFunction(mc.LeaveOneOut()), 2),
     "measure-valued": (mc.MeasureValued(), 1),
     "REBAR": (mc.REBAR(), 1),
