@@ -31,15 +31,6 @@ ESTIMATORS: Mapping[str, Callable[[], mc.Estimator]] = {
     "enumerate": mc.Enumerate,
 }
 _TWO_COMPONENT_SHARE = 0.1  # of noise, where learning starts
-_FOLDER = pathlib.Path(__file__).parent
-
-
-def recipe_path(name: str) -> pathlib.Path:
-    return _FOLDER / "recipes" / f"{name}.toml"
-
-
-def weights_path(name: str) -> pathlib.Path:
-    return _FOLDER / "weights" / f"{name}.safetensors"
 
 
 def load_vae(table: Mapping[str, Any], weights: str | pathlib.Path) -> VAE:

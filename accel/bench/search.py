@@ -13,9 +13,10 @@ search for the same speed-up, where it is not that itself.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accel.bench.runner import Row, Settings
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from accel.config import Rules
+    from accel.greedy.losses import Judge
+    from accel.greedy.trace import FoundRules
 
 SHOWN = ("case", "wanted", "minutes", "spent", "speedup", "loss", "start", "uniform", "relative", "longer")
 _AS_FAST = 0.98  # of our speed-up that makes a uniform rule as fast: two timings differ by as much
 
 
 def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
-    import torch
-
     import accel
     from accel.zoo.registry import get_model
 
@@ -39,30 +40,25 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     pictures = _pictures(case, settings.seed)
     known, judged = pictures[: case["calibrate"]], pictures[case["calibrate"] :]
     example, calibration = known[: case["batch"]], list(known.split(case["batch"]))
+    judges = _judges(dense, judged.split(case["batch"]))
+    rules = _uniform_rules(dense, example)
 
-    def convert(rules: Rules) -> nn.Module:
-        return accel.convert_model(dense, rules, example_inputs=example, calibration=calibration)
+    def convert(given: Rules, batches: Sequence[Tensor]) -> nn.Module:
+        return accel.convert_model(dense, given, example_inputs=example, calibration=batches)
 
-    uniform = {name: convert(rules) for name, rules in _uniform_rules(dense, example).items()}
-    losses = {name: _loss(dense, network, judged, case["batch"]) for name, network in uniform.items()}
+    @functools.cache
+    def uniform_loss(name: str) -> float:
+        return _loss(convert(rules[name], calibration), judges)
+
+    uniform = {name: convert(given, calibration[:3]) for name, given in rules.items()}  # as fast, whatever they fit
     longest: dict[float, float] = {}
     for wanted, minutes in case["searches"]:
-        begin = time.monotonic()
-        found = accel.search(
-            dense,
-            example_inputs=example,
-            calibration=calibration,
-            speedup=wanted,
-            minutes=minutes,
-            seed=settings.seed,
-        )
-        spent = (time.monotonic() - begin) / 60
-        network = convert(found)
-        loss = _loss(dense, network, judged, case["batch"])
-        with torch.inference_mode():
-            speeds = _speedups(dense, {"ours": network, **uniform}, example, settings.repeats)
+        found, spent = _searched(dense, example, calibration, wanted, minutes, settings.seed)
+        network = convert(found, calibration)
+        speeds = _speedups(dense, {"ours": network, **uniform}, example, settings.repeats)
+        loss = _loss(network, judges)
         rivals = [name for name in uniform if speeds[name] >= _AS_FAST * speeds["ours"]]
-        best = min(rivals, key=losses.__getitem__, default=None)
+        best = min(rivals, key=uniform_loss, default=None)
         longer = {"longer": round(loss / longest[wanted], 3)} if wanted in longest else {}
         longest.setdefault(wanted, loss)
         yield {
@@ -74,13 +70,25 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             "loss": loss,
             "start": found.chosen.origin,
             "uniform": best,
-            **({"uniform_speedup": round(speeds[best], 3), "uniform_loss": losses[best]} if best else {}),
-            **({"relative": round(loss / losses[best], 4)} if best else {}),
+            **({"uniform_speedup": round(speeds[best], 3), "uniform_loss": uniform_loss(best)} if best else {}),
+            **({"relative": round(loss / uniform_loss(best), 4)} if best else {}),
             **longer,
             "tried": len(found.tried),
             "error": 0.0,
             "correct": True,
         }
+
+
+def _searched(
+    dense: nn.Module, example: Tensor, calibration: Sequence[Tensor], wanted: float, minutes: float, seed: int
+) -> tuple[FoundRules, float]:
+    """(what a search found, the minutes it took)."""
+    import accel
+
+    begin = time.monotonic()
+    given = {"example_inputs": example, "calibration": calibration}
+    found = accel.search(dense, **given, speedup=wanted, minutes=minutes, seed=seed)
+    return found, (time.monotonic() - begin) / 60
 
 
 def _pictures(case: Mapping[str, Any], seed: int) -> Tensor:
@@ -115,26 +123,35 @@ def _uniform_rules(dense: nn.Module, example: Tensor) -> dict[str, Rules]:
     return found
 
 
-def _loss(dense: nn.Module, network: nn.Module, pictures: Tensor, batch: int) -> float:
+def _judges(dense: nn.Module, batches: Iterable[Tensor]) -> list[tuple[Tensor, Judge]]:
     import torch
 
     from accel.greedy.losses import Judge
     from accel.inputs import Batch
 
     with torch.inference_mode():
-        parts = [len(part) * Judge(dense(part), Batch((part,))).loss(network(part)) for part in pictures.split(batch)]
-    return sum(parts) / len(pictures)
+        return [(x, Judge(dense(x), Batch((x,)))) for x in batches]
+
+
+def _loss(network: nn.Module, judges: Iterable[tuple[Tensor, Judge]]) -> float:
+    import torch
+
+    with torch.inference_mode():
+        parts = [(len(x), judge.loss(network(x))) for x, judge in judges]
+    return sum(count * loss for count, loss in parts) / sum(count for count, _ in parts)
 
 
 def _speedups(dense: nn.Module, networks: Mapping[str, nn.Module], x: Tensor, repeats: int) -> dict[str, float]:
-    """Against the faster dense form, all of them taking turns."""
+    """Against the faster dense form, each beside these alone, as they run in use: of many networks in turn none finds
+    its weights in the caches."""
     import torch
 
     from accel.profiling.latency import compare, ratio
     from accel.profiling.sides import DENSE, FORMATS, fastest, in_format
 
-    sides = {name: in_format(dense, x, form) for name, form in FORMATS.items()}
-    sides |= {name: in_format(network, x, torch.channels_last) for name, network in networks.items()}
-    timing = compare(sides, repeats)
-    best = timing[fastest(timing, DENSE)]
-    return {name: ratio(best, timing[name]).median for name in networks}
+    forms, found = {name: in_format(dense, x, form) for name, form in FORMATS.items()}, {}
+    for name, network in networks.items():
+        with torch.inference_mode():
+            timing = compare({**forms, "converted": in_format(network, x, torch.channels_last)}, repeats)
+        found[name] = ratio(timing[fastest(timing, DENSE)], timing["converted"]).median
+    return found

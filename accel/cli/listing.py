@@ -1,4 +1,4 @@
-"""`accel list`: the models, masks, fills and VAEs there are."""
+"""`accel list`: the models, masks, fills, VAEs and inpainting models there are."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "list",
         run,
-        "list the models, masks, fills, or VAEs that ship",
+        "list the models, the masks, the fills, the VAEs and inpainting models that ship, or the masks of pictures",
         "accel list models --format md",
     )
     parser.add_argument(
-        "what", nargs="?", choices=("models", "masks", "fills", "vaes"), default="models", help="default: models"
+        "what",
+        nargs="?",
+        choices=("models", "masks", "fills", "vaes", "inpainters", "picture-masks"),
+        default="models",
+        help="default: models",
     )
     common.add_format(parser)
 
@@ -34,6 +38,14 @@ def run(args: argparse.Namespace) -> int:
         from accel.zoo.vaes import PACKAGED
 
         rows = [{"vae": f"zoo:{name}"} for name in PACKAGED]
+    elif args.what == "inpainters":
+        from accel.zoo.inpainters import PACKAGED
+
+        rows = [{"model": f"zoo:{name}"} for name in PACKAGED]
+    elif args.what == "picture-masks":
+        from accel.vae.picture_masks import PICTURE_MASKS
+
+        rows = [{"mask": kind} for kind in PICTURE_MASKS]
     else:
         from accel.zoo.registry import list_models
 

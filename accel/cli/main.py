@@ -31,6 +31,7 @@ VERB_MODULES = (
     "accel.cli.eval",
     "accel.cli.ponder",
     "accel.cli.impute",
+    "accel.cli.inpaint",
 )
 
 

@@ -1,4 +1,4 @@
-"""`accel train`: train a classifier, plain or adaptive, or a variational autoencoder, by a recipe."""
+"""`accel train`: train a classifier, plain or adaptive, a VAE or an inpainting model, by a recipe."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from accel.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from accel.cli.inpainter_training import InpainterTask
     from accel.cli.training import Task
     from accel.cli.vae_training import VAETask
     from accel.train.parallel import Place
@@ -22,9 +23,11 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "train",
         run,
-        "train a classifier, plain or with ACT, SACT or PACT, or a VAE, by a recipe; goes on where it was interrupted",
+        "train a classifier, plain or with ACT, SACT or PACT, a VAE or an inpainting model, by a recipe; goes on where "
+        "it was interrupted",
         "accel train zoo/recipes/resnet32_cifar_sact.toml --weights net.safetensors --data cifar.zip -o runs/sact\n"
         "  accel train vae --data fashion-mnist/ -o runs/vae\n"
+        "  accel train inpaint_shapes -o runs/inpaint\n"
         "  accel train RECIPE --set adaptive.tau=0.02 --set 'adaptive.kind=\"act\"' ...\n"
         "  torchrun --nproc-per-node 4 -m accel train RECIPE ...   (the recipe's batch is that of one process)",
     )
@@ -64,14 +67,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _task(args: argparse.Namespace, recipe: Mapping, place: Place) -> Task | VAETask:
-    if "vae" in recipe:
+def _task(args: argparse.Namespace, recipe: Mapping, place: Place) -> Task | VAETask | InpainterTask:
+    if "vae" in recipe or "vaeac" in recipe:
+        from accel.cli.inpainter_training import inpainter_task
         from accel.cli.vae_training import vae_task
 
         given = [f"--{key}" for key in ("weights", "teacher") if getattr(args, key) is not None]
         if given:
-            raise ConfigError(f"a VAE starts from drawn weights and has no teacher: leave out {' and '.join(given)}")
-        return vae_task(recipe, args.data, args.seed, place)
+            raise ConfigError(
+                f"such a model starts from drawn weights and has no teacher: leave out {' and '.join(given)}"
+            )
+        return (vae_task if "vae" in recipe else inpainter_task)(recipe, args.data, args.seed, place)
     from accel.cli.training import task_of
 
     if args.data is None:

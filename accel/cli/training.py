@@ -24,11 +24,12 @@ from accel.train.parallel import Place
 from accel.zoo.datasets import LabelledPictures, load_pictures
 from accel.zoo.evaluation import accuracy, dense_macs, logits_of, macs_per_image
 from accel.zoo.registry import get_model, input_size, preprocess
-from accel.zoo.vaes import recipe_path
+from accel.zoo.runs import recipe_path
 from accel.zoo.weights_io import load_part, load_weights, read_tensors
 
 _CLASSIFIER = {"model", "data", "fit"}, {"adaptive", "teacher"}  # sections a recipe must have, and may have
 _VAE = {"vae", "data", "fit"}, {"bound"}
+_VAEAC = {"vaeac", "data", "fit"}, set()
 _KINDS = {"act": ACT, "sact": SACT, "pact": PACT}
 
 
@@ -160,7 +161,7 @@ def read_recipe(path: pathlib.Path, changes: Sequence[str] = ()) -> dict:
         recipe.update(
             {section: keys if whole else {**recipe.get(section, {}), **keys} for section, keys in given.items()}
         )
-    needed, allowed = _VAE if "vae" in recipe else _CLASSIFIER
+    needed, allowed = _VAE if "vae" in recipe else _VAEAC if "vaeac" in recipe else _CLASSIFIER
     if not needed <= set(recipe) <= needed | allowed:
         raise ConfigError(
             f"the recipe {path} must have the sections {sorted(needed)}, and may have {sorted(allowed)}, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from accel import files
-from accel.errors import ConfigError, DataError, WeightsError
+from accel.errors import ConfigError, DataError
 from accel.mc.sampling import fork
 from accel.train.batches import Epochs
 from accel.train.loop import FitSettings
@@ -21,14 +20,11 @@ from accel.train.parallel import Place
 from accel.vae import VAE, log_likelihood
 from accel.vae.objective import Bound, Objective
 from accel.vae.pictures import BitPictures
-from accel.zoo import vaes
+from accel.zoo import runs, vaes
 from accel.zoo.grey_pictures import DIGITS, load_grey
 from accel.zoo.word_counts import load_counts
 
-RECIPE_FILE, WEIGHTS_FILE = "recipe.json", "model.safetensors"
-_SCHEMA = 1
 _REPORTED, _REPORT_SAMPLES = 1000, 100  # test examples and samples of what training ends by saying: seconds
-_NAMED = "zoo:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,26 +81,18 @@ class VAETask:
         Raises:
             WeightsError: a run of another model, bound or data set is there.
         """
-        path = folder / RECIPE_FILE
-        if path.exists():
-            found = read_recipe_file(path)
-            differing = [key for key in ("vae", "bound", "data") if found.get(key) != self.recipe.get(key)]
-            if differing:
-                raise WeightsError(
-                    f"{folder} holds a run whose [{differing[0]}] is another than this recipe's: give another folder"
-                )
-        files.write_text(path, json.dumps({"schema": _SCHEMA, **self.recipe}, indent=2) + "\n")
+        runs.leave_recipe(folder, self.recipe, ("vae", "bound", "data"))
 
     def finish(self, folder: pathlib.Path) -> None:
         """Save the trained VAE and say what it reaches on test examples."""
         vae = self.model.vae.eval()
-        files.write_tensors(folder / WEIGHTS_FILE, vae.state_dict())
+        files.write_tensors(folder / runs.WEIGHTS_FILE, vae.state_dict())
         x = self.test.take(torch.arange(min(len(self.test), _REPORTED), device="cpu")).to(self.place.device)
         generator = torch.Generator(self.place.device).manual_seed(0)
         nll = -float(log_likelihood(vae, x, _REPORT_SAMPLES, generator=generator).mean())
         print(
             f"test -log p(x) {nll:.2f} nats ({_REPORT_SAMPLES} importance samples) on {len(x)} examples; "
-            f"weights in {folder / WEIGHTS_FILE}"
+            f"weights in {folder / runs.WEIGHTS_FILE}"
         )
 
 
@@ -196,8 +184,7 @@ def _filled(recipe: Mapping[str, Any], examples: Examples) -> dict[str, Any]:
 
 def is_vae(spec: str) -> bool:
     """Whether MODEL on the command line is a VAE: one that ships, or the folder of a run."""
-    folder = pathlib.Path(spec)
-    return spec.removeprefix(_NAMED) in vaes.PACKAGED or (folder / RECIPE_FILE).is_file()
+    return runs.packaged(spec, vaes.PACKAGED) or (pathlib.Path(spec) / runs.RECIPE_FILE).is_file()
 
 
 def read_vae(spec: str, weights: str | None = None) -> tuple[VAE, dict[str, Any]]:
@@ -206,27 +193,5 @@ def read_vae(spec: str, weights: str | None = None) -> tuple[VAE, dict[str, Any]
     Raises:
         WeightsError: the run is not finished, damaged, or its weights are another model's.
     """
-    name = spec.removeprefix(_NAMED)
-    if name in vaes.PACKAGED:
-        recipe, found = files.read_toml(vaes.recipe_path(name)), vaes.weights_path(name)
-    else:
-        recipe, found = read_recipe_file(pathlib.Path(spec) / RECIPE_FILE), pathlib.Path(spec) / WEIGHTS_FILE
-        if weights is None and not found.is_file():
-            raise WeightsError(f"{spec} holds no {WEIGHTS_FILE}: its training has not ended, run accel train again")
-    return vaes.load_vae(recipe["vae"], weights or os.fspath(found)), recipe
-
-
-def read_recipe_file(path: pathlib.Path) -> dict[str, Any]:
-    """What a run left of its recipe.
-
-    Raises:
-        WeightsError: it is damaged, or of another version.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        schema, _ = record.pop("schema"), (record["vae"], record["data"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is damaged ({error!r}): train the model again") from error
-    if schema != _SCHEMA:
-        raise WeightsError(f"{path} has schema {schema}, this version reads {_SCHEMA}: train the model again")
-    return record
+    recipe, found = runs.find_run(spec, vaes.PACKAGED, "vae")
+    return vaes.load_vae(recipe["vae"], weights or os.fspath(runs.finished(found))), recipe

@@ -9,13 +9,18 @@ Bounds are plain functions of a VAE and a batch; they return nats per example.
 
 >>> frames = Imputer(random_state=0).fit(df).impute(df, num_imputations=10)
 
+>>> pictures = inpaint(vaeac, x, hidden, num_samples=4)
+
 Imputer needs the extra `impute` (pandas and scikit-learn) and is loaded on first use.
 """
 
 from accel.vae.bounds import divergence, elbo, iwae, robust_elbo
 from accel.vae.importance import log_likelihood
+from accel.vae.inpainting import Inpainting, inpaint
 from accel.vae.mask_generators import MAR, MCAR, Groups, MaskGenerator, MaskList, Mixture, Monotone, Patterns
 from accel.vae.model import VAE
+from accel.vae.picture_masks import PICTURE_MASKS
+from accel.vae.picture_networks import picture_vaeac
 from accel.vae.pooling import pool
 from accel.vae.robust import annealed_log_alpha, auroc, choose_log_alpha, trimmed_mean
 from accel.vae.vaeac import VAEAC
@@ -23,10 +28,12 @@ from accel.vae.vaeac import VAEAC
 __all__ = [
     "MAR",
     "MCAR",
+    "PICTURE_MASKS",
     "VAE",
     "VAEAC",
     "Groups",
     "Imputer",
+    "Inpainting",
     "MaskGenerator",
     "MaskList",
     "Mixture",
@@ -37,8 +44,10 @@ __all__ = [
     "choose_log_alpha",
     "divergence",
     "elbo",
+    "inpaint",
     "iwae",
     "log_likelihood",
+    "picture_vaeac",
     "pool",
     "robust_elbo",
     "trimmed_mean",

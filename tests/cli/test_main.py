@@ -21,6 +21,7 @@ VERBS = (
     "eval",
     "ponder",
     "impute",
+    "inpaint",
 )
 
 

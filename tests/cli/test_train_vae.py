@@ -17,7 +17,7 @@ from accel.errors import DataError, WeightsError
 from accel.train.loop import fit
 from accel.train.parallel import Place
 from accel.vae.pictures import BitPictures
-from accel.zoo.vaes import recipe_path
+from accel.zoo.runs import recipe_path
 from accel.zoo.weights_io import read_tensors
 
 pytest.importorskip("sklearn")

@@ -4,7 +4,6 @@ from torch import distributions as td
 
 from accel import mc
 
-
 ESTIMATORS = pytest.mark.parametrize("estimator", [mc.DisARM(), mc.ARM()], ids=["DisARM", "ARM"])
 
 
@@ -70,5 +69,7 @@ def test_disarm_is_arm_without_the_noise_that_the_pair_does_not_tell():
 @ESTIMATORS
 def test_other_distributions_are_refused(estimator):
     q = td.OneHotCategorical(logits=torch.zeros(3, requires_grad=True))
-    with pytest.raises(ValueError, match=rf"^{type(estimator).__name__} is for Bernoulli variables, got OneHotCategorical.*REBAR"):
+    with pytest.raises(
+        ValueError, match=rf"^{type(estimator).__name__} is for Bernoulli variables, got OneHotCategorical.*REBAR"
+    ):
         mc.expectation(lambda b: b[:, 0], q, 4, estimator)

@@ -56,7 +56,7 @@ def test_topics_can_be_named():
         ({"latent": {"kind": "normal", "dim": 2}, "width": 3}, r"\[vae\] does not fit: .*'width'"),
         ({"latent": {"kind": "normal", "dim": 0}}, "at least one coordinate"),
         ({"latent": {"kind": "normal", "dim": 2}, "activation": "gelu"}, r"vae\.activation must be one of tanh"),
-        ({"latent": {"kind": "normal", "dim": 2}, "estimator": "arm"}, r"vae\.estimator must be one of pathwise"),
+        ({"latent": {"kind": "normal", "dim": 2}, "estimator": "guess"}, r"vae\.estimator must be one of pathwise"),
         ({"latent": {"kind": "normal", "dim": 2}, "likelihood": "poisson"}, r"vae\.likelihood must be bernoulli"),
         ({"latent": {"kind": "normal", "dim": 2}, "intensity": 0.0}, "between 0 and 1, got vae.intensity = 0.0"),
         (

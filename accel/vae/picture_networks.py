@@ -1,0 +1,160 @@
+"""Convolutional networks of a VAEAC of pictures; the decoder also computes only where pixels are wanted.
+
+After Ivanov et al. 2019 (arXiv 1806.02382, appendix): residual blocks between poolings, and the decoder reads every
+level of the prior network. Latents are a map, one vector for each coarsest cell, so that pictures may have any size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from accel.kernels.positions import ActiveSet
+from accel.ops import active_positions, masked_conv2d, masked_conv2d_
+from accel.vae.likelihoods import LEAST_SCALE
+from accel.vae.vaeac import VAEAC
+
+_PAD = (1, 1, 1, 1)
+
+
+class Residual(nn.Module):
+    """act(h + conv(act(conv(h)))), both 3x3."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.leaky_relu(h + self.conv2(F.leaky_relu(self.conv1(h))))
+
+    def update(self, h: Tensor, inner: ActiveSet, wanted: ActiveSet) -> None:
+        """The same in place, at the positions `wanted` of h; `inner` are those a 3x3 convolution at them reads."""
+        t = masked_conv2d(h, self.conv1.weight, self.conv1.bias, inner, padding=_PAD, activation="leaky_relu")
+        masked_conv2d_(
+            h, t, self.conv2.weight, self.conv2.bias, wanted, padding=_PAD, activation="leaky_relu", accumulate=True,
+            source=inner,
+        )  # fmt: skip
+
+
+class Level(nn.Sequential):
+    """Residual blocks at one resolution."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__(*(Residual(width) for _ in range(blocks)))
+
+
+class PicturePrior(nn.Module):
+    """Raw latent parameters of every coarsest cell, flat [N, 2 Z h w]; and the levels, finest first, to be read."""
+
+    def __init__(self, inputs: int, widths: Sequence[int], blocks: Sequence[int], latent: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, widths[0], 3, padding=1)
+        self.levels = nn.ModuleList(Level(width, count) for width, count in zip(widths, blocks))
+        self.widen = nn.ModuleList(nn.Conv2d(width, next_, 1) for width, next_ in itertools.pairwise(widths))
+        self.last = nn.Conv2d(widths[-1], 2 * latent, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        h, layers = F.leaky_relu(self.first(x)), []
+        for index, level in enumerate(self.levels):
+            h = level(self.widen[index - 1](F.avg_pool2d(h, 2)) if index else h)
+            layers.append(h)
+        return self.last(h).flatten(1), layers
+
+
+class PictureProposal(PicturePrior):
+    """The same, keeping its levels to itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+Blocks = list[tuple[ActiveSet, ActiveSet]]  # of each block, where its first convolution is needed, and its second
+
+
+class PictureDecoder(nn.Module):
+    """From latents and the prior network's levels to the likelihood's outputs [N, K, H, W], coarsest level first."""
+
+    def __init__(self, widths: Sequence[int], blocks: Sequence[int], latent: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(latent, widths[-1], 1)
+        self.reads = nn.ModuleList(nn.Conv2d(width, width, 1) for width in widths)
+        self.levels = nn.ModuleList(Level(width, count) for width, count in zip(widths, blocks))
+        self.narrow = nn.ModuleList(nn.Conv2d(next_, width, 1) for width, next_ in itertools.pairwise(widths))
+        self.last = nn.Conv2d(widths[0], outputs, 3, padding=1)
+
+    def forward(self, z: Tensor, layers: Sequence[Tensor]) -> Tensor:
+        return self.decode(z, self.read(layers))
+
+    def read(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        """What the decoder takes of the prior network: the same for all samples of z."""
+        return [read(layer) for read, layer in zip(self.reads, layers)]
+
+    def decode(self, z: Tensor, read: Sequence[Tensor]) -> Tensor:
+        """z [N, Z h w] -> outputs [N, K, H, W]."""
+        h = self._enter(z, read)
+        for index in reversed(range(len(self.levels))):
+            h = self.levels[index](F.leaky_relu(h + read[index]))
+            h = self._finer(h, index) if index else h
+        return self.last(h)
+
+    def needed(self, wanted: Tensor) -> list[Blocks]:
+        """What outputs wanted at bool [N, H, W] depend on, of every level, finest first."""
+        found, mask = [], _grown(wanted)  # the last convolution reads so far
+        for index, level in enumerate(self.levels):
+            mask = F.max_pool2d(mask.float(), 2).bool() if index else mask
+            blocks = []
+            for _ in level:
+                inner = _grown(mask)
+                blocks.append((active_positions(inner), active_positions(mask)))
+                mask = _grown(inner)
+            found.append(blocks[::-1])
+        return found
+
+    @torch.no_grad()
+    def decode_at(self, z: Tensor, read: Sequence[Tensor], wanted: ActiveSet, needed: Sequence[Blocks]) -> Tensor:
+        """The rows [P, K] of `decode` at the positions wanted, computed where `needed` says alone."""
+        h = self._enter(z, read)
+        for index in reversed(range(len(self.levels))):
+            h = F.leaky_relu(h + read[index]).contiguous(memory_format=torch.channels_last)
+            for block, (inner, at) in zip(self.levels[index], needed[index]):
+                block.update(h, inner, at)
+            h = self._finer(h, index) if index else h
+        return masked_conv2d(h, self.last.weight, self.last.bias, wanted, padding=_PAD)
+
+    def _enter(self, z: Tensor, read: Sequence[Tensor]) -> Tensor:
+        return self.first(z.unflatten(1, (-1, *read[-1].shape[2:])))
+
+    def _finer(self, h: Tensor, index: int) -> Tensor:
+        return F.interpolate(self.narrow[index - 1](h), scale_factor=2, mode="nearest")
+
+
+def _grown(mask: Tensor) -> Tensor:
+    """What a 3x3 convolution at the positions of a mask [N, H, W] reads."""
+    return F.max_pool2d(mask.float(), 3, 1, 1).bool()
+
+
+class PixelNormal(nn.Module):
+    """Every value of a pixel is normal, its mean and deviation given by the decoder: outputs [N, 2 C, H, W]."""
+
+    def features(self, cells: Tensor, hidden: Tensor) -> Tensor:
+        return torch.where(hidden, 0.0, cells)
+
+    def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
+        mean, raw = outputs.chunk(2, 1)
+        return torch.distributions.Normal(mean, F.softplus(raw) + 10 * LEAST_SCALE, validate_args=False).log_prob(cells)
+
+
+def picture_vaeac(channels: int, widths: Sequence[int], blocks: Sequence[int], latent: int) -> VAEAC:
+    """A VAEAC of pictures [N, channels, H, W] with values about -1 to 1, H and W multiples of 2^(levels - 1).
+
+    Args:
+        widths: channels of every level, finest first. blocks: of every level. latent: numbers in a coarsest cell.
+    """
+    prior = PicturePrior(2 * channels, widths, blocks, latent)
+    proposal = PictureProposal(3 * channels, widths, blocks, latent)
+    return VAEAC(prior, proposal, PictureDecoder(widths, blocks, latent, 2 * channels), PixelNormal())

@@ -1,0 +1,97 @@
+"""Generative models that were trained by a recipe: what a run leaves in its folder, and those that ship."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from accel import files
+from accel.errors import WeightsError
+
+RECIPE_FILE, WEIGHTS_FILE = "recipe.json", "model.safetensors"
+_SCHEMA = 1
+_NAMED = "zoo:"
+_FOLDER = pathlib.Path(__file__).parent
+
+
+def recipe_path(name: str) -> pathlib.Path:
+    return _FOLDER / "recipes" / f"{name}.toml"
+
+
+def weights_path(name: str) -> pathlib.Path:
+    return _FOLDER / "weights" / f"{name}.safetensors"
+
+
+def leave_recipe(folder: pathlib.Path, recipe: Mapping[str, Any], decisive: Sequence[str]) -> None:
+    """Write the recipe of a run that begins or goes on in the folder.
+
+    Args:
+        decisive: the sections that make it the same run; the first is what `find_run` asks for.
+
+    Raises:
+        WeightsError: a run of another model or data set is there.
+    """
+    path = folder / RECIPE_FILE
+    if path.exists():
+        found = read_recipe_file(path, decisive[0])
+        differing = [key for key in decisive if found.get(key) != recipe.get(key)]
+        if differing:
+            raise WeightsError(
+                f"{folder} holds a run whose [{differing[0]}] is another than this recipe's: give another folder"
+            )
+    files.write_text(path, json.dumps({"schema": _SCHEMA, **recipe}, indent=2) + "\n")
+
+
+def packaged(spec: str, names: Sequence[str]) -> bool:
+    """Whether `spec`, such as `zoo:vae_digits`, is one of those that ship."""
+    return spec.removeprefix(_NAMED) in names
+
+
+def find_run(spec: str, names: Sequence[str], section: str) -> tuple[dict[str, Any], pathlib.Path]:
+    """(recipe, file of the weights, which may be missing) of a model that ships, or of the folder of a run.
+
+    Args:
+        names: of those that ship.
+        section: of the recipe, which describes the model.
+
+    Raises:
+        WeightsError: the run is damaged, or of another kind of model.
+    """
+    if packaged(spec, names):
+        name = spec.removeprefix(_NAMED)
+        return files.read_toml(recipe_path(name)), weights_path(name)
+    folder = pathlib.Path(spec)
+    return read_recipe_file(folder / RECIPE_FILE, section), folder / WEIGHTS_FILE
+
+
+def finished(weights: pathlib.Path) -> pathlib.Path:
+    """The same path.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    if not weights.is_file():
+        raise WeightsError(
+            f"{weights.parent} holds no {WEIGHTS_FILE}: its training has not ended, run accel train again"
+        )
+    return weights
+
+
+def read_recipe_file(path: pathlib.Path, section: str) -> dict[str, Any]:
+    """What a run left of its recipe, which has this section and [data].
+
+    Raises:
+        WeightsError: it is damaged, or of another version or kind of model.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        schema, _ = record.pop("schema"), record["data"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is damaged ({error!r}): train the model again") from error
+    if schema != _SCHEMA:
+        raise WeightsError(f"{path} has schema {schema}, this version reads {_SCHEMA}: train the model again")
+    if section not in record:
+        raise WeightsError(f"{path} describes no [{section}]: that run trained another kind of model")
+    return record
