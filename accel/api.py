@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from accel.calibrate import check_calibration, fit_interpolation
@@ -91,6 +92,7 @@ def convert_model(
     return _convert(model, rules, example_inputs, calibration, loss, inplace, verify)[0]
 
 
+@torch.inference_mode(False)  # what is made there has tensors whose writes nobody counts: packed anew at every call
 def _convert(
     model: nn.Module,
     rules: Config | Rules | Mapping,

@@ -102,10 +102,11 @@ def copied(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
     torchvision lose their mode, and with it their graph: here every module keeps its own.
     """
     memo = {id(tensor): tensor for tensor in shared}
-    for value in (value for module in model.modules() for value in vars(module).values()):
-        if isinstance(value, Tensor) and not value.is_leaf:
-            memo[id(value)] = value.detach().clone()
-    made = copy.deepcopy(model, memo)
+    with torch.inference_mode(False):  # else nobody would count the writes to the copy's tensors
+        for value in (value for module in model.modules() for value in vars(module).values()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+        made = copy.deepcopy(model, memo)
     if made.training != model.training:
         made.train(model.training)
     for module, twin in zip(model.modules(), made.modules()):

@@ -65,6 +65,7 @@ def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
         raise WeightsError(f"cannot write to {folder} ({error}): choose a folder you may write to") from error
 
 
+@torch.inference_mode(False)
 def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     """The converted model that `save_converted` wrote, on the architecture of `model`.
 

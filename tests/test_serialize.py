@@ -14,6 +14,7 @@ import accel
 from accel import Perforate, Rules
 from accel.convert import perforated_layers
 from accel.errors import AccelError, ConversionError, WeightsError
+from accel.profiling.sides import in_format
 
 
 class Net(nn.Module):
@@ -262,3 +263,30 @@ def test_a_folder_of_before_still_loads():
     for use in (contextlib.nullcontext(), accel.ops.use_backend("reference")):
         with torch.no_grad(), use:
             torch.testing.assert_close(loaded(image()), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("made", ["converted", "fitted", "of a model from there", "loaded", "copied to be timed"])
+def test_what_is_made_under_inference_mode_is_as_fast_as_elsewhere(made, tmp_path):
+    """Writes to tensors made there are counted by nobody: weights would be packed, and programs recorded, at every
+    call."""
+    x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    build = lambda: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()).eval()  # noqa: E731
+    dense, config = build(), accel.Perforate(keep=0.5, interpolate="fitted" if made == "fitted" else "nearest")
+    outside = accel.convert_model(dense, config, example_inputs=x, calibration=[x])
+    accel.save_converted(outside, tmp_path / "saved")
+    with torch.inference_mode():
+        if made == "loaded":
+            fast = accel.load_converted(tmp_path / "saved", build())
+        elif made == "copied to be timed":
+            fast = in_format(outside, x, torch.channels_last).args[0]
+        else:
+            source = build() if made == "of a model from there" else dense
+            fast = accel.convert_model(source, config, example_inputs=x, calibration=[x])
+            dense = source
+    tensors = [*fast.parameters(), *fast.buffers()]
+    assert tensors and not any(tensor.is_inference() for tensor in tensors)
+    with torch.inference_mode():
+        expected = accel.convert_model(dense, config, example_inputs=x, calibration=[x])(x)
+        assert torch.equal(fast(x), expected)
+    fast.train()(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in fast.parameters())
