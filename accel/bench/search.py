@@ -7,7 +7,7 @@ with `size`). Paths are relative to the working directory.
 
 Rows, one a search: the minutes asked for and `spent`; `speedup` and `loss` of the network that it found, timed again
 and judged on pictures that it did not see, as `accel.search` judges them; the `uniform` rule of the least loss among
-those at least as fast, to 2 %; `relative`, the loss over that rule's; and `longer`, the loss over that of the first
+those at least as fast, to 2 %; `unmet`, what the search says where no network is so fast; `relative`, the loss over that rule's; and `longer`, the loss over that of the first
 search for the same speed-up, where it is not that itself.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accel.bench.runner import Row, Settings
+from accel.errors import ConversionError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from accel.greedy.losses import Judge
     from accel.greedy.trace import FoundRules
 
-SHOWN = ("case", "wanted", "minutes", "spent", "speedup", "loss", "start", "uniform", "relative", "longer")
+SHOWN = ("case", "wanted", "minutes", "spent", "speedup", "loss", "start", "uniform", "relative", "longer", "unmet")
 _AS_FAST = 0.98  # of our speed-up that makes a uniform rule as fast: two timings differ by as much
 
 
@@ -53,7 +54,11 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     uniform = {name: convert(given, calibration[:3]) for name, given in rules.items()}  # as fast, whatever they fit
     longest: dict[float, float] = {}
     for wanted, minutes in case["searches"]:
-        found, spent = _searched(dense, example, calibration, wanted, minutes, settings.seed)
+        try:
+            found, spent = _searched(dense, example, calibration, wanted, minutes, settings.seed)
+        except ConversionError as error:
+            yield {"wanted": wanted, "minutes": minutes, "unmet": str(error), "error": 0.0, "correct": True}
+            continue
         network = convert(found, calibration)
         speeds = _speedups(dense, {"ours": network, **uniform}, example, settings.repeats)
         loss = _loss(network, judges)
