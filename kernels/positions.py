@@ -208,6 +208,21 @@ def tap_map(
     Returns int32 [H_out * W_out, kh * kw]. `padding_mode` is one of nn.Conv2d's: zeros, reflect, replicate, circular;
     the non-zero modes only change this map, so that no padded copy of the input is ever made.
     """
+    rows, cols = axis_taps(in_size, kernel, stride, padding, dilation, padding_mode)
+    flat = rows[:, None, :, None] * in_size[1] + cols[None, :, None, :]
+    outside = (rows < 0)[:, None, :, None] | (cols < 0)[None, :, None, :]
+    return flat.masked_fill(outside, -1).reshape(len(rows) * len(cols), kernel[0] * kernel[1]).to(torch.int32)
+
+
+def axis_taps(
+    in_size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    padding_mode: str = "zeros",
+) -> tuple[Tensor, Tensor]:
+    """What `tap_map` is made of: int64 ([H_out, kh], [W_out, kw]), the input row, and column, of each tap, or -1."""
     out_size = output_size(in_size, kernel, stride, padding, dilation)
     if in_size[0] * in_size[1] > INT32_MAX:
         raise ValueError(f"an input of {in_size[0]}x{in_size[1]} has more pixels than int32 can name: cut it up")
@@ -215,9 +230,7 @@ def tap_map(
         _axis_taps(in_size[i], out_size[i], kernel[i], stride[i], padding[2 * i], dilation[i], padding_mode)
         for i in range(2)
     )
-    flat = rows[:, None, :, None] * in_size[1] + cols[None, :, None, :]
-    outside = (rows < 0)[:, None, :, None] | (cols < 0)[None, :, None, :]
-    return flat.masked_fill(outside, -1).reshape(out_size[0] * out_size[1], kernel[0] * kernel[1]).to(torch.int32)
+    return rows, cols
 
 
 def _axis_taps(size: int, out: int, kernel: int, stride: int, pad: int, dilation: int, mode: str) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, address, empty, invert, pixels_first, require_float32
 from accel.kernels.cpu.packing import packed_weight
-from accel.kernels.cpu.plans import Geometry, full_table, static_plan
+from accel.kernels.cpu.plans import Geometry, full_table, static_table
 from accel.kernels.geometry import CallGeometry
 
 
@@ -16,10 +16,10 @@ def perforated_conv2d_backward(grad, x, weight, positions, source_nearest, geome
     """(dX, dW, db) at a static set; as in `accel.kernels.reference.perforated_conv2d`."""
     batch, height, width = geometry.in_size
     in_pixels = height * width if source_nearest is None else x.shape[0] // max(batch, 1)
-    table = Geometry((height, width), tuple(weight.shape[2:]), *geometry.taps)
-    plan = static_plan(table, positions, None, source_nearest, geometry.out_size, in_pixels, False)
-    first_rows = torch.arange(batch + 1, device=CPU) * plan.count
-    return _gradients(grad, x, weight, geometry, first_rows, plan.table, None, None, in_pixels)
+    taps = Geometry((height, width), tuple(weight.shape[2:]), *geometry.taps)
+    first_rows = torch.arange(batch + 1, device=CPU) * len(positions)
+    table = static_table(taps, positions, source_nearest)
+    return _gradients(grad, x, weight, geometry, first_rows, table, None, None, in_pixels)
 
 
 def masked_conv2d_backward(grad, x, weight, positions, counts, source_positions, geometry):

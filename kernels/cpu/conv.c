@@ -81,7 +81,7 @@ static Schedule plan(const Job *job, int threads)
     s.chunk_run = tap_bytes <= 2 * CHUNK_BYTES ? job->run : ceil_div(job->run, ceil_div(tap_bytes, CHUNK_BYTES));
     if (s.chunk_taps * 2 > job->taps && s.chunk_run == job->run && tap_bytes * job->taps < 2 * CHUNK_BYTES)
         s.chunk_taps = job->taps;
-    const int64_t maps = job->scatter && !job->dynamic && job->starts ? job->rows / job->table_rows : 0;
+    const int64_t maps = job->scatter && !job->dynamic && !job->framed ? job->rows / job->table_rows : 0;
     s.stream = accel_streams(job->out, maps * job->out_pixels * job->out_channels, job->out_channels / job->groups);
     s.pointer_bytes = (size_t)((s.block_tiles * job->taps + 1) * s.tile_rows) * sizeof(float *);
     s.out_bytes = (size_t)(s.block_tiles * s.tile_rows) * sizeof(RowOut);
@@ -89,39 +89,114 @@ static Schedule plan(const Job *job, int threads)
     return s;
 }
 
-/* Static set: the rows of one image are consecutive columns of the table. */
-static void point_static(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
+/* The rows of a tile away from the border: their taps lie at the same offsets from their first. */
+typedef struct {
+    const float *x[MAX_ROWS]; /* the image, or all of a compact input whose rows are of all images */
+    int64_t pixel[MAX_ROWS];  /* the first tap, in x or in the map that source is of */
+    const int32_t *row, *column;
+} Inside;
+
+/* A row that reads across the border, or around it. */
+typedef struct {
+    const float *x, *edges;
+    int64_t place, pixel; /* in the tile; that its image starts at */
+    const int32_t *row, *column;
+} Border;
+
+static const float *resolve(const Job *job, const float *x, int64_t pixel)
 {
-    for (int64_t done = 0; done < count;) {
-        const int64_t image = (first + done) / job->table_rows, p = (first + done) % job->table_rows;
-        const int64_t here = smaller(count - done, job->table_rows - p);
-        const float *base = job->x + image * job->in_pixels * job->in_pitch;
-        const float *edges = job->zero + image * job->edges_each;
-        for (int64_t t = 0; t < job->taps; t++) {
-            const int32_t *pixel = job->table + t * job->table_rows + p;
-            for (int64_t r = 0; r < here; r++)
-                rows[t * stride + done + r] =
-                    pixel[r] < 0 ? edges + (-1 - pixel[r]) * job->edge_run : base + pixel[r] * job->in_pitch;
-        }
-        done += here;
-    }
+    const int64_t row = job->source ? job->source[pixel] : pixel;
+    return row < 0 ? job->zero : x + row * job->in_pitch;
 }
 
-/* Dynamic set: every row has its own image and column; compact x is read through the inverse map. */
-static void point_dynamic(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
+static void point_inside(const Job *job, const Inside *at, int64_t count, int64_t stride, const float **rows)
 {
-    for (int64_t r = 0; r < count; r++) {
-        const int64_t image = job->positions[first + r] / job->out_pixels;
-        const int32_t *pixel = job->table + job->positions[first + r] % job->out_pixels;
-        for (int64_t t = 0; t < job->taps; t++) {
-            int64_t at = pixel[t * job->table_rows];
-            if (at >= 0)
-                at += image * job->in_pixels;
-            if (at >= 0 && job->inverse)
-                at = job->inverse[at];
-            rows[t * stride + r] = at < 0 ? job->zero : job->x + at * job->in_pitch;
+    const int64_t columns = job->tap_columns, lines = job->taps / columns, pitch = job->in_pitch, width = job->in_width;
+    const int32_t *source = job->source, *row = at->row, *column = at->column;
+    const float *bases[MAX_ROWS], *zero = job->zero;
+    for (int64_t r = 0; r < count && !source; r++)
+        bases[r] = at->x[r] + at->pixel[r] * pitch;
+    for (int64_t i = 0; i < lines; i++)
+        for (int64_t j = 0; j < columns; j++, rows += stride) {
+            const int64_t offset = (row[i] - row[0]) * width + column[j] - column[0];
+            for (int64_t r = 0; r < count && source; r++) {
+                const int64_t from = source[at->pixel[r] + offset];
+                rows[r] = from < 0 ? zero : at->x[r] + from * pitch;
+            }
+            for (int64_t r = 0; r < count && !source; r++)
+                rows[r] = bases[r] + offset * pitch;
         }
+}
+
+static void point_border(const Job *job, const Border *at, int64_t stride, const float **rows)
+{
+    const int64_t columns = job->tap_columns, lines = job->taps / columns;
+    rows += at->place;
+    for (int64_t i = 0; i < lines; i++)
+        for (int64_t j = 0; j < columns; j++, rows += stride) {
+            const int64_t y = at->row[i], x = at->column[j];
+            if (y >= 0 && x >= 0)
+                *rows = resolve(job, at->x, at->pixel + y * job->in_width + x);
+            else if (y >= 0 && job->edge_run)
+                *rows = at->edges + (y * job->edge_columns - x) * job->edge_run;
+            else
+                *rows = job->zero;
+        }
+}
+
+/* Rows of a static or a dynamic set. Positions mostly follow each other, so that divisions are rare. */
+static void point_set(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
+{
+    const int64_t dynamic = job->dynamic, each = dynamic ? job->out_pixels : job->table_rows, width = job->out_width;
+    const int64_t row_pitch = job->taps / job->tap_columns + 1, column_pitch = job->tap_columns + 1;
+    const int32_t *positions = job->positions, *row_taps = job->row_taps, *column_taps = job->column_taps, *row = NULL;
+    const float *x = NULL, *edges = NULL;
+    int64_t image_first = 0, image_end = 0, image_pixel = 0, line_first = 0, line_end = 0, line_pixel = 0, borders = 0;
+    int64_t inside = -1;
+    Inside at;
+    Border border[MAX_ROWS];
+    for (int64_t r = 0; r < count; r++) {
+        const int64_t k = dynamic ? positions[first + r] : first + r;
+        if (k < image_first || k >= image_end) {
+            const int64_t image = k / each;
+            image_first = image * each;
+            image_end = image_first + each;
+            image_pixel = dynamic && job->source ? image * job->in_pixels : 0;
+            x = job->x + (image_pixel ? 0 : image * job->in_pixels * job->in_pitch);
+            edges = job->zero + image * job->edges_each;
+        }
+        const int64_t p = dynamic || !positions ? k - image_first : positions[k - image_first];
+        if (!row_taps) {
+            rows[r] = resolve(job, x, image_pixel + p);
+            continue;
+        }
+        if (p < line_first || p >= line_end) {
+            const int64_t line = p / width;
+            line_first = line * width;
+            line_end = line_first + width;
+            row = row_taps + line * row_pitch;
+            line_pixel = row[0] < 0 ? -1 : row[0] * job->in_width;
+        }
+        const int32_t *column = column_taps + (p - line_first) * column_pitch;
+        if (line_pixel < 0 || column[0] < 0) {
+            border[borders++] = (Border){x, edges, r, image_pixel, row + 1, column + 1};
+            continue;
+        }
+        at.x[r] = x;
+        at.pixel[r] = image_pixel + line_pixel + column[0];
+        at.row = row + 1;
+        at.column = column + 1;
+        inside = r;
     }
+    if (inside >= 0) {
+        for (int64_t b = 0; b < borders; b++) { /* they get the pointers of another first, then their own */
+            at.x[border[b].place] = at.x[inside];
+            at.pixel[border[b].place] = at.pixel[inside];
+        }
+        point_inside(job, &at, count, stride, rows);
+    }
+    for (int64_t b = 0; b < borders; b++)
+        point_border(job, border + b, stride, rows);
 }
 
 /* Framed: the border of the input is there in memory, so every tap lies at the same offset from the row's base. */
@@ -132,7 +207,7 @@ static void point_framed(const Job *job, int64_t first, int64_t count, int64_t s
         bases[r] = job->x + job->positions[first + r] * job->in_pitch;
     for (int64_t t = 0; t < job->taps; t++) {
         const float **to = rows + t * stride;
-        const int64_t offset = job->table[t] * job->in_pitch;
+        const int64_t offset = job->offsets[t] * job->in_pitch;
         for (int64_t r = 0; r < count; r++)
             to[r] = bases[r] + offset;
     }
@@ -142,10 +217,8 @@ static void point(const Job *job, int64_t first, int64_t count, int64_t stride, 
 {
     if (job->framed)
         point_framed(job, first, count, stride, rows);
-    else if (job->dynamic)
-        point_dynamic(job, first, count, stride, rows);
     else
-        point_static(job, first, count, stride, rows);
+        point_set(job, first, count, stride, rows);
 }
 
 /* Where row r goes, and from where its residual is read: the same rows of the residual. */
@@ -157,7 +230,7 @@ static RowOut destination(const Job *job, int64_t r)
         at = job->targets[r];
     else if (job->dynamic && job->scatter)
         at = job->positions[r];
-    else if (job->scatter) {
+    else if (job->scatter && job->starts) {
         const int64_t p = r % job->table_rows;
         at = r / job->table_rows * job->out_pixels;
         o.targets = job->targets + job->starts[p];
@@ -224,28 +297,37 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
         accel_finish_streams();
 }
 
-/* What each row of the table may hold, by the kind of job; see Job. */
+/* What the rows of a framed job read and write, and where the taps of the others lie; see Job. */
 static void require_rows(const Job *job)
 {
     if (job->framed) {
-        REQUIRE(job->table_rows == 1 && job->scatter && !job->dynamic && !job->inverse);
+        REQUIRE(job->table_rows == 1 && job->scatter && !job->dynamic && !job->source && job->offsets);
         REQUIRE(IS_ARRAY(job->positions, job->rows) && are_within(job->positions, job->rows, 0, INT32_MAX));
         REQUIRE(IS_ARRAY(job->targets, job->rows) && are_within(job->targets, job->rows, 0, INT32_MAX));
         return;
     }
-    REQUIRE(job->in_pixels > 0 && job->out_pixels > 0);
+    REQUIRE(job->in_pixels > 0 && job->out_pixels > 0 && job->in_width > 0 && job->out_width > 0);
+    REQUIRE(job->tap_columns > 0 && job->taps % job->tap_columns == 0 && job->out_pixels % job->out_width == 0);
+    REQUIRE(!job->row_taps == !job->column_taps && (job->row_taps || job->taps == 1));
+    if (job->row_taps) {
+        const int64_t lines = job->out_pixels / job->out_width * (job->taps / job->tap_columns + 1);
+        const int64_t in_rows = job->source && !job->dynamic ? INT32_MAX : job->in_pixels / job->in_width;
+        REQUIRE(are_within(job->row_taps, lines, -1, in_rows));
+        REQUIRE(are_within(job->column_taps, job->out_width * (job->tap_columns + 1),
+                           job->edge_columns ? -job->edge_columns : -1, job->in_width));
+    }
     if (job->dynamic) {
         REQUIRE(job->table_rows == job->out_pixels && job->edge_run == 0);
         REQUIRE(IS_ARRAY(job->positions, job->rows) && are_within(job->positions, job->rows, 0, INT32_MAX));
-        REQUIRE(are_within(job->table, job->taps * job->table_rows, -1, job->in_pixels));
         return;
     }
-    REQUIRE(job->rows % job->table_rows == 0 && !job->inverse);
-    const int64_t width = job->edge_run ? job->run / job->in_pitch : 1; /* pixels of a tap */
-    REQUIRE(are_within(job->table, job->taps * job->table_rows, job->edge_run ? -(job->edges_each / job->edge_run) : -1,
-                       job->in_pixels < width ? 0 : job->in_pixels - width + 1));
-    if (job->scatter)
+    REQUIRE(job->rows % job->table_rows == 0 && (job->positions || job->table_rows == job->out_pixels));
+    if (job->positions)
+        REQUIRE(are_within(job->positions, job->table_rows, 0, job->out_pixels));
+    if (job->scatter && job->starts)
         REQUIRE(are_lists(job->starts, job->targets, job->table_rows, job->out_pixels));
+    else
+        REQUIRE(!job->scatter || !job->positions);
 }
 
 int accel_convolve(const Job *job)
@@ -253,7 +335,7 @@ int accel_convolve(const Job *job)
     REQUIRE(job->rows >= 0);
     if (job->rows == 0)
         return 0;
-    REQUIRE(job->x && job->packed && job->zero && job->out && job->table);
+    REQUIRE(job->x && job->packed && job->zero && job->out);
     REQUIRE(IS_ARRAY_OR_NULL(job->x) && IS_ARRAY_OR_NULL(job->packed) && IS_ARRAY_OR_NULL(job->zero));
     REQUIRE(IS_ARRAY_OR_NULL(job->bias) && IS_ARRAY_OR_NULL(job->residual) && IS_ARRAY_OR_NULL(job->out));
     REQUIRE(job->taps > 0 && job->run > 0 && job->table_rows > 0 && job->out_channels > 0 && job->groups > 0);

@@ -8,6 +8,8 @@ rows, and the weights are those of a position's class.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,14 +27,59 @@ FEW_CHAINED = 8
 COPY = -1  # the class of rows that are read from x as they are, without taps
 
 
+class Grouped(NamedTuple):
+    """Rows by footprint.
+
+    Attributes:
+        bases: int64 [R], the pixel of the first tap of each row that has one; 0 where it has none.
+        which: int64 [R], the footprint of each row.
+        prints: int64 [footprints, 1 + taps]: the class of the weights, or COPY; then the offset of every tap from the
+            base, or OUTSIDE.
+    """
+
+    bases: Tensor
+    which: Tensor
+    prints: Tensor
+
+    def repeated(self, images: int, pixels: int) -> Grouped:
+        """The same rows in so many images of `pixels` each, which count as one."""
+        first = torch.arange(images, device=CPU) * pixels
+        return Grouped((self.bases + first[:, None]).flatten(), self.which.repeat(images), self.prints)
+
+
+def by_axes(rows: Tensor, columns: Tensor, positions: Tensor, out_width: int, in_width: int) -> Grouped:
+    """Of a convolution of a dense map, whose taps are the crossings of those of both axes: int64 [H_out, kh] and
+    [W_out, kw]. A few numbers for each position, where its taps would be many."""
+    (row_bases, row_which, row_prints), (column_bases, column_which, column_prints) = map(by_table, (rows, columns))
+    row_steps, column_steps = row_prints[:, 1:], column_prints[:, 1:]
+    outside = (row_steps == OUTSIDE)[:, None, :, None] | (column_steps == OUTSIDE)[None, :, None, :]
+    offsets = row_steps[:, None, :, None] * in_width + column_steps[None, :, None, :]
+    offsets = offsets.masked_fill(outside, OUTSIDE).flatten(0, 1).flatten(1)
+    y, x = positions // out_width, positions % out_width
+    which = row_which[y] * len(column_steps) + column_which[x]
+    used = torch.bincount(which, minlength=len(offsets)) > 0
+    return Grouped(row_bases[y] * in_width + column_bases[x], (used.cumsum(0) - 1)[which], F.pad(offsets[used], (1, 0)))
+
+
+def by_table(table: Tensor, kind: Tensor | None = None) -> Grouped:
+    """Of rows with any taps: table int [R, taps], the pixel that each reads, -1: none; kind [R], the class of the
+    row's weights, or COPY."""
+    table = table.long()
+    kind = torch.zeros(len(table), dtype=torch.int64, device=CPU) if kind is None else kind.long()
+    inside = table >= 0
+    first = F.pad(inside.to(torch.int8), (0, 1), value=1).argmax(1, keepdim=True)
+    bases = F.pad(table, (0, 1)).gather(1, first)
+    offsets = (table - bases).masked_fill(~inside, OUTSIDE)
+    prints, which = torch.unique(torch.cat((kind[:, None], offsets), 1), dim=0, return_inverse=True)
+    return Grouped(bases[:, 0], which, prints)
+
+
 class Footprints:
     """int32 tables of one static set, with their addresses by the names of FootprintJob in record.py.
 
     Args:
-        table: [P, taps] pixel that each tap of a row reads, -1: none.
-        segments: CSR lists (starts [P + 1], targets): the pixels of the output that a row goes to.
-        band: [P], the part of the map that a row is done with, 0 and up.
-        kind: [P], the class of the row's weights, or COPY.
+        segments: CSR lists (starts [R + 1], targets): the pixels of the output that a row goes to.
+        band: [R], the part of the map that a row is done with, 0 and up.
         chained: whether taps at pixels that follow each other make one step.
 
     Attributes:
@@ -40,37 +87,24 @@ class Footprints:
         bands: their number.
     """
 
-    def __init__(
-        self,
-        table: Tensor,
-        segments: tuple[Tensor, Tensor],
-        band: Tensor,
-        kind: Tensor | None = None,
-        chained: bool = False,
-    ) -> None:
-        table = table.long()
-        kind = torch.zeros(len(table), dtype=torch.int64, device=CPU) if kind is None else kind.long()
-        inside = table >= 0
-        first = F.pad(inside.to(torch.int8), (0, 1), value=1).argmax(1, keepdim=True)
-        bases = F.pad(table, (0, 1)).gather(1, first)  # 0 for a row without taps
-        offsets = (table - bases).masked_fill(~inside, OUTSIDE)
-        prints, which = torch.unique(torch.cat((kind[:, None], offsets), 1), dim=0, return_inverse=True)
+    def __init__(self, grouped: Grouped, segments: tuple[Tensor, Tensor], band: Tensor, chained: bool = False) -> None:
+        bases, which, prints = grouped
         group, order = torch.sort(band * len(prints) + which, stable=True)
         runs, rows = torch.unique_consecutive(group, return_counts=True)
         band_runs = torch.bincount(runs // len(prints))
         self.bands = len(band_runs)
-        self.few = (FEW_CHAINED * len(runs) if chained else 2 * len(prints)) <= len(table)
+        self.few = (FEW_CHAINED * len(runs) if chained else 2 * len(prints)) <= len(bases)
         kinds, offsets = prints[:, 0], prints[:, 1:]
         taken = offsets < OUTSIDE
         begins = taken.clone()
         if chained:
             begins[:, 1:] &= offsets[:, 1:] != offsets[:, :-1] + 1
-        taps = begins.nonzero()[:, 1] + (kinds * table.shape[1]).repeat_interleave(begins.sum(1))
+        taps = begins.nonzero()[:, 1] + (kinds * offsets.shape[1]).repeat_interleave(begins.sum(1))
         lengths = torch.bincount(begins[taken].cumsum(0) - 1, minlength=len(taps))
         starts, targets = _reordered(*segments, order)
         footprint = runs % len(prints)
         tables = {
-            "bases": bases[order, 0], "starts": starts, "targets": targets, "bands": _starts(band_runs),
+            "bases": bases[order], "starts": starts, "targets": targets, "bands": _starts(band_runs),
             "runs": FOOTPRINT_RUN.table(
                 first=_starts(rows)[:-1], rows=rows, footprint=footprint, kind=kinds[footprint]
             ),
@@ -81,7 +115,7 @@ class Footprints:
 
 
 def of_convolution(
-    table: Tensor,
+    grouped: Grouped,
     positions: Tensor,
     segments: tuple[Tensor, Tensor] | None,
     width: int,
@@ -89,21 +123,19 @@ def of_convolution(
     pixels: tuple[int, int],
     chained: bool,
 ) -> Footprints:
-    """Of a static set with the plan's table [taps, P], in `images` images that count as one.
+    """Of a static set, whose rows are `grouped`, in `images` images that count as one.
 
     Args:
-        segments: of dense output, None for compact output.
+        segments: of dense output, None where a row goes to the pixel of its own number.
         pixels: of one image, of the input and of the output.
     """
     rows, image = torch.arange(len(positions), device=CPU), torch.arange(images, device=CPU)[:, None]
     starts, targets = segments or (torch.arange(len(rows) + 1, device=CPU), rows)
-    table = table.t().long().repeat(images, 1)
-    first = (image * pixels[0]).repeat_interleave(len(rows), 0)
     return Footprints(
-        torch.where(table < 0, table, table + first),
+        grouped.repeated(images, pixels[0]),
         (_starts(starts.diff().repeat(images)), (targets + image * pixels[1]).flatten()),
         _tile(positions.long(), width).repeat(images),
-        chained=chained,
+        chained,
     )
 
 
@@ -135,13 +167,15 @@ def of_interpolation(
     own = torch.arange(count, dtype=neighbors.dtype, device=CPU)[:, None]
     copied = F.pad(own, (0, neighbors.shape[1] - 1), value=-1)
     targets = torch.cat((positions, skipped)).long()
-    table = torch.cat((copied, neighbors)).long().repeat(images, 1)
-    image = torch.arange(images, device=CPU).repeat_interleave(count + filled)
+    grouped = by_table(
+        torch.cat((copied, neighbors)), torch.cat((torch.full((count,), COPY, dtype=torch.int64, device=CPU), kind))
+    )
+    image = torch.arange(images, device=CPU)[:, None]
+    targets = (targets + image * (count + filled)).flatten()
     return Footprints(
-        torch.where(table < 0, table, table + image[:, None] * count),
-        (torch.arange(len(table) + 1, device=CPU), targets.repeat(images) + image * (count + filled)),
-        _tile(targets, width).repeat(images),
-        torch.cat((torch.full((count,), COPY, dtype=torch.int64, device=CPU), kind)).repeat(images),
+        grouped.repeated(images, count),
+        (torch.arange(len(targets) + 1, device=CPU), targets),
+        _tile(torch.cat((positions, skipped)).long(), width).repeat(images),
     )
 
 

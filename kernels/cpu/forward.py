@@ -14,7 +14,16 @@ from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, address, empty, invert, pixels_first, require_float32
 from accel.kernels.cpu.footprints import Footprints, images_together
 from accel.kernels.cpu.packing import packed_weight
-from accel.kernels.cpu.plans import RUN_CHANNELS, Geometry, Plan, full_table, static_plan
+from accel.kernels.cpu.plans import (
+    MOST_GROUPED,
+    MOST_GROUPED_COMPACT,
+    RUN_CHANNELS,
+    Axes,
+    Geometry,
+    Plan,
+    axes,
+    static_plan,
+)
 from accel.kernels.cpu.replay import tape
 
 
@@ -37,7 +46,7 @@ def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, resid
     bias_at, residual_at = 0 if bias is None else bias.data_ptr(), 0 if residual is None else residual.data_ptr()
     edges = None
     if call.footprints is None:
-        edges = _edges(x, call.plan) if call.plan.edges else None
+        edges = None if call.plan.axes.pieces is None else _edges(x, call.plan)
         _engine.convolve(
             call.job, x=x.data_ptr(), packed=packed.address, bias=bias_at, residual=residual_at,
             zero=packed.zero if edges is None else edges.data_ptr(), out=out.data_ptr(),
@@ -83,7 +92,7 @@ def _prepare(x, sets, kernel, geometry, activation, compact) -> _Call:
     table = Geometry((height, width), (kh, kw), *geometry.taps)
     kind, narrow = forward_kind(kernel, groups), is_narrow(out_channels, groups)
     out_pixels = out_size[0] * out_size[1]
-    if kind == "depthwise" or narrow:
+    if (kind == "depthwise" or narrow) and len(sets[0]) <= (MOST_GROUPED if sets[2] is None else MOST_GROUPED_COMPACT):
         plan = static_plan(table, *sets, out_size, in_pixels, False)
         images = images_together(batch, plan.count)
         footprints = plan.footprints(compact, images, narrow)
@@ -92,7 +101,7 @@ def _prepare(x, sets, kernel, geometry, activation, compact) -> _Call:
             job = record.FOOTPRINT_JOB.pack(
                 **footprints.addresses, images=batch // images, band_count=footprints.bands,
                 in_pixels=plan.in_pixels * images, out_pixels=(plan.count if compact else out_pixels) * images,
-                in_channels=channels, channels=out_channels, taps=plan.taps,
+                in_channels=channels, channels=out_channels, taps=kh * kw,
                 activation=record.ACTIVATIONS[activation], filled=not compact, plain=False, narrow=narrow,
             )  # fmt: skip
             return _Call(plan, footprints, "narrow" if narrow else kind, out_shape, job)
@@ -100,12 +109,14 @@ def _prepare(x, sets, kernel, geometry, activation, compact) -> _Call:
     plan = static_plan(table, *sets, out_size, in_pixels, as_runs)
     rows = batch * plan.count
     out_shape = (rows, out_channels) if compact else (batch, out_channels, *out_size)
+    taps = plan.axes
     job = record.JOB.pack(
-        **plan.addresses, inverse=0, dynamic=False, scatter=not compact, framed=False, rows=rows, table_rows=plan.count,
-        in_pixels=plan.in_pixels, in_pitch=channels, taps=plan.taps, run=kw * channels if as_runs else c_group,
-        out_pixels=out_pixels, out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
+        **plan.addresses(compact), offsets=0, dynamic=False, scatter=not compact, framed=False, rows=rows,
+        table_rows=plan.count, in_pixels=plan.in_pixels, in_pitch=channels, in_width=width, out_width=out_size[1],
+        taps=taps.taps, tap_columns=taps.tap_columns, run=kw * channels if as_runs else c_group, out_pixels=out_pixels,
+        out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
         activation=record.ACTIVATIONS[activation], edge_run=kw * channels if as_runs else 0,
-        edges_each=plan.edges[1] * channels if as_runs else 0,
+        edges_each=taps.edge_pixels * channels, edge_columns=taps.edge_columns,
     )  # fmt: skip
     return _Call(plan, None, kind, out_shape, job)
 
@@ -149,22 +160,24 @@ def _convolve_active(
     _engine.convolve(
         job, x=x.data_ptr(), packed=packed.address, bias=address(bias), residual=out.data_ptr() if accumulate else 0,
         zero=packed.zero, out=out.data_ptr(), threads=torch.get_num_threads(), positions=positions.data_ptr(),
-        inverse=address(inverse), rows=rows,
+        source=address(inverse), rows=rows,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)
-def _prepare_active(geometry, kernel, out_size, groups, activation, scatter) -> tuple[str, bytes, Tensor]:
-    """(kind, what calls of one kind have in common, the table that it holds the address of)."""
-    out_channels, c_group, kh, kw = kernel
-    table, kind, out_pixels = full_table(geometry), forward_kind(kernel, groups), out_size[0] * out_size[1]
+def _prepare_active(geometry, kernel, out_size, groups, activation, scatter) -> tuple[str, bytes, Axes]:
+    """(kind, what calls of one kind have in common, the taps that it holds the addresses of)."""
+    out_channels, c_group, *_ = kernel
+    (height, width), taps, kind = geometry.in_size, axes(geometry, as_runs=False), forward_kind(kernel, groups)
+    out_pixels = out_size[0] * out_size[1]
     job = record.JOB.pack(
-        table=table.data_ptr(), starts=0, targets=0, dynamic=True, scatter=scatter, framed=False, table_rows=out_pixels,
-        in_pixels=geometry.in_size[0] * geometry.in_size[1], in_pitch=c_group * groups, taps=kh * kw, run=c_group,
-        out_pixels=out_pixels, out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
-        activation=record.ACTIVATIONS[activation], edge_run=0, edges_each=0,
+        **taps.addresses, starts=0, targets=0, offsets=0, dynamic=True, scatter=scatter, framed=False,
+        table_rows=out_pixels, in_pixels=height * width, in_pitch=c_group * groups, in_width=width,
+        out_width=out_size[1], taps=taps.taps, tap_columns=taps.tap_columns, run=c_group, out_pixels=out_pixels,
+        out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
+        activation=record.ACTIVATIONS[activation], edge_run=0, edges_each=0, edge_columns=0,
     )  # fmt: skip
-    return kind, job, table
+    return kind, job, taps
 
 
 def forward_kind(weight_shape: Sequence[int], groups: int) -> str:
@@ -179,7 +192,7 @@ def is_narrow(out_channels: int, groups: int) -> bool:
 
 def _edges(x: Tensor, plan: Plan) -> Tensor:
     """The rows of the kernel that reach across the border of a channels_last map: Plan.edges."""
-    pieces, pixels = plan.edges
+    pieces, pixels = plan.axes.pieces, plan.axes.edge_pixels
     batch, channels = x.shape[:2]
     out = torch.empty(batch * pixels * channels, dtype=torch.float32, device=CPU)
     _engine.frame(

@@ -12,34 +12,40 @@ enum {
     ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3
 };
 
-/* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows and
- * column r % table_rows of the table; row r of a dynamic set is the flat position positions[r] = n * out_pixels +
- * p, column p; row r of a framed job reads the pixels positions[r] + table[tap] and goes to pixel targets[r] of
- * out. A static set of few input channels reads runs across the border from copies: -1 - e in its table is edge e
- * of the image, edge_run floats each, edges_each floats of an image. Edge 0 is zeros, and the only one of other
- * jobs. zero: the edges. table: [taps][table_rows] input pixel (or row of compact x) of each tap, -1: zeros.
- * positions: [table_rows] (static) or [rows] (dynamic). starts, targets: static, dense output: CSR of the
- * positions each row stands for; else NULL. inverse: dynamic, compact x: [images * in_pixels] row of x, or -1;
- * else NULL. scatter: dense output and residual rather than compact. */
+/* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows; row
+ * r of a dynamic set is the flat position positions[r] = n * out_pixels + p. Position p = y * out_width + x reads
+ * where the rows that row_taps lists for y cross the columns that column_taps lists for x. Row r of a framed job
+ * reads the pixels positions[r] + offsets[tap] and goes to pixel targets[r] of out. row_taps: [out rows][1 + tap
+ * rows] the input row of the first tap, or -1 where the taps are not spaced evenly inside the map; then the input
+ * row of every tap, -1: zeros. column_taps: [out_width][1 + tap_columns] the same for columns. Both are NULL
+ * where position p reads pixel p and no other. A static set of few input channels reads whole rows of the kernel,
+ * in one tap column, those across the border from copies: -1 - e in column_taps is edge e of the input row, one
+ * of edge_columns, edge_run floats each, edges_each floats of an image. They follow a run of zeros, which is all
+ * that other jobs have. zero: the zeros, and the edges. positions: [table_rows] (static; NULL: all of them, in
+ * order) or [rows] (dynamic). starts, targets: static, dense output: CSR of the positions each row stands for;
+ * NULL: its own. source: compact x: the row of each input pixel, or -1, of one image (dynamic: of all), else
+ * NULL. offsets: framed [taps]. scatter: dense output and residual rather than compact. */
 typedef struct {
     const float *x, *packed, *bias, *residual, *zero;
     float *out;
     int64_t threads;
-    const int32_t *table, *positions, *starts, *targets, *inverse;
-    int64_t dynamic, scatter, framed, rows, table_rows, in_pixels, in_pitch, taps, run, out_pixels, out_channels,
-        groups;
-    int64_t depthwise, activation, edge_run, edges_each;
+    const int32_t *row_taps, *column_taps, *positions, *starts, *targets, *source, *offsets;
+    int64_t dynamic, scatter, framed, rows, table_rows, in_pixels, in_pitch, in_width, out_width, taps, tap_columns,
+        run;
+    int64_t out_pixels, out_channels, groups, depthwise, activation, edge_run, edges_each, edge_columns;
 } Job;
 #define Job_FIELDS(F) \
     F(Job, "const float *", x) F(Job, "const float *", packed) F(Job, "const float *", bias) \
     F(Job, "const float *", residual) F(Job, "const float *", zero) F(Job, "float *", out) \
-    F(Job, "int64_t", threads) F(Job, "const int32_t *", table) F(Job, "const int32_t *", positions) \
-    F(Job, "const int32_t *", starts) F(Job, "const int32_t *", targets) F(Job, "const int32_t *", inverse) \
-    F(Job, "int64_t", dynamic) F(Job, "int64_t", scatter) F(Job, "int64_t", framed) F(Job, "int64_t", rows) \
-    F(Job, "int64_t", table_rows) F(Job, "int64_t", in_pixels) F(Job, "int64_t", in_pitch) F(Job, "int64_t", taps) \
-    F(Job, "int64_t", run) F(Job, "int64_t", out_pixels) F(Job, "int64_t", out_channels) F(Job, "int64_t", groups) \
+    F(Job, "int64_t", threads) F(Job, "const int32_t *", row_taps) F(Job, "const int32_t *", column_taps) \
+    F(Job, "const int32_t *", positions) F(Job, "const int32_t *", starts) F(Job, "const int32_t *", targets) \
+    F(Job, "const int32_t *", source) F(Job, "const int32_t *", offsets) F(Job, "int64_t", dynamic) \
+    F(Job, "int64_t", scatter) F(Job, "int64_t", framed) F(Job, "int64_t", rows) F(Job, "int64_t", table_rows) \
+    F(Job, "int64_t", in_pixels) F(Job, "int64_t", in_pitch) F(Job, "int64_t", in_width) \
+    F(Job, "int64_t", out_width) F(Job, "int64_t", taps) F(Job, "int64_t", tap_columns) F(Job, "int64_t", run) \
+    F(Job, "int64_t", out_pixels) F(Job, "int64_t", out_channels) F(Job, "int64_t", groups) \
     F(Job, "int64_t", depthwise) F(Job, "int64_t", activation) F(Job, "int64_t", edge_run) \
-    F(Job, "int64_t", edges_each)
+    F(Job, "int64_t", edges_each) F(Job, "int64_t", edge_columns)
 
 /* A step of a footprint: the pixels from the base of a row to what it reads there, and whose weights it takes; where
  * the kernel is narrow, as many taps at as many pixels that follow each other. */

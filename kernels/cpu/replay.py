@@ -32,6 +32,10 @@ class _Buffer:
     outside: int = -1
 
 
+class TooLarge(Exception):
+    """The maps of one image alone are more than a recording may keep: there is no need to go on."""
+
+
 class Tape:
     """The engine calls of one run. It keeps the tensors alive, so that an address says which one is meant."""
 
@@ -40,6 +44,7 @@ class Tape:
         self.calls: list[list[int]] = []
         self.kept: list[object] = []
         self.weights = 0  # bytes of the largest
+        self.bytes = sum(x.nbytes for x in inputs)
         self.understood = True
         self._places = {x.data_ptr(): index for index, x in enumerate(inputs)}
 
@@ -63,6 +68,9 @@ class Tape:
             return
         for buffer in read:
             self.buffers[buffer].last = len(self.calls)
+        self.bytes += out.nbytes
+        if self.bytes > MOST:
+            raise TooLarge
         place = self._places[out.data_ptr()] = len(self.buffers)
         self.buffers.append(_Buffer(out, len(self.calls), len(self.calls)))
         residual_at = -1 if residual is None else read[1]
@@ -124,7 +132,10 @@ class Program:
 def prepare_replay(run: Callable[..., Sequence[object]], inputs: Sequence[Tensor]) -> Program | None:
     """See `accel.kernels.replay.prepare_replay`."""
     batch = len(inputs[0])
-    recorded = _record(run, [x[:1] for x in inputs])
+    try:
+        recorded = _record(run, [x[:1] for x in inputs])
+    except TooLarge:
+        return None
     if recorded is None:
         return None
     probe = recorded[0]

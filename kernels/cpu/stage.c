@@ -138,7 +138,7 @@ static int convolve(const Group *g, const StageConv *c, const int32_t *from, con
         .bias = c->bias,
         .residual = c->adds ? buffer(g, c->target) : NULL,
         .out = buffer(g, c->target),
-        .table = c->offsets,
+        .offsets = c->offsets,
         .positions = from,
         .targets = to,
         .framed = 1,

@@ -72,7 +72,7 @@ def last_words(call: Callable[[], object]) -> str:
 NULL, ODD = 0, object()  # ODD: an address between two floats
 BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
     "convolve": (record.JOB, {
-        "x": NULL, "packed": ODD, "zero": NULL, "out": NULL, "residual": ODD, "table": NULL, "rows": -1, "taps": 0,
+        "x": NULL, "packed": ODD, "zero": NULL, "out": NULL, "residual": ODD, "row_taps": NULL, "rows": -1, "taps": 0,
         "groups": 0, "in_pitch": 1, "table_rows": 0, "out_channels": 0, "activation": 4, "in_pixels": 3,
     }),
     "convolve_footprints": (record.FOOTPRINT_JOB, {
