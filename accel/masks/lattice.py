@@ -10,6 +10,7 @@ from accel.fills.contract import Fill
 from accel.masks.contract import Mask, Site, register
 
 LATTICE_KEEPS = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
+_PERIOD = 12  # of all lattices, along both axes
 _TOLERANCE = 0.01  # so that 0.33 and 0.67 name the thirds
 
 
@@ -42,7 +43,8 @@ def lattice(fraction: float, site: Site) -> Tensor:
     """A regular pattern through position (shift, 0), or (shift % height, 0) on lower maps. Every skipped position has a
     computed one at distance 1 or sqrt 2, but for some on the borders."""
     rows, columns = torch.arange(site.height, device="cpu"), torch.arange(site.width, device="cpu")
-    y, x = torch.meshgrid(rows - site.shift % site.height, columns, indexing="ij")
+    y = ((rows - site.shift % site.height) % _PERIOD).to(torch.int16)[:, None]
+    x = (columns % _PERIOD).to(torch.int16)
     if fraction == 1:
         kept = torch.ones(site.height, site.width, dtype=torch.bool, device="cpu")
     elif fraction == 1 / 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 18  # pixels resolved at a time, which bounds the memory to some tens of MB
+_MARGIN = 3  # distance up to which all vectors are tried, which are 28
 
 
 def nearest_map(positions: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -19,24 +21,62 @@ def nearest_map(positions: Tensor, height: int, width: int, generator: torch.Gen
     Returns:
         int32 [height * width]; a computed position stands for itself.
 
-    Source: the paper's equation (1) and its rule for ties. The distance transform gives the exact squared distance d2;
-    every lattice vector of length d2 that ends on a computed position is a tie, and all of them are found.
+    Source: the paper's equation (1) and its rule for ties. Every vector of the least squared length d2 that ends on a
+    computed position is a tie, and all of them are found.
     """
+    row_of = np.full(height * width, -1, dtype=np.int32)
+    row_of[positions.numpy()] = np.arange(len(positions), dtype=np.int32)
+    if len(positions) == height * width:
+        return torch.from_numpy(row_of)
+    draws = torch.rand(height * width, generator=generator, dtype=torch.float64, device="cpu").numpy()
+    padded = np.pad(row_of.reshape(height, width), _MARGIN, constant_values=-1)
+    nearest, far = row_of.copy(), []
+    for start in range(0, height * width, _CHUNK):
+        skipped = start + np.flatnonzero(row_of[start : start + _CHUNK] < 0)
+        far.append(_stand_in_nearby(nearest, padded, skipped, draws))
+    if len(pixels := np.concatenate(far)):
+        _stand_in_far(nearest, row_of.reshape(height, width), pixels, draws)
+    return torch.from_numpy(nearest)
+
+
+def _stand_in_nearby(nearest: np.ndarray, padded: np.ndarray, pixels: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Fill in those of `pixels` that have a computed position no farther than _MARGIN; returns the others.
+
+    One length after the other, all pixels at once: regular masks are done after the first two.
+
+    Args:
+        padded: the row of every position, -1 where there is none, with a margin.
+    """
+    pitch = padded.shape[1]
+    y, x = np.divmod(pixels, pitch - 2 * _MARGIN)
+    at = (y + _MARGIN) * pitch + x + _MARGIN
+    dy, dx, starts = _vectors_by_length(_MARGIN**2, *padded.shape)
+    for first, end in itertools.pairwise(starts[1:]):
+        if first == end or not len(pixels):
+            continue
+        tied = padded.take(at + (dy[first:end] * pitch + dx[first:end])[:, None])
+        there = tied >= 0
+        count = there.sum(0)
+        found = count > 0
+        before = (draws[pixels] * count).astype(np.int64)  # ties come in the order of the vectors
+        which = (there.cumsum(0, dtype=np.int8) <= before).sum(0)[found]
+        nearest[pixels[found]] = np.take_along_axis(tied[:, found], which[None], 0)[0]
+        at, pixels = at[~found], pixels[~found]
+    return pixels
+
+
+def _stand_in_far(nearest: np.ndarray, row_of: np.ndarray, pixels: np.ndarray, draws: np.ndarray) -> None:
+    """Fill in `pixels`, by the distance transform, which gives the exact d2 of each."""
     from scipy import ndimage
 
-    row_of = np.full(height * width, -1, dtype=np.int64)
-    row_of[positions.numpy()] = np.arange(len(positions))
-    row_of = row_of.reshape(height, width)
+    height, width = row_of.shape
     found = ndimage.distance_transform_edt(row_of < 0, return_distances=False, return_indices=True)
-    y, x = np.indices((height, width), dtype=np.int64)
-    squared = ((found[0] - y) ** 2 + (found[1] - x) ** 2).ravel()
+    found = found.reshape(2, -1)[:, pixels].astype(np.int64)
+    squared = (found[0] - pixels // width) ** 2 + (found[1] - pixels % width) ** 2
     vectors = _vectors_by_length(int(squared.max()), height, width)
-    draws = torch.rand(height * width, generator=generator, dtype=torch.float64, device="cpu").numpy()
-    nearest = np.empty(height * width, dtype=np.int32)
-    for start in range(0, height * width, _CHUNK):
+    for start in range(0, len(pixels), _CHUNK):
         part = slice(start, start + _CHUNK)
-        nearest[part] = _draw_among_ties(row_of, start, squared[part], draws[part], *vectors)
-    return torch.from_numpy(nearest)
+        nearest[pixels[part]] = _draw_among_ties(row_of, pixels[part], squared[part], draws[pixels[part]], *vectors)
 
 
 def _vectors_by_length(largest: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,21 +92,21 @@ def _vectors_by_length(largest: int, height: int, width: int) -> tuple[np.ndarra
 
 def _draw_among_ties(
     row_of: np.ndarray,
-    start: int,
+    pixels: np.ndarray,
     squared: np.ndarray,
     draws: np.ndarray,
     dy: np.ndarray,
     dx: np.ndarray,
     starts: np.ndarray,
 ) -> np.ndarray:
-    """For the pixels start, start + 1, ...: the row of one computed position at distance sqrt(squared), drawn."""
+    """For each of the pixels: the row of one computed position at distance sqrt(squared), drawn."""
     height, width = row_of.shape
     per_pixel = starts[squared + 1] - starts[squared]
     pixel = np.repeat(np.arange(len(squared)), per_pixel)
     ends = per_pixel.cumsum()
     vector = starts[squared][pixel] + np.arange(ends[-1]) - (ends - per_pixel)[pixel]
-    y = (start + pixel) // width + dy[vector]
-    x = (start + pixel) % width + dx[vector]
+    y = pixels[pixel] // width + dy[vector]
+    x = pixels[pixel] % width + dx[vector]
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     rows = np.where(inside, row_of[y.clip(0, height - 1), x.clip(0, width - 1)], -1)
     tied = rows >= 0
