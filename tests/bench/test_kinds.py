@@ -38,10 +38,21 @@ CASES = {
         "compiled": False,
     },
     "nearest": {"height": 16, "width": 24, "keep": 0.3, "mask": "uniform"},
+    "sizes": {
+        "model": "unet",
+        "sizes": 3,
+        "smallest": 17,
+        "largest": 40,
+        "batch": [1, 2],
+        "threads": [1, 2],
+        "keep": 0.5,
+        "mask": "lattice",
+    },
     "leaks": {"cycles": 12, "warm": 4, "size": [17, 16]},
+    "large": {"channels": [3, 8, 8, 1], "size": [301, 299], "keep": [1.0, 0.5], "mask": "lattice"},
 }
 ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1, "adaptive": 2, "nearest": 1}
-ROWS["leaks"] = 1
+ROWS |= {"sizes": 1, "leaks": 1, "large": 2}
 
 
 def test_every_kind_is_tried():
