@@ -56,7 +56,8 @@ ROWS |= {"sizes": 1, "leaks": 1, "large": 2}
 
 
 def test_every_kind_is_tried():
-    elsewhere = {"gpu", "rivals", "frontier", "foreign", "foreign_sact", "search", "vae_gradients"}  # gpu: tests/triton
+    elsewhere = {"gpu", "rivals", "frontier", "foreign", "foreign_sact", "search", "vae_gradients"}
+    elsewhere |= {"halting_gradients", "inpainting", "imputation"}  # gpu: tests/triton
     assert set(CASES) | elsewhere == set(runner.KINDS)
 
 
