@@ -1,4 +1,4 @@
-"""Inpainting models as recipes describe them, and the one that ships with the package."""
+"""Inpainting models as recipes describe them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from accel.vae.picture_masks import PICTURE_MASKS
 from accel.vae.picture_networks import picture_vaeac
 from accel.zoo import runs
 from accel.zoo.weights_io import load_weights
-
-PACKAGED = ("inpaint_shapes",)  # recipes/NAME.toml and weights/NAME.safetensors
 
 
 def build_inpainter(table: Mapping[str, Any]) -> VAEAC:
@@ -50,10 +48,10 @@ def masks_named(name: str) -> MaskGenerator:
 
 
 def load_inpainter(spec: str) -> tuple[VAEAC, Mapping[str, Any]]:
-    """(the model in eval mode, its recipe) of one that ships or of the folder of a run of `accel train`.
+    """(the model in eval mode, its recipe) of the folder of a run of `accel train`.
 
     Raises:
         WeightsError: the run is not finished, damaged, or its weights are another model's.
     """
-    recipe, weights = runs.find_run(spec, PACKAGED, "vaeac")
+    recipe, weights = runs.find_run(spec, (), "vaeac")
     return load_weights(build_inpainter(recipe["vaeac"]), runs.finished(weights)).eval(), recipe

@@ -1,6 +1,6 @@
 """Cases of kind `inpainting`: how well hidden pixels come back, beside what people have at hand, and the time saved.
 
-A case: `model` (one that ships, or the folder of a run), `masks` (kinds, see `accel list picture-masks`), `samples`,
+A case: `model` (the folder of a run), `masks` (kinds, see `accel list picture-masks`), `samples`,
 `count` of pictures, and either `shapes` (the side of drawn ones) or `data` (a data set; its first test pictures).
 Rows, one a kind of mask: decibels over hidden pixels, mean of the pictures, of the mean of the samples (`psnr`), of a
 single sample, and of three rivals: the mean of the seen pixels, OpenCV's two methods (Telea 2004; Navier-Stokes,

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from accel.vae import VAEAC
 
 SHEET_FILE = "contact_sheet.png"
-DEFAULT = "zoo:inpaint_shapes"
 _DRAWN, _SIZE = 6, 128  # pictures drawn where none are given, and their side
 _REPEATS = 3  # interleaved runs of one sample, for the time saved
 
@@ -32,14 +31,15 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "inpaint",
         run,
         "fill what masks hide of pictures, several times over, computing only where the masks matter",
-        "accel inpaint -o out/    (shapes and masks drawn on the spot)\n"
-        "  accel inpaint pictures/ masks/ -o out/ -n 4    (masks: white is hidden; one for all, or one of each name)\n"
-        "  accel inpaint pictures/ --masks centre -o out/ --model runs/inpaint",
+        "accel inpaint --model runs/inpaint -o out/    (shapes and masks drawn on the spot)\n"
+        "  accel inpaint pictures/ masks/ --model runs/inpaint -o out/ -n 4    (masks: white is hidden; one for all, or "
+        "one of each name)\n"
+        "  accel inpaint pictures/ --masks centre --model runs/inpaint -o out/",
     )
     parser.add_argument("pictures", nargs="?", type=pathlib.Path, help="a picture or a folder (default: drawn shapes)")
     parser.add_argument("mask_files", nargs="?", type=pathlib.Path, metavar="masks", help="a mask or a folder of them")
     parser.add_argument("--masks", metavar="KIND", help="drawn masks instead of files: see accel list picture-masks")
-    parser.add_argument("--model", default=DEFAULT, help=f"one that ships, or the folder of a run (default {DEFAULT})")
+    parser.add_argument("--model", required=True, metavar="RUN", help="the folder of a run of accel train")
     parser.add_argument("-n", "--samples", type=common.positive, default=4, metavar="N", help="of each picture (4)")
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, metavar="DIR", help="folder of the results")
     common.add_format(parser)
