@@ -32,8 +32,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         run,
         "fill what masks hide of pictures, several times over, computing only where the masks matter",
         "accel inpaint --model runs/inpaint -o out/    (shapes and masks drawn on the spot)\n"
-        "  accel inpaint pictures/ masks/ --model runs/inpaint -o out/ -n 4    (masks: white is hidden; one for all, or "
-        "one of each name)\n"
+        "  accel inpaint pictures/ masks/ --model runs/inpaint -o out/ -n 4   (white is hidden; one, or one a name)\n"
         "  accel inpaint pictures/ --masks centre --model runs/inpaint -o out/",
     )
     parser.add_argument("pictures", nargs="?", type=pathlib.Path, help="a picture or a folder (default: drawn shapes)")
