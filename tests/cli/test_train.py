@@ -265,17 +265,17 @@ def drawn(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def task_with(teacher, labels):
+def task_with(model, teacher, labels):
     """A task of five pictures with the given labels."""
     batches = lambda step: (torch.zeros(5, 3, 2, 2), labels)  # noqa: E731
-    return Task(None, batches, None, None, Place(0, 1, torch.device("cpu")), teacher)
+    return Task(model, batches, None, None, Place(0, 1, torch.device("cpu")), teacher)
 
 
 @pytest.mark.parametrize(("share", "temperature"), [(0.0, 1.0), (0.3, 4.0), (0.9, 0.5)])
 def test_the_loss_of_a_taught_model_is_the_closed_form(share, temperature):
     teacher, model, labels = Table(3 * drawn(0, 5, 7)), Table(drawn(1, 5, 7)), torch.tensor([0, 6, 3, 3, 1])
     taught = Teacher(network=teacher, labels=share, temperature=temperature)
-    loss = task_with(taught, labels).loss_of_step(model, 0)
+    loss = task_with(model, taught, labels).loss_of_step(model, 0)
     p, q = ((table.logits.detach().double() / temperature).softmax(1) for table in (teacher, model))
     entropy = -model.logits.detach().double().softmax(1).log()[torch.arange(5), labels].mean()
     divergence = (p * (p / q).log()).sum(1).mean()
@@ -289,8 +289,8 @@ def test_the_loss_of_a_taught_model_is_the_closed_form(share, temperature):
 
 def test_with_all_the_weight_on_the_labels_the_loss_is_the_plain_one():
     model, labels = Table(drawn(1, 5, 7)), torch.tensor([0, 6, 3, 3, 1])
-    taught = task_with(Teacher(network=Table(drawn(0, 5, 7)), labels=1.0), labels).loss_of_step(model, 0)
-    assert torch.equal(taught, task_with(None, labels).loss_of_step(model, 0))
+    taught = task_with(model, Teacher(network=Table(drawn(0, 5, 7)), labels=1.0), labels).loss_of_step(model, 0)
+    assert torch.equal(taught, task_with(model, None, labels).loss_of_step(model, 0))
 
 
 TEACHER = '[teacher]\nname = "zoo:resnet14_cifar"\nlabels = 0.5\n'
