@@ -45,9 +45,9 @@ def _batch(model: nn.Module, size: Sequence[int] | Inputs) -> Batch:
 
 
 def _example(model: nn.Module, shape: Sequence[int]) -> Tensor:
-    like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.empty(0))
+    like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None)
     drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
-    return drawn.to(like.device, like.dtype)
+    return drawn if like is None else drawn.to(like.device, like.dtype)
 
 
 def _laid_out(value: object, layout: torch.memory_format) -> object:
