@@ -15,6 +15,8 @@ void accel_interpolate(const Fill *f)
 {
     require_fill(f);
     REQUIRE(IS_ARRAY(f->nearest, f->pixels) && (f->images == 0 || are_within(f->nearest, f->pixels, 0, f->count)));
+    if (!f->channels)
+        return; /* the arrays may be null then, which memcpy and memset must not be given even for nothing */
     const int threads = accel_threads(f->threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < f->images * f->pixels; i++) {
@@ -27,6 +29,8 @@ void accel_interpolate_backward(const Fill *f)
 {
     require_fill(f);
     REQUIRE(are_lists(f->starts, f->targets, f->count, f->pixels));
+    if (!f->channels)
+        return; /* the arrays may be null then, which memcpy and memset must not be given even for nothing */
     const int threads = accel_threads(f->threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < f->images * f->count; i++) {
