@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
@@ -28,13 +29,16 @@ class Registry(Generic[Kind]):
         """Make a kind known as `kind.name`: a decorator of the class, of which one is made, without arguments.
 
         Raises:
-            ConfigError: the name is no string, or taken.
+            ConfigError: the name is no string, or taken, or the class lacks what the kind must have.
         """
         name = getattr(kind, "name", None)
         if not isinstance(name, str) or not name:
             raise ConfigError(f"{kind.__name__} needs a name to be known as a {self._what}, got {name!r}: set name")
         if name in self._known:
             raise ConfigError(f"there is a {self._what} {name!r} already: give {kind.__name__} another name")
+        if inspect.isabstract(kind):
+            lacking = ", ".join(sorted(kind.__abstractmethods__))
+            raise ConfigError(f"{kind.__name__} has no {lacking} of its own, which a {self._what} needs: define it")
         self._known[name] = kind()
         return kind
 

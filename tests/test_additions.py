@@ -298,6 +298,13 @@ def test_names_are_taken_once():
     assert registry.names == ("one",)
 
 
+def test_what_lacks_what_its_kind_needs_is_refused_when_it_is_added():
+    with pytest.raises(ConfigError, match="Empty has no build of its own, which a mask needs: define it"):
+        Registry("mask", ()).add(type("Empty", (masks.Mask,), {"name": "empty"}))
+    with pytest.raises(TypeError, match="Two has weigh and background: a fill has one way"):
+        type("Two", (fills.Fill,), {"name": "two", "weigh": lambda *_: None, "background": lambda *_: None})
+
+
 @pytest.mark.parametrize(
     "given, message",
     [

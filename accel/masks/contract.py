@@ -11,9 +11,11 @@ Configurations, conversions, searches, saved folders and the command line then k
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -57,7 +59,7 @@ class Site:
     shift: int = 0
 
 
-class Mask:
+class Mask(abc.ABC):
     """One way to choose the positions that are computed. It has no state: what it chooses depends on its arguments.
 
     Attributes:
@@ -66,7 +68,10 @@ class Mask:
         iterative: that is measured on the network as converted so far, and not on the dense one.
         reads_pooling: `build` looks at `site.pooling`, which a conversion finds in the model's graph.
         shifts: `build` obeys `site.shift`.
-        is_static: the positions are known before the input; a mask with `score` of its own adds some from each input.
+        score: None, or a method of a layer's input x [N, C, H, W] that gives [N, H, W], how much each pixel speaks for
+            computing the position over it: the highest are computed in each image besides what `build` chose, `keep` of
+            the map in all.
+        is_static: the positions are known before the input: there is no `score`.
     """
 
     name: ClassVar[str]
@@ -74,35 +79,29 @@ class Mask:
     iterative: ClassVar[bool] = False
     reads_pooling: ClassVar[bool] = False
     shifts: ClassVar[bool] = False
+    score: ClassVar[Callable[..., Tensor] | None] = None
     is_static: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
-        cls.is_static = cls.score is Mask.score
+        cls.is_static = cls.score is None
 
     def __reduce__(self) -> tuple:
         return find, (self.name,)  # copies and pickles are the mask itself
 
-    def check(self, keep: float, fill: Fill) -> None:
+    def check(self, keep: float, fill: Fill) -> None:  # noqa: B027, most masks refuse nothing
         """ConfigError where the mask does not exist at this keep, or not with this fill."""
 
     def lacks(self, layer: nn.Conv2d) -> str | None:
         """What the mask needs of a layer and this one has not, such as "zero padding, got 'reflect'"; or None."""
         return None
 
+    @abc.abstractmethod
     def build(self, keep: float, site: Site) -> Tensor:
         """int32 [P], P at least 1, the flat indices y * width + x of the positions; distinct, on the CPU.
 
         Raises:
             ConfigError: the site lacks what the mask needs.
         """
-        raise NotImplementedError
-
-    def score(self, x: Tensor) -> Tensor:
-        """[N, H, W], of a layer's input x [N, C, H, W] how much each pixel speaks for computing the position over it.
-
-        The highest are computed in each image besides what `build` chose, `keep` of the map in all.
-        """
-        raise NotImplementedError
 
 
 _KNOWN = Registry[Mask]("mask", ("uniform", "grid", "pooling", "impact", "iterative_impact", "lattice", "adaptive"))
