@@ -27,10 +27,7 @@ class Cost:
         self.batch_shape = batch_shape
 
     def __call__(self, x: Tensor) -> Tensor:
-        costs = self.f(x)
-        if not isinstance(costs, Tensor) or not costs.is_floating_point():
-            got = f"a {costs.dtype} tensor" if isinstance(costs, Tensor) else f"a {type(costs).__name__}"
-            raise TypeError(f"f must return a floating-point tensor of costs, got {got}")
+        costs = floating(self.f(x), "costs")
         rows, rest = x.shape[0], tuple(costs.shape[1:])
         if costs.dim() == 0 or costs.shape[0] != rows or rest != tuple(self.batch_shape[: len(rest)]):
             raise ValueError(
@@ -51,3 +48,11 @@ class Cost:
                 "drop the .detach() or no_grad in f, or use ScoreFunction or MeasureValued, which need values only"
             )
         return costs
+
+
+def floating(value: object, what: str) -> Tensor:
+    """What ``f`` returned, which must be a floating-point tensor of `what`; else TypeError."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = f"a {value.dtype} tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise TypeError(f"f must return a floating-point tensor of {what}, got {got}")
+    return value

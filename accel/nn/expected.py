@@ -25,7 +25,7 @@ from accel.errors import ConfigError, ConversionError
 from accel.halting import Sticks, thresholded
 from accel.inputs import Inputs, as_batch
 from accel.mc import REBAR, Concrete, Enumerate, LeaveOneOut, ScoreFunction
-from accel.mc.cost import Cost
+from accel.mc.cost import Cost, floating
 from accel.mc.relaxed import BinaryRelaxation
 from accel.mc.rows import attach
 from accel.mc.sampling import fork
@@ -67,7 +67,7 @@ def expected_loss(
     Raises:
         ConfigError: more ways to halt than Enumerate may visit.
         ConversionError: no PACT stage, a network around the one that was converted, or a stage that does not run on
-            one row for every example.
+            one row for every example; with copies of the batch, an input or output tensor without such rows.
         TypeError, ValueError: of f's result, or a number of samples that the estimator cannot use.
     """
     stages = pact_stages(net)
@@ -179,10 +179,10 @@ class _Reruns:
     def run(self, choice: Choice, rows: int) -> AdaptiveOutput:
         """The network on `rows` copies of the batch, one after the other."""
 
-        def copies(value: object) -> object:
-            return tree_map_only(Tensor, lambda t: _copied(t, rows) if t.dim() and len(t) == self.batch else t, value)
+        def copied(t: Tensor) -> Tensor:
+            return _copied(_counted(t, self.batch, "takes"), rows) if t.dim() else t
 
-        inputs = self._inputs if rows == 1 else self._inputs.map(copies)
+        inputs = self._inputs if rows == 1 else self._inputs.map(lambda value: tree_map_only(Tensor, copied, value))
         counted = _Counting(choice)
         with decide_by(self._stages, counted), recorded_stages() as did:
             out = inputs.run(self.net)
@@ -220,10 +220,7 @@ class _Reruns:
             self._on_output = None
 
     def _losses(self, logits: object) -> Tensor:
-        losses = self._f(logits)
-        if not isinstance(losses, Tensor) or not losses.is_floating_point():
-            got = f"a {losses.dtype} tensor" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
-            raise TypeError(f"f must return a floating-point tensor of losses, got {got}")
+        losses = floating(self._f(logits), "losses")
         if losses.dim() == 0 or len(losses) != self.batch:
             raise ValueError(
                 f"f must return a loss for each of the {self.batch} examples, got shape {tuple(losses.shape)}: give "
@@ -346,6 +343,16 @@ def _copied(tensor: Tensor, copies: int) -> Tensor:
     return tensor if copies == 1 else tensor.repeat(copies, *[1] * (tensor.dim() - 1))
 
 
+def _counted(tensor: Tensor, count: int, how: str) -> Tensor:
+    """The tensor, which must have a row for every example; else ConversionError: no guess which ones have."""
+    if not tensor.dim() or len(tensor) != count:
+        raise ConversionError(
+            f"the network {how} a tensor of shape {tuple(tensor.shape)} for {count} examples: copies of the batch need "
+            "one row for each in every tensor; put what all share into the network"
+        )
+    return tensor
+
+
 def _parts(logits: object, rows: int, batch: int) -> list[object]:
     """What the network returned, copy by copy."""
     if rows == 1:
@@ -353,7 +360,7 @@ def _parts(logits: object, rows: int, batch: int) -> list[object]:
 
     def part(row: int) -> object:
         def cut(t: Tensor) -> Tensor:
-            return t[row * batch : (row + 1) * batch] if t.dim() and len(t) == rows * batch else t
+            return _counted(t, rows * batch, "returned")[row * batch : (row + 1) * batch]
 
         return tree_map_only(Tensor, cut, logits)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -196,7 +197,7 @@ def test_hazards_of_a_table_end_at_the_best_way_to_halt(seed):
         for stage, ran in zip(adaptive_stages(net), ways):
             for unit in list(stage)[:ran]:
                 state = unit(state)
-        costs[ways] = float(task(labels)(net[5](net[4](net[3](state)))).mean()) + 0.02 * sum(ways)
+        costs[ways] = float(task(labels)(net[5](net[4](net[3](state)))).mean().detach()) + 0.02 * sum(ways)
     best = min(costs, key=costs.get)
     hazards = [float(table.odds.sigmoid()) for table in tables]
     found = tuple(1 if h[0] > 0.5 else 2 if h[1] > 0.5 else 3 for h in zip(hazards[::2], hazards[1::2]))
@@ -257,6 +258,30 @@ def test_the_tuning_loss_of_rebar_reaches_its_parameters():
 def test_bad_input(config, f, error, message):
     with pytest.raises(error, match=message):
         accel.expected_loss(tiny_net(config), data()[0], f)
+
+
+class Sharing(nn.Module):
+    """A network that takes something which is no example, and returns something else that is none."""
+
+    def __init__(self, net: nn.Module, shared: Tensor):
+        super().__init__()
+        self.net, self.shared = net, shared
+
+    def forward(self, x, weights=None):
+        out = self.net(x)
+        return dataclasses.replace(out, logits=(out.logits, self.shared))
+
+
+@pytest.mark.parametrize("size", [3, 41])
+def test_no_tensor_is_guessed_to_have_a_row_for_every_example(size):
+    """Copies of the batch are made and taken apart; what has no rows to copy is refused, going in and coming out."""
+    x, _ = data()
+    net, shared = tiny_net(PACT(estimator=DisARM(), spatial=False)), torch.ones(size)
+    first = lambda logits: logits[0].sum(1)  # noqa: E731
+    with pytest.raises(ConversionError, match=rf"takes a tensor of shape \({size},\) for 40 examples"):
+        accel.expected_loss(Sharing(net, x[:, 0]), (x, shared), first)
+    with pytest.raises(ConversionError, match=rf"returned a tensor of shape \({size},\) for 80 examples"):
+        accel.expected_loss(Sharing(net, shared), (x,), first)
 
 
 def test_one_sample_is_too_few_for_leave_one_out():
