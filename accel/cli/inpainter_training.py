@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from accel import files
+from accel.cli.generative import GenerativeTask
 from accel.errors import ConfigError, DataError
-from accel.mc.sampling import fork
 from accel.train.batches import Epochs
 from accel.train.loop import FitSettings
 from accel.train.parallel import Place
@@ -66,35 +66,23 @@ class Loss(nn.Module):
         return self.vaeac.loss(cells, hidden, torch.zeros_like(hidden), generator)
 
 
-@dataclasses.dataclass(frozen=True)
-class InpainterTask:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InpainterTask(GenerativeTask):
     """An inpainting model, the pictures and masks it learns from, and pictures that it is judged on."""
 
-    recipe: Mapping[str, Any]
+    decisive = ("vaeac", "data")
     model: Loss
     examples: Pictures
     masks: MaskGenerator
     test: Tensor
-    settings: FitSettings
-    epochs: Epochs
-    place: Place
-    measured: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def loss_of_step(self, model: nn.Module, step: int) -> Tensor:
         """Pictures, masks and latents are drawn from the seed, the step and the process alone."""
         drawn = self.epochs.generator(step)
         x = self.examples.take(self.epochs.rows(step), drawn) * 2 - 1
         hidden = self.masks(x, drawn).to(self.place.device)
-        noise = torch.Generator(self.place.device).manual_seed(fork(drawn, self.place.device))
-        return model(x.to(self.place.device, memory_format=torch.channels_last), hidden, noise)
-
-    def begin(self, folder: pathlib.Path) -> None:
-        """Leave the recipe in the folder of the run.
-
-        Raises:
-            WeightsError: a run of another model or data set is there.
-        """
-        runs.leave_recipe(folder, self.recipe, ("vaeac", "data"))
+        x = x.to(self.place.device, memory_format=torch.channels_last)
+        return model(x, hidden, self.latent_noise(drawn))
 
     def finish(self, folder: pathlib.Path) -> None:
         """Save the trained model and say how well it fills test pictures."""
@@ -127,7 +115,16 @@ def inpainter_task(recipe: Mapping[str, Any], data: pathlib.Path | None, seed: i
         raise DataError(f"the model is of {recipe['vaeac']['channels']} channels, the pictures have {test.shape[1]}")
     _check_size(test, 2 ** (len(vaeac.decoder.levels) - 1))
     model = Loss(vaeac).to(place.device, memory_format=torch.channels_last)
-    return InpainterTask(recipe, model, train, masks, test, settings, epochs, place)
+    return InpainterTask(
+        recipe=recipe,
+        model=model,
+        examples=train,
+        masks=masks,
+        test=test,
+        settings=settings,
+        epochs=epochs,
+        place=place,
+    )
 
 
 def _pictures(options: dict[str, Any], data: pathlib.Path | None, seed: int) -> tuple[Pictures, Tensor]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from accel import files
+from accel.cli.generative import GenerativeTask
 from accel.errors import ConfigError, DataError
-from accel.mc.sampling import fork
 from accel.train.batches import Epochs
 from accel.train.loop import FitSettings
 from accel.train.parallel import Place
@@ -47,41 +47,26 @@ class Texts:
 Examples = BitPictures | Texts
 
 
-@dataclasses.dataclass(frozen=True)
-class VAETask:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAETask(GenerativeTask):
     """A VAE with its bound, its training examples, and the test examples it is judged on.
 
-    Attributes:
-        recipe: with the shape and mean of the data filled in: what the run can be built again from.
-        measured: the log alpha of the last step's robust bound.
+    The recipe has the shape and mean of the data filled in; measured is the log alpha of the last step's robust bound.
     """
 
-    recipe: Mapping[str, Any]
+    decisive = ("vae", "bound", "data")
     model: Objective
     examples: Examples
     test: Examples
-    settings: FitSettings
-    epochs: Epochs
-    place: Place
-    measured: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def loss_of_step(self, model: nn.Module, step: int) -> Tensor:
         """Bits, latents and order are drawn from the seed, the step and the process alone."""
         drawn = self.epochs.generator(step)
         x = self.examples.take(self.epochs.rows(step), drawn).to(self.place.device, non_blocking=True)
-        latent_noise = torch.Generator(self.place.device).manual_seed(fork(drawn, self.place.device))
-        loss = model(x, step, latent_noise)
+        loss = model(x, step, self.latent_noise(drawn))
         if self.model.bound.kind == "robust":
             self.measured["log_alpha"] = self.model.bound.log_alpha_at(step)
         return loss
-
-    def begin(self, folder: pathlib.Path) -> None:
-        """Leave the recipe in the folder of the run.
-
-        Raises:
-            WeightsError: a run of another model, bound or data set is there.
-        """
-        runs.leave_recipe(folder, self.recipe, ("vae", "bound", "data"))
 
     def finish(self, folder: pathlib.Path) -> None:
         """Save the trained VAE and say what it reaches on test examples."""
@@ -118,7 +103,15 @@ def vae_task(recipe: Mapping[str, Any], data: pathlib.Path | None, seed: int, pl
     if isinstance(train, Texts):
         vae.decoder.start_from(train.counts)
     objective = Objective(vae, bound).to(place.device)
-    return VAETask({**recipe, "vae": table}, objective, train, test, settings, epochs, place)
+    return VAETask(
+        recipe={**recipe, "vae": table},
+        model=objective,
+        examples=train,
+        test=test,
+        settings=settings,
+        epochs=epochs,
+        place=place,
+    )
 
 
 def data_source(recipe: Mapping[str, Any], data: pathlib.Path | None) -> str | pathlib.Path:
