@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from accel.kernels.positions import ActiveSet
 from accel.ops import active_positions, masked_conv2d, masked_conv2d_
-from accel.vae.likelihoods import LEAST_SCALE
 from accel.vae.vaeac import VAEAC
 
 _PAD = (1, 1, 1, 1)
+_LEAST_SCALE = 1e-2  # of a pixel, as the authors have it
 
 
 class Residual(nn.Module):
@@ -146,7 +146,7 @@ class PixelNormal(nn.Module):
 
     def log_prob(self, outputs: Tensor, cells: Tensor) -> Tensor:
         mean, raw = outputs.chunk(2, 1)
-        return torch.distributions.Normal(mean, F.softplus(raw) + 10 * LEAST_SCALE, validate_args=False).log_prob(cells)
+        return torch.distributions.Normal(mean, F.softplus(raw) + _LEAST_SCALE, validate_args=False).log_prob(cells)
 
 
 def picture_vaeac(channels: int, widths: Sequence[int], blocks: Sequence[int], latent: int) -> VAEAC:

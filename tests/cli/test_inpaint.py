@@ -66,7 +66,7 @@ def test_files_in_files_out(trained, files, capsys):
     assert inpaint(files / "pictures", files / "masks", "-o", out, "-n", 2, "--model", trained) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["picture"] for row in rows] == ["p0", "p1"] and rows[0]["size"] == "21x30"
-    assert rows[0]["hidden"] == pytest.approx(42 / 630, abs=1e-4) and all(row["sample_ms_dense"] > 0 for row in rows)
+    assert rows[0]["hidden"] == pytest.approx(42 / 630, abs=1e-4) and all(row["seconds"] > 0 for row in rows)
     for name in ("p0", "p1"):
         picture, mask = (np.asarray(PIL.Image.open(files / folder / f"{name}.png")) for folder in ("pictures", "masks"))
         samples = [np.asarray(PIL.Image.open(out / f"{name}_{number}.png")) for number in (1, 2)]
@@ -82,6 +82,12 @@ def test_one_mask_for_all_and_drawn_masks(trained, files, capsys):
     assert inpaint(files / "pictures", "--masks", "centre", "-o", files / "b", "-n", 1, "--model", trained) == 0
     row = json.loads(capsys.readouterr().out.split("]\n")[1] + "]")[0]
     assert row["hidden"] == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_time_saved_is_said_once(trained, files, capsys):
+    arguments = [files / "pictures", files / "masks", "-o", files / "out", "--model", trained]
+    assert main(["inpaint", *map(str, arguments)]) == 0
+    assert capsys.readouterr().err.count(" ms where all positions are computed (") == 1
 
 
 @pytest.mark.parametrize(

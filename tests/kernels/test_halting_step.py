@@ -17,6 +17,9 @@ SHAPES = {
     "SACT, no image": ((0, 3, 3), (0, 4, 3, 3)),
 }
 EPS = 0.01
+UNITS = pytest.mark.parametrize(
+    ("last", "with_score"), [(False, True), (True, True), (True, False)], ids=["", "last", "last, no score"]
+)
 
 
 def by_hand(h, remainder, last):
@@ -96,9 +99,7 @@ def test_the_last_unit_needs_no_score(backend, needs, device, shapes):
         assert torch.equal(value, right)
 
 
-@pytest.mark.parametrize(
-    ("last", "with_score"), [(False, True), (True, True), (True, False)], ids=["", "last", "last, no score"]
-)
+@UNITS
 def test_gradients_are_the_rules(backend, needs, device, assert_close, shapes, last, with_score):
     """By autograd through the rule written with torch.where, in double precision."""
     needs("halting_step_backward", "halting_step")

@@ -7,7 +7,7 @@ import torch
 
 from accel.kernels.reference import halting_step as reference
 from accel.ops import halting_step, halting_step_
-from accel.tests.kernels.test_halting_step import SHAPES, moved, state_of
+from accel.tests.kernels.test_halting_step import SHAPES, UNITS, moved, state_of
 
 EPS = 0.01
 
@@ -88,9 +88,7 @@ def test_the_engine_steps_by_itself(monkeypatch):
     assert torch.autograd.grad(loss, h)[0].abs().sum() > 0
 
 
-@pytest.mark.parametrize(
-    ("last", "with_score"), [(False, True), (True, True), (True, False)], ids=["", "last", "last, no score"]
-)
+@UNITS
 def test_gradients_are_the_rules(backend, needs, device, assert_close, shapes, last, with_score):
     needs("halting_step_backward", "halting_step")
     exact = state_of(*shapes, dtype=torch.float64)
