@@ -7,8 +7,9 @@ with `size`). Paths are relative to the working directory.
 
 Rows, one a search: the minutes asked for and `spent`; `speedup` and `loss` of the network that it found, timed again
 and judged on pictures that it did not see, as `accel.search` judges them; the `uniform` rule of the least loss among
-those at least as fast, to 2 % (timed as fitted on three batches); `relative`, the loss over that rule's; and `longer`, the loss over that of the first
-search for the same speed-up, where it is not that itself. `unmet` is what the search says where nothing is so fast.
+those at least as fast, to 2 % (timed as fitted on three batches); `relative`, the loss over that rule's; and `longer`,
+the loss over that of the first search for the same speed-up, where it is not that itself. `unmet` is what the search
+says where nothing is so fast.
 """
 
 from __future__ import annotations

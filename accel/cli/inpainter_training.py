@@ -115,16 +115,8 @@ def inpainter_task(recipe: Mapping[str, Any], data: pathlib.Path | None, seed: i
         raise DataError(f"the model is of {recipe['vaeac']['channels']} channels, the pictures have {test.shape[1]}")
     _check_size(test, 2 ** (len(vaeac.decoder.levels) - 1))
     model = Loss(vaeac).to(place.device, memory_format=torch.channels_last)
-    return InpainterTask(
-        recipe=recipe,
-        model=model,
-        examples=train,
-        masks=masks,
-        test=test,
-        settings=settings,
-        epochs=epochs,
-        place=place,
-    )
+    given = {"settings": settings, "epochs": epochs, "place": place}
+    return InpainterTask(recipe=recipe, model=model, examples=train, masks=masks, test=test, **given)
 
 
 def _pictures(options: dict[str, Any], data: pathlib.Path | None, seed: int) -> tuple[Pictures, Tensor]:

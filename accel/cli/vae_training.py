@@ -103,15 +103,8 @@ def vae_task(recipe: Mapping[str, Any], data: pathlib.Path | None, seed: int, pl
     if isinstance(train, Texts):
         vae.decoder.start_from(train.counts)
     objective = Objective(vae, bound).to(place.device)
-    return VAETask(
-        recipe={**recipe, "vae": table},
-        model=objective,
-        examples=train,
-        test=test,
-        settings=settings,
-        epochs=epochs,
-        place=place,
-    )
+    given = {"settings": settings, "epochs": epochs, "place": place}
+    return VAETask(recipe={**recipe, "vae": table}, model=objective, examples=train, test=test, **given)
 
 
 def data_source(recipe: Mapping[str, Any], data: pathlib.Path | None) -> str | pathlib.Path:
