@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "accel" / "README.md").read_text(encoding="utf-8")
 ANSWERS = {  # what a reader has to find in the file that answers
     "fitted fill solved": "class Fitted(Fill)",
-    "add a mask": "class Mask:",
+    "add a mask": "class Mask(abc.ABC):",
     "add a fill": "class Fill:",
     "add an op": 'define("ponder_cost"',
     "converted VGG": "class InferencePath",
