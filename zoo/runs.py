@@ -1,9 +1,10 @@
-"""Generative models that were trained by a recipe: what a run leaves in its folder, and those that ship."""
+"""What a run of `accel train` leaves in its folder, and the generative models that ship, trained by a recipe."""
 
 from __future__ import annotations
 
 import json
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from accel import files
 from accel.errors import WeightsError
 
 RECIPE_FILE, WEIGHTS_FILE = "recipe.json", "model.safetensors"
+RESULTS_FILE, SUMMARY_FILE = "results.json", "summary.json"
 _SCHEMA = 1
 _NAMED = "zoo:"
 _FOLDER = pathlib.Path(__file__).parent
@@ -24,14 +26,14 @@ def weights_path(name: str) -> pathlib.Path:
     return _FOLDER / "weights" / f"{name}.safetensors"
 
 
-def leave_recipe(folder: pathlib.Path, recipe: Mapping[str, Any], decisive: Sequence[str]) -> None:
+def leave_recipe(folder: pathlib.Path, recipe: Mapping[str, Any], decisive: Sequence[str], seed: int) -> None:
     """Write the recipe of a run that begins or goes on in the folder.
 
     Args:
         decisive: the sections that make it the same run; the first is what `find_run` asks for.
 
     Raises:
-        WeightsError: a run of another model or data set is there.
+        WeightsError: a run of another model, data set or seed is there.
     """
     path = folder / RECIPE_FILE
     if path.exists():
@@ -41,7 +43,9 @@ def leave_recipe(folder: pathlib.Path, recipe: Mapping[str, Any], decisive: Sequ
             raise WeightsError(
                 f"{folder} holds a run whose [{differing[0]}] is another than this recipe's: give another folder"
             )
-    files.write_text(path, json.dumps({"schema": _SCHEMA, **recipe}, indent=2) + "\n")
+        if found.get("seed", seed) != seed:
+            raise WeightsError(f"{folder} holds a run of seed {found['seed']}, not {seed}: give another folder")
+    files.write_text(path, json.dumps({"schema": _SCHEMA, **recipe, "seed": seed}, indent=2) + "\n")
 
 
 def packaged(spec: str, names: Sequence[str]) -> bool:
@@ -95,3 +99,26 @@ def read_recipe_file(path: pathlib.Path, section: str) -> dict[str, Any]:
     if section not in record:
         raise WeightsError(f"{path} describes no [{section}]: that run trained another kind of model")
     return record
+
+
+def write_results(folder: pathlib.Path, seed: int, results: Mapping[str, float]) -> None:
+    """Write what a trained model reaches."""
+    files.write_text(folder / RESULTS_FILE, json.dumps({"schema": _SCHEMA, "seed": seed, **results}) + "\n")
+
+
+def write_summary(folder: pathlib.Path, results: Mapping[int, Mapping[str, float]]) -> str:
+    """Write mean and deviation of what the seeds reach; returns them as a line for every quantity.
+
+    The deviation is that of a sample; None of a single seed.
+    """
+    names = list(next(iter(results.values())))
+    record: dict[str, Any] = {"schema": _SCHEMA, "seeds": list(results)}
+    lines = []
+    for name in names:
+        values = [found[name] for found in results.values()]
+        mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+        record[name] = {"mean": mean, "deviation": spread, "values": values}
+        told = "" if spread is None else f", deviation {spread:.4f}"
+        lines.append(f"{name} over seeds {', '.join(map(str, results))}: mean {mean:.4f}{told}")
+    files.write_text(folder / SUMMARY_FILE, json.dumps(record, indent=2) + "\n")
+    return "\n".join(lines)

@@ -43,6 +43,6 @@ class GenerativeTask:
         """Leave the recipe in the folder of the run.
 
         Raises:
-            WeightsError: a run of another model, bound or data set is there.
+            WeightsError: a run of another model, bound, data set or seed is there.
         """
-        runs.leave_recipe(folder, self.recipe, self.decisive)
+        runs.leave_recipe(folder, self.recipe, self.decisive, self.epochs.seed)

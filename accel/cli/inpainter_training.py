@@ -84,8 +84,8 @@ class InpainterTask(GenerativeTask):
         x = x.to(self.place.device, memory_format=torch.channels_last)
         return model(x, hidden, self.latent_noise(drawn))
 
-    def finish(self, folder: pathlib.Path) -> None:
-        """Save the trained model and say how well it fills test pictures."""
+    def finish(self, folder: pathlib.Path) -> dict[str, float]:
+        """Save the trained model, and say and return how well it fills test pictures."""
         vaeac, weights = self.model.vaeac.eval(), folder / runs.WEIGHTS_FILE
         files.write_tensors(weights, {name: tensor.half() for name, tensor in vaeac.state_dict().items()})
         x, generator = self.test.to(self.place.device), torch.Generator().manual_seed(0)
@@ -93,6 +93,7 @@ class InpainterTask(GenerativeTask):
         found = inpaint(vaeac, x, hidden, 5, generator=torch.Generator(self.place.device).manual_seed(0)).mean(1)
         mean = float(psnr(found, x, hidden).mean())
         print(f"hidden pixels of {len(x)} test pictures: {mean:.2f} dB by the mean of 5 samples; weights in {weights}")
+        return {"psnr": mean}
 
 
 def inpainter_task(recipe: Mapping[str, Any], data: pathlib.Path | None, seed: int, place: Place) -> InpainterTask:

@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from accel.cli.common import add_verb
+from accel.cli.common import add_verb, positive
 from accel.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "  accel train vae --data fashion-mnist/ -o runs/vae\n"
         "  accel train inpaint_shapes -o runs/inpaint\n"
         "  accel train RECIPE --set adaptive.tau=0.02 --set 'adaptive.kind=\"act\"' ...\n"
+        "  accel train RECIPE --seeds 3 -o runs/three ...   (a folder a seed, and what they reach together)\n"
         "  torchrun --nproc-per-node 4 -m accel train RECIPE ...   (the recipe's batch is that of one process)",
     )
     parser.add_argument("recipe", type=pathlib.Path, help="a TOML file, or the name of one in zoo/recipes")
@@ -43,31 +44,56 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         help="a value (TOML) in place of the recipe's, or beside them; SECTION={...} gives it anew; may be repeated",
     )
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--seeds",
+        type=positive,
+        metavar="N",
+        help="train N times, with --seed and those that follow it, each in the folder seed_K of --output",
+    )
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events to the folder as well")
 
 
 def run(args: argparse.Namespace) -> int:
     from accel.cli.training import read_recipe
-    from accel.cli.training_log import training_log
-    from accel.train.loop import fit
     from accel.train.parallel import process_group
+    from accel.zoo.runs import write_summary
 
+    recipe = read_recipe(args.recipe, args.set)
     with process_group() as place:
-        recipe = read_recipe(args.recipe, args.set)
-        task = _task(args, recipe, place)
-        args.output.mkdir(parents=True, exist_ok=True)
-        checkpoint = args.output / "checkpoint.pt"
-        if place.rank:
-            fit(task.model, task.loss_of_step, task.settings, checkpoint=checkpoint)
+        if args.seeds is None:
+            _train(args, recipe, place, args.seed, args.output)
             return 0
-        task.begin(args.output)
-        with training_log(args.output, task.settings.steps, task.measured, args) as log:
-            fit(task.model, task.loss_of_step, task.settings, checkpoint=checkpoint, log=log)
-    task.finish(args.output)
+        found = {}
+        for seed in range(args.seed, args.seed + args.seeds):
+            found[seed] = _train(args, recipe, place, seed, args.output / f"seed_{seed}")
+        if not place.rank:
+            print(write_summary(args.output, found))
     return 0
 
 
-def _task(args: argparse.Namespace, recipe: Mapping, place: Place) -> Task | VAETask | InpainterTask:
+def _train(
+    args: argparse.Namespace, recipe: Mapping, place: Place, seed: int, folder: pathlib.Path
+) -> dict[str, float] | None:
+    """Train with one seed in the folder, or go on there; what the model reaches, in the first of the processes."""
+    from accel.cli.training_log import training_log
+    from accel.train.loop import fit
+    from accel.zoo.runs import write_results
+
+    task = _task(args, recipe, place, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    if place.rank:
+        fit(task.model, task.loss_of_step, task.settings, checkpoint=checkpoint)
+        return None
+    task.begin(folder)
+    with training_log(folder, task.settings.steps, task.measured, args) as log:
+        fit(task.model, task.loss_of_step, task.settings, checkpoint=checkpoint, log=log)
+    found = task.finish(folder)
+    write_results(folder, seed, found)
+    return found
+
+
+def _task(args: argparse.Namespace, recipe: Mapping, place: Place, seed: int) -> Task | VAETask | InpainterTask:
     if "vae" in recipe or "vaeac" in recipe:
         from accel.cli.inpainter_training import inpainter_task
         from accel.cli.vae_training import vae_task
@@ -77,9 +103,9 @@ def _task(args: argparse.Namespace, recipe: Mapping, place: Place) -> Task | VAE
             raise ConfigError(
                 f"such a model starts from drawn weights and has no teacher: leave out {' and '.join(given)}"
             )
-        return (vae_task if "vae" in recipe else inpainter_task)(recipe, args.data, args.seed, place)
+        return (vae_task if "vae" in recipe else inpainter_task)(recipe, args.data, seed, place)
     from accel.cli.training import task_of
 
     if args.data is None:
         raise ConfigError("a classifier is trained on labelled pictures: say with --data where they lie")
-    return task_of(recipe, args.data, args.weights, args.seed, place, args.teacher)
+    return task_of(recipe, args.data, args.weights, seed, place, args.teacher)

@@ -21,10 +21,10 @@ from accel.nn.expected import expected_loss
 from accel.train.batches import PictureBatches
 from accel.train.loop import FitSettings
 from accel.train.parallel import Place
+from accel.zoo import runs
 from accel.zoo.datasets import LabelledPictures, load_pictures
 from accel.zoo.evaluation import accuracy, dense_macs, logits_of, macs_per_image
 from accel.zoo.registry import get_model, input_size, preprocess
-from accel.zoo.runs import recipe_path
 from accel.zoo.weights_io import load_part, load_weights, read_tensors
 
 _CLASSIFIER = {"model", "data", "fit"}, {"adaptive", "teacher"}  # sections a recipe must have, and may have
@@ -73,6 +73,7 @@ class Task:
     """A model, its training batches, and the test pictures it is judged on.
 
     Attributes:
+        recipe: what describes it.
         teacher: None, or what the model learns from beside the labels.
         measured: what the last step measured besides its loss; of an adaptive model the cross entropy with the labels,
             the ponder cost (summed over the stages), the executed share of the stages' MACs, and tau.
@@ -83,6 +84,7 @@ class Task:
     settings: FitSettings
     test: LabelledPictures
     place: Place
+    recipe: Mapping
     teacher: Teacher | None = None
     measured: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -125,21 +127,28 @@ class Task:
         )
 
     def begin(self, folder: pathlib.Path) -> None:
-        """Nothing to leave in the folder of the run before the first step."""
+        """Leave the recipe in the folder of the run.
 
-    def finish(self, folder: pathlib.Path) -> None:
-        """Save the trained weights and say what they reach on the test pictures."""
+        Raises:
+            WeightsError: a run of another model, data set, teacher or seed is there.
+        """
+        runs.leave_recipe(folder, self.recipe, ("model", "adaptive", "teacher", "data"), self.batches.seed)
+
+    def finish(self, folder: pathlib.Path) -> dict[str, float]:
+        """Save the trained weights, and say and return what they reach on the test pictures."""
         model, test, prepare = self.model, self.test, self.batches.preprocess
         weights = folder / "model.safetensors"
         save_state(model, weights)
-        right = accuracy(model, test, prepare)
-        print(f"test accuracy {right:.4f} on {len(test)} pictures; weights in {weights}")
+        found = {"accuracy": accuracy(model, test, prepare)}
+        print(f"test accuracy {found['accuracy']:.4f} on {len(test)} pictures; weights in {weights}")
         if adaptive_stages(model):
             macs, dense = macs_per_image(model, test, prepare).double(), dense_macs(model, test, prepare)
-            mean, spread = float(macs.mean()) / dense, float(macs.std()) / dense
+            found["macs_share"], spread = float(macs.mean()) / dense, float(macs.std()) / dense
             print(
-                f"executed MACs: mean {mean:.4f} of the dense network's {dense:.4g} a picture, deviation {spread:.4f}"
+                f"executed MACs: mean {found['macs_share']:.4f} of the dense network's {dense:.4g} a picture, "
+                f"deviation {spread:.4f}"
             )
+        return found
 
 
 def read_recipe(path: pathlib.Path, changes: Sequence[str] = ()) -> dict:
@@ -151,7 +160,7 @@ def read_recipe(path: pathlib.Path, changes: Sequence[str] = ()) -> dict:
     Raises:
         ConfigError: unreadable, or not the sections of a recipe.
     """
-    packaged = recipe_path(path.name)
+    packaged = runs.recipe_path(path.name)
     recipe = read_toml(packaged if not path.exists() and path.name == str(path) and packaged.is_file() else path)
     for change in changes:
         given = parse_toml(change, f"--set {change}")
@@ -204,7 +213,7 @@ def task_of(
     if taught:
         taught.network.to(place.device, memory_format=torch.channels_last)
     model.to(place.device, memory_format=torch.channels_last)
-    task = Task(model, batches, settings, test, place, taught)
+    task = Task(model, batches, settings, test, place, recipe, taught)
     if taught and task.needs_losses:
         raise ConfigError("a teacher's loss is that of a whole batch: take the estimator Concrete, or leave it out")
     return task

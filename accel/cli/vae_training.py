@@ -68,8 +68,8 @@ class VAETask(GenerativeTask):
             self.measured["log_alpha"] = self.model.bound.log_alpha_at(step)
         return loss
 
-    def finish(self, folder: pathlib.Path) -> None:
-        """Save the trained VAE and say what it reaches on test examples."""
+    def finish(self, folder: pathlib.Path) -> dict[str, float]:
+        """Save the trained VAE, and say and return what it reaches on test examples."""
         vae = self.model.vae.eval()
         files.write_tensors(folder / runs.WEIGHTS_FILE, vae.state_dict())
         x = self.test.take(torch.arange(min(len(self.test), _REPORTED), device="cpu")).to(self.place.device)
@@ -79,6 +79,7 @@ class VAETask(GenerativeTask):
             f"test -log p(x) {nll:.2f} nats ({_REPORT_SAMPLES} importance samples) on {len(x)} examples; "
             f"weights in {folder / runs.WEIGHTS_FILE}"
         )
+        return {"nll": nll}
 
 
 def vae_task(recipe: Mapping[str, Any], data: pathlib.Path | None, seed: int, place: Place) -> VAETask:

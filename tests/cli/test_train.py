@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import math
 import os
 import pathlib
@@ -26,6 +27,7 @@ from accel.train.batches import PictureBatches
 from accel.train.parallel import Place
 from accel.zoo.datasets import load_pictures
 from accel.zoo.registry import get_model
+from accel.zoo.runs import write_summary
 from accel.zoo.weights_io import read_tensors
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -89,6 +91,46 @@ def test_two_runs_of_one_seed_give_the_same_weights(tmp_path, data, capsys):
     first, second = (read_tensors(tmp_path / run / "model.safetensors") for run in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not any(path.name.endswith(".partial") for path in (tmp_path / "a").iterdir())
+
+
+def test_seeds_are_runs_of_their_own_that_go_on_where_they_stopped(tmp_path, data, capsys):
+    seeds = ["--seed", "3", "--seeds", "2"]
+    assert main([*arguments(tmp_path, data, "both", adaptive=ADAPTIVE), *seeds]) == 0
+    said = capsys.readouterr().out
+    assert main([*arguments(tmp_path, data, "alone", adaptive=ADAPTIVE), "--seed", "4"]) == 0
+    first, second = (read_tensors(tmp_path / run / "model.safetensors") for run in ("both/seed_4", "alone"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    found = [json.loads((tmp_path / "both" / f"seed_{k}" / "results.json").read_text()) for k in (3, 4)]
+    assert [row["seed"] for row in found] == [3, 4] and {"accuracy", "macs_share"} <= found[0].keys()
+    summary = json.loads((tmp_path / "both" / "summary.json").read_text())
+    shares = np.array([row["macs_share"] for row in found])
+    assert summary["seeds"] == [3, 4] and summary["macs_share"]["values"] == shares.tolist() and shares.std() > 0
+    assert summary["macs_share"]["deviation"] == pytest.approx(shares.std(ddof=1))
+    assert f"macs_share over seeds 3, 4: mean {shares.mean():.4f}, deviation {shares.std(ddof=1):.4f}" in said
+    (tmp_path / "both" / "seed_4" / "checkpoint.pt").unlink()  # as if it had been interrupted after the first seed
+    before = (tmp_path / "both" / "seed_3" / "loss.csv").stat().st_mtime_ns
+    assert main([*arguments(tmp_path, data, "both", adaptive=ADAPTIVE), *seeds]) == 0
+    assert json.loads((tmp_path / "both" / "summary.json").read_text()) == summary
+    assert (tmp_path / "both" / "seed_3" / "loss.csv").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path, data, capsys):
+    assert train(tmp_path, data, "a", adaptive=ADAPTIVE, steps=2) == 0
+    before = read_tensors(tmp_path / "a" / "model.safetensors")
+    for options, more, message in (
+        ({"adaptive": ADAPTIVE}, ["--seed", "1"], "a run of seed 0, not 1"),
+        ({"adaptive": ADAPTIVE}, ["--set", "adaptive.target=0.7"], "whose [adaptive] is another"),
+        ({"batch": 2}, [], "whose [adaptive] is another"),
+    ):
+        assert main([*arguments(tmp_path, data, "a", steps=3, **options), *more]) == 1
+        assert message in capsys.readouterr().err
+    after = read_tensors(tmp_path / "a" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    assert write_summary(tmp_path, {7: {"nll": 2.0}}) == "nll over seeds 7: mean 2.0000"
+    assert json.loads((tmp_path / "summary.json").read_text())["nll"]["deviation"] is None
 
 
 def test_unreadable_data_and_recipes_are_one_line(tmp_path, data, capsys):
@@ -268,7 +310,7 @@ def drawn(seed, *shape):
 def task_with(model, teacher, labels):
     """A task of five pictures with the given labels."""
     batches = lambda step: (torch.zeros(5, 3, 2, 2), labels)  # noqa: E731
-    return Task(model, batches, None, None, Place(0, 1, torch.device("cpu")), teacher)
+    return Task(model, batches, None, None, Place(0, 1, torch.device("cpu")), {}, teacher)
 
 
 @pytest.mark.parametrize(("share", "temperature"), [(0.0, 1.0), (0.3, 4.0), (0.9, 0.5)])
