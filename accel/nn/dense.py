@@ -16,7 +16,7 @@ from accel.kernels.dispatch import active_backend
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.positions import PositionSet, every_position
 from accel.kernels.reference.activation import activate
-from accel.nn.folding import FoldedWeights
+from accel.nn.folding import FoldedWeights, normed
 from accel.nn.geometry import geometry_of
 
 
@@ -34,7 +34,7 @@ _own: weakref.WeakKeyDictionary[nn.Conv2d, _Own] = weakref.WeakKeyDictionary()
 def convolve(
     conv: nn.Conv2d,
     x: Tensor,
-    norm: nn.BatchNorm2d | None = None,
+    norm: nn.Module | None = None,
     activation: str = "none",
     residual: Tensor | float | None = None,
 ) -> Tensor:
@@ -42,6 +42,7 @@ def convolve(
 
     Args:
         x: [N, C, H, W] or [C, H, W].
+        norm: a batch norm; see `accel.nn.folding.FoldedWeights`.
         residual: what the model adds: a tensor of any shape that the sum allows, or a number.
         activation: see `accel.ops.perforated_conv2d`.
 
@@ -53,14 +54,14 @@ def convolve(
 
 
 def _convolve(
-    conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, activation: str, residual: Tensor | float | None
+    conv: nn.Conv2d, x: Tensor, norm: nn.Module | None, activation: str, residual: Tensor | float | None
 ) -> Tensor:
     forward = conv.__dict__.get("forward")
     replaced = forward is not None and not hasattr(forward, "around")
     called = replaced or conv._forward_hooks or conv._forward_pre_hooks  # these want the module to be called
     if called or x.dim() != 4 or active_backend(x) != "cpu" or x.dtype is not torch.float32:
         out = conv(x) if called else nn.Conv2d.forward(conv, x)  # the latter: it is observed already
-        out = out if norm is None else norm(out)
+        out = normed(norm, out)
         return activate(out if residual is None else out + residual, activation)
     own = _own.get(conv)
     if own is None:

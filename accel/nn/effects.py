@@ -138,6 +138,8 @@ def _function_kind(node: fx.Node) -> _Kind:
     target, name = node.target, getattr(node.target, "__name__", "")
     if target in _WRITING_OPERATORS:
         return _FIRST
+    if target is torch._assert:
+        return _SIZE  # it returns nothing
     if target is getattr:
         return _SIZE if node.args[1] in _SIZES else _READS
     if inspect.isbuiltin(target) and any(getattr(space, name, None) is target for space in (torch, torch._C._nn, F)):
@@ -154,6 +156,8 @@ def _python_kind(node: fx.Node) -> _Kind:
     statistics = given.get("running_mean") is not None and given.get("training", given.get("use_input_stats", False))
     if statistics or given.get("max_norm") is not None:
         return _UNKNOWN
+    if node.target is F.batch_norm:
+        return _FRESH
     return _FIRST if given.get("inplace", False) else _READS
 
 

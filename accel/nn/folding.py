@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.fills import Fit
@@ -33,6 +34,8 @@ class Folded(NamedTuple):
 class FoldedWeights:
     """The folded weights of a convolution, made anew when the fit or any of the tensors changed that they come from.
 
+    A `norm` is a batch norm, or another module with what one norms by under the same names.
+
     They are a copy even where nothing is folded in, so that writes that torch cannot see change nothing before
     `accel.refresh`.
     """
@@ -41,8 +44,8 @@ class FoldedWeights:
         # by norm and fit, with all that the weights come from; replaced as a whole: threads share it
         self._kept: dict[tuple, tuple[tuple, tuple, Folded]] = {}
 
-    def get(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -> Folded:
-        """What `norm(conv(x))` in evaluation computes with, its convolution corrected as `fit` says."""
+    def get(self, conv: nn.Conv2d, norm: nn.Module | None, fit: Fit | None = None) -> Folded:
+        """What `normed(norm, conv(x))` computes with, its convolution corrected as `fit` says."""
         tensors = () if is_computed(conv) else (conv.weight, conv.bias, *(() if norm is None else _state(norm)))
         if not tensors or any(tensor is not None and tensor.is_inference() for tensor in tensors):
             return fold(conv, norm, fit)  # nobody counts the writes to these
@@ -63,14 +66,23 @@ def is_computed(conv: nn.Conv2d) -> bool:
     return conv._parameters.get("weight") is None or "bias" not in conv._parameters
 
 
-def _state(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
+def normed(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """What a norm makes of `x` in evaluation; of a module that does more than that, this alone."""
+    if norm is None:
+        return x
+    if type(norm) is nn.BatchNorm2d:
+        return norm(x)  # hooks may watch it
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+def _state(norm: nn.Module) -> tuple[Tensor | None, ...]:
     count = getattr(norm, "num_batches_tracked", None)  # frozen batch norms have none
     return norm.weight, norm.bias, norm.running_mean, norm.running_var, count
 
 
 @torch.no_grad()
-def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -> Folded:
-    """A convolution with these weights is `norm(scale * conv(x) + shift)`, with the running statistics of `norm`."""
+def fold(conv: nn.Conv2d, norm: nn.Module | None, fit: Fit | None = None) -> Folded:
+    """A convolution with these weights is `normed(norm, scale * conv(x) + shift)`."""
     weight, bias, sums, constant = conv.weight, conv.bias, None, None
     if norm is None and fit is None:
         return Folded(weight.clone(), None if bias is None else bias.clone(), None, None)
@@ -91,7 +103,7 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, fit: Fit | None = None) -
     return Folded(weight.to(dtype), (gain * bias + offset).to(dtype), sums, constant)
 
 
-def _affine(norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _affine(norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(gain, offset): the norm in evaluation is y -> gain * y + offset per channel."""
     gain = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
     if norm.weight is not None:

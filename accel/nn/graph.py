@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import operator
 from collections.abc import Iterator
 
@@ -103,6 +104,36 @@ def is_pointwise(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_method":
         return node.target in _POINTWISE_METHODS
     return node.op == "call_function" and node.target in _POINTWISE_FUNCTIONS
+
+
+_NORM = inspect.signature(F.batch_norm)
+_STATE = ("running_mean", "running_var", "weight", "bias")
+
+
+def norm_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
+    """The name of the module by whose statistics, gain and offset, and eps, the node norms in evaluation; else None.
+
+    The node calls an `nn.BatchNorm2d`, or `F.batch_norm` on attributes that have their names there.
+    """
+    module = module_of(node, modules)
+    if type(module) is nn.BatchNorm2d:
+        return node.target if module.running_mean is not None else None
+    if node.op != "call_function" or node.target is not F.batch_norm:
+        return None
+    call = _NORM.bind(*node.args, **node.kwargs)
+    call.apply_defaults()
+    given, mean = call.arguments, call.arguments["running_mean"]
+    name = mean.target.rpartition(".")[0] if isinstance(mean, fx.Node) and mean.op == "get_attr" else None
+    if not name or given["training"] is not False or given["eps"] != getattr(modules.get(name), "eps", None):
+        return None
+    return name if all(_reads(given[key], modules[name], name, key) for key in _STATE) else None
+
+
+def _reads(value: object, module: nn.Module, name: str, key: str) -> bool:
+    """Whether an argument is the attribute `key` of the module of that name."""
+    if value is None:
+        return getattr(module, key, module) is None
+    return isinstance(value, fx.Node) and value.op == "get_attr" and value.target == f"{name}.{key}"
 
 
 def is_pointwise_conv(module: nn.Module | None) -> bool:

@@ -28,7 +28,7 @@ from accel.nn import captured
 from accel.nn.chosen import choose_positions
 from accel.nn.compact import Compact
 from accel.nn.dense import joins
-from accel.nn.folding import Folded, FoldedWeights
+from accel.nn.folding import Folded, FoldedWeights, normed
 from accel.nn.geometry import geometry_of
 from accel.profiling.flops import SavesMacs
 
@@ -161,7 +161,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
     def forward(
         self,
         input: Tensor | Compact,
-        norm: nn.BatchNorm2d | None = None,
+        norm: nn.Module | None = None,
         activation: str = "none",
         compact: bool = False,
         residual: Tensor | None = None,
@@ -215,15 +215,18 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
     def _forward_unbatched(
         self,
         input: Tensor | Compact,
-        norm: nn.BatchNorm2d | None,
+        norm: nn.Module | None,
         activation: str,
         compact: bool,
         residual: Tensor | None,
     ) -> Tensor | Compact:
         """`forward` of a map without a batch dimension."""
         image = input[None] if isinstance(input, Tensor) else dataclasses.replace(input, batched=True)
-        if residual is not None:
-            return activate(PerforatedConv2d.forward(self, image, norm)[0] + residual, activation)
+        if residual is not None or norm is not None:  # a norm refuses it, or takes the map's rows for its channels
+            if compact:
+                raise ValueError("expected 4D input (got 3D input): rows are normed of batches only")
+            out = normed(norm, PerforatedConv2d.forward(self, image)[0])
+            return activate(out if residual is None else out + residual, activation)
         out = PerforatedConv2d.forward(self, image, norm, activation, compact)  # watched already, if at all
         return dataclasses.replace(out, batched=False) if compact else out[0]
 
@@ -233,7 +236,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         positions: PositionSet,
         source: PositionSet | None,
         batch: int,
-        norm: nn.BatchNorm2d | None,
+        norm: nn.Module | None,
         activation: str,
         compact: bool,
         residual: Tensor | None = None,
@@ -254,9 +257,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         out = self._convolve(x, weights, positions, source, activation, compact, residual)
         return Compact(out, positions, batch) if compact else out
 
-    def _fill_adaptively(
-        self, x: Tensor, positions: PositionSet, norm: nn.BatchNorm2d | None, activation: str
-    ) -> Tensor:
+    def _fill_adaptively(self, x: Tensor, positions: PositionSet, norm: nn.Module | None, activation: str) -> Tensor:
         """Convolve at the lattice, fill in the rest, and put the exact values at the positions chosen in each image."""
         training = torch.is_grad_enabled()
         fused = "none" if training else activation
@@ -307,7 +308,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             source=source,
         )
 
-    def _weights(self, norm: nn.BatchNorm2d | None, positions: PositionSet | None) -> Folded:
+    def _weights(self, norm: nn.Module | None, positions: PositionSet | None) -> Folded:
         """What to compute with; `positions` where skipped ones are filled in by weighted sums."""
         if positions is None:
             live = norm is None and (torch.is_grad_enabled() or not is_direct())

@@ -19,8 +19,17 @@ from torch import fx, nn
 
 from accel.nn import compact, dense
 from accel.nn.effects import annotate, following, is_read_only_after, may_move, stand_in
-from accel.nn.graph import Pool, is_addition, is_pointwise, is_pointwise_conv, module_of, pool_of
+from accel.nn.graph import (
+    Pool,
+    is_addition,
+    is_pointwise,
+    is_pointwise_conv,
+    module_of,
+    norm_of,
+    pool_of,
+)
 from accel.nn.perforated import PerforatedConv2d
+from accel.nn.ranks import ask_for_ranks_early
 from accel.nn.replay import Segment, compile_graph, cut_segments
 
 Modules = dict[str, nn.Module]
@@ -64,6 +73,7 @@ def build(graph: fx.Graph, modules: Modules) -> Rewritten | None:
     """
     chains = Chains()
     annotate(graph, modules)
+    ask_for_ranks_early(graph, modules)
     for node in list(graph.nodes):
         _simplify(node, modules)
     for node in list(graph.nodes):
@@ -165,9 +175,10 @@ def _take_what_follows(conv: fx.Node, modules: Modules) -> tuple[dict[str, objec
     """Erase the norm and the activation behind `conv`; (arguments that stand for them, their kinds)."""
     moved, options, end = [], {}, conv
     norm = _only_reader(end)
-    if norm is not None and _is_foldable(module_of(norm, modules)) and may_move(norm, following(conv, norm)):
+    name = None if norm is None else norm_of(norm, modules)
+    if name is not None and may_move(norm, following(conv, norm)):
         with conv.graph.inserting_before(conv):
-            options["norm"] = conv.graph.get_attr(norm.target)
+            options["norm"] = conv.graph.get_attr(name)
         moved.append(norm)
         end = norm
     activation = _only_reader(end)
@@ -189,10 +200,6 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
         return None
     reader = next(iter(node.users))
     return reader if reader.op != "output" and reader.args and reader.args[0] is node else None
-
-
-def _is_foldable(module: nn.Module | None) -> bool:
-    return type(module) is nn.BatchNorm2d and module.running_mean is not None
 
 
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")

@@ -6,10 +6,16 @@ import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import accel
+from accel import Perforate, Rules
 from accel.nn.folding import FoldedWeights, fold
+from accel.nn.inference import installed
+from accel.nn.pipeline import Chains
+from accel.running import one_by_one
+from accel.tests.nn.flows import Flow, convs
 
 
 def pair(affine=True, bias=True, dtype=torch.float64):
@@ -107,3 +113,110 @@ def test_threads_that_share_a_cache_get_their_own_weights():
     finally:
         sys.setswitchinterval(before)
     assert not wrong
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm and an activation in one, that checks its input as timm's does."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
+        return self.act(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps))
+
+
+class FrozenNorm(nn.Module):
+    """Statistics of its own, and no gain."""
+
+    def __init__(self, channels, eps=1e-3):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("running_mean", torch.randn(channels))
+        self.register_buffer("running_var", torch.rand(channels) + 0.5)
+        self.register_buffer("bias", torch.randn(channels))
+        self.weight = None
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps)
+
+
+def by_another_eps(net, x):
+    norm = net.norm
+    return F.batch_norm(net.conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=0.5)
+
+
+def by_another_gain(net, x):
+    norm, other = net.norm, net.other
+    return F.batch_norm(net.conv(x), norm.running_mean, norm.running_var, other.weight, norm.bias, eps=norm.eps)
+
+
+def by_the_batch(net, x):
+    norm = net.norm
+    y = net.conv(x)
+    return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, x.shape[0] > 7, 0, norm.eps)
+
+
+CALLED = {  # by function, and what is fused into the convolution
+    "norm and activation": (lambda net, x: net.norm(net.conv(x)), ["norm", "relu"]),
+    "a sum behind it": (lambda net, x: net.norm(net.conv(x)) + x, ["norm", "relu"]),
+    "twice": (lambda net, x: net.norm(net.next(net.norm(net.conv(x)))), ["norm", "relu"]),
+    "frozen": (lambda net, x: net.frozen(net.conv(x)) + x, ["norm", "residual"]),
+    "another eps": (by_another_eps, None),
+    "another module's gain": (by_another_gain, None),
+    "training depends on the input": (by_the_batch, None),
+}
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5, None])
+@pytest.mark.parametrize("name", CALLED)
+def test_a_norm_that_is_called_as_a_function_is_folded_where_it_is_a_modules_own(name, keep):
+    flow, fused = CALLED[name]
+    torch.manual_seed(0)
+    conv, following, aside = convs(3)
+    layers = {"norm": NormAct(4), "other": NormAct(4), "frozen": FrozenNorm(4), "aside": aside}
+    net = Flow(lambda net, x: (flow(net, x), net.aside(x)), conv=conv, next=following, **layers).eval()
+    for tensor in (net.norm.running_mean, net.norm.weight, net.norm.bias, net.other.weight):
+        nn.init.normal_(tensor)
+    x = torch.randn(2, 4, 8, 8)
+    rules = {"aside": Perforate(keep=0.5), "*": None if keep is None else Perforate(keep=keep, mask="lattice")}
+    fast = accel.convert_model(net, Rules(rules), example_inputs=x)
+    found = installed(fast)[0][1].chains if installed(fast) else Chains()
+    assert (found.dense if keep is None else found.fused).get("conv") == fused
+    with torch.no_grad():
+        for _ in range(2):
+            with one_by_one():
+                expected = fast(x)
+            torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-5)
+            if keep != 0.5:
+                torch.testing.assert_close(fast(x)[0], net(x)[0], rtol=1e-4, atol=1e-5)
+            for model in (fast, net):  # what is folded follows the statistics, and the setting
+                model.norm.running_var.mul_(3)
+                model.norm.eps = 0.2
+                model.frozen.eps = 0.3
+
+
+def test_a_norm_by_function_takes_a_map_without_a_batch_as_torch_does():
+    """Of [C, H, W] the function takes the rows for its channels."""
+    torch.manual_seed(0)
+    net = Flow(lambda net, x: net.norm(net.conv(x)), conv=convs(1)[0], norm=FrozenNorm(4)).eval()
+    x = torch.randn(1, 4, 4, 4)
+    fast = accel.convert_model(net, Perforate(keep=1.0), example_inputs=x)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fast(x[0]), net(x[0]), rtol=1e-4, atol=1e-5)
+        path = installed(fast)[0][1]
+        torch.testing.assert_close(path.rewritten.code(fast, x[0]), net(x[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_checks_of_a_norm_stand_in_no_way_of_rows_and_still_check():
+    torch.manual_seed(0)
+    conv, following = convs(2)
+    net = Flow(lambda net, x: net.next(net.norm(net.conv(x))), conv=conv, next=following, norm=NormAct(4)).eval()
+    x = torch.randn(1, 4, 8, 8)
+    fast = accel.convert_model(net, Perforate(keep=0.5, mask="uniform"), example_inputs=x)
+    assert installed(fast)[0][1].chains.compact == {"conv": ["next"]}
+    for run in (fast, lambda x: installed(fast)[0][1].rewritten.code(fast, x)):
+        with torch.no_grad(), pytest.raises((AssertionError, ValueError), match="expected 4D input"):
+            run(x[0])
