@@ -237,9 +237,14 @@ class PACT(Halting):
             raise ConfigError("kl keeps to a prior, and target moves it: give one of them")
 
     @property
+    def relaxes(self) -> bool:
+        """Whether training relaxes the decisions; else they are drawn, and the estimator takes the loss itself."""
+        return isinstance(self.estimator, Concrete)
+
+    @property
     def temperature(self) -> float:
         """Of relaxed decisions: the estimator's, or that of the default."""
-        if isinstance(self.estimator, Concrete):
+        if self.relaxes:
             return self.estimator.temperature
         return float(self.estimator.log_temperature.detach().exp()) if isinstance(self.estimator, REBAR) else 2 / 3
 

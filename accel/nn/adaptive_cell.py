@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from accel.config import ACT, PACT, FixedRepeats
 from accel.errors import ConfigError, ConversionError
 from accel.halting import AddedScores, Halted, Policy, Steps
-from accel.nn.modes import decisions_of
+from accel.nn.modes import EVALUATION, decisions_of
 from accel.nn.stage_outputs import AdaptiveOutput, StageOutput, add
 
 INITIAL_BIAS = 1.0  # Graves's: a sample takes two steps of ACT at first, rather than all of them
@@ -145,12 +145,12 @@ class AdaptiveCell(nn.Module):
 
     def _step(self, x: Tensor, before: State | None) -> tuple[State, StageOutput]:
         """One step of time."""
-        state = self._apply(x, before, first=True)
+        state = self._run_cell(x, before, first=True)
         if before is not None:
             _check_shapes(self.cell, before, state)
         if self.halting is None:
             for _ in range(self.config.repeats - 1):
-                state = self._apply(x, state)
+                state = self._run_cell(x, state)
             return state, self._record(_fixed(_first(state), self.config.repeats))
         policy = decisions_of(self, self.config) if isinstance(self.config, PACT) else AddedScores(self.config.eps)
         head = policy.said_by(self.halting)
@@ -158,10 +158,11 @@ class AdaptiveCell(nn.Module):
         hidden = _first(state).shape[1]
         budget = flat.new_ones(len(flat), dtype=torch.promote_types(flat.dtype, torch.float32))
         steps = Steps(policy, flat, budget)
-        skips = not (self.training or torch.is_grad_enabled() or policy.plans)
+        stops = not policy.sticks or policy == EVALUATION  # decisions of estimators are told apart by their number
+        skips = stops and not (self.training or torch.is_grad_enabled())
         for number in range(1, self.max_steps + 1):
             if number > 1:
-                if skips and not (steps.remainder > 0).any():
+                if stops and not (steps.remainder > 0).any():
                     break
                 flat = self._advance(policy, x, flat, shapes, steps.remainder, skips)
             last = number == self.max_steps
@@ -176,11 +177,11 @@ class AdaptiveCell(nn.Module):
         rows = (remainder > 0).nonzero()[:, 0] if skips else None
         some = rows is not None and len(rows) < len(flat)
         state = _like(flat[rows], _indexed(shapes, rows)) if some else _like(flat, shapes)
-        new = self._apply(x[rows] if some else x, state)
+        new = self._run_cell(x[rows] if some else x, state)
         _check_shapes(self.cell, state, new)
         return flat.index_copy(0, rows, _flat(new)) if some else policy.advance(flat, _flat(new), remainder)
 
-    def _apply(self, x: Tensor, state: State | None, first: bool = False) -> State:
+    def _run_cell(self, x: Tensor, state: State | None, first: bool = False) -> State:
         if self.flag:
             x = torch.cat((x, x.new_full((len(x), 1), float(first))), 1)
         return self.cell(x, state)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from accel.config import PACT, Halting
 from accel.errors import ConfigError, ConversionError
 from accel.halting import AddedScores, Policy, Sticks, thresholded
-from accel.mc import Concrete
 from accel.mc.relaxed import BinaryRelaxation
 from accel.running import one_by_one
 
@@ -90,7 +89,7 @@ def decisions_of(stage: nn.Module, config: PACT) -> Sticks:
     """The same of a module under PACT."""
     choice = chosen(stage)
     if choice is None:
-        trained = "relaxed" if isinstance(config.estimator, Concrete) else "sampled"
+        trained = "relaxed" if config.relaxes else "sampled"
         choice = _DEFAULTS[trained if stage.training else "thresholded"]
     return choice.policy(config)
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import accel
 from accel.config import ACT, PACT, SACT, FixedRepeats
 from accel.errors import ConfigError, ConversionError
-from accel.mc import DisARM, LeaveOneOut, ScoreFunction
+from accel.mc import DisARM, LeaveOneOut, MeasureValued, ScoreFunction
 from accel.nn.adaptive_cell import AdaptiveCell
 from accel.zoo.sequence_tasks import parity
 
@@ -121,6 +121,14 @@ def made_part(state, n):
 
 
 @pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("config", [ACT(), PACT(), FixedRepeats(2)], ids=["ACT", "PACT", "fixed"])
+def test_a_cell_moves_like_any_module(kind, config):
+    made = AdaptiveCell(CELLS[kind](4, 6), config).double().to("cpu")
+    assert all(parameter.dtype is torch.float64 for parameter in made.parameters())
+    assert made(torch.randn(3, 2, 4, dtype=torch.float64))[0].dtype is torch.float64
+
+
+@pytest.mark.parametrize("kind", CELLS)
 def test_relaxed_steps_weigh_the_states(kind):
     made, sequence = cell_of(kind, PACT(tau=0.1)).train(), torch.randn(3, 4, 4)
     y, _, out = made(sequence)
@@ -150,6 +158,42 @@ def test_expected_loss_of_a_network_with_a_cell(estimator):
     loss.backward()
     assert float(loss.detach()) > 0.3  # three steps of time at the price of at least 0.1
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("estimator", [MeasureValued(), DisARM()], ids=["measure-valued", "DisARM"])
+def test_estimators_follow_the_decisions_over_several_steps_of_time(estimator):
+    """In evaluation too, where one sample that halted early may not shift the decisions of the next step of time."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = cell_of("RNN", PACT(tau=0.1, estimator=estimator, spatial=False))
+
+        def forward(self, x):
+            return self.cell(x.transpose(0, 1))[0][-1]
+
+    def gradient(training: bool, seed: int) -> torch.Tensor:
+        net, x = Last().train(training), torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1))
+        loss = accel.expected_loss(net, x, lambda y: (y.sum(1) - 1) ** 2, generator=torch.Generator().manual_seed(seed))
+        return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(net.parameters()))])
+
+    for seed in range(6):
+        torch.testing.assert_close(gradient(False, seed), gradient(True, seed))
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_training_stops_where_every_sample_has_halted(kind):
+    """What comes after weighs nothing in ACT: values and gradients are those of all steps."""
+    found = []
+    for bias in (0.0, 50.0):  # the second: the head of no step says anything but 1
+        made, calls = cell_of(kind, ACT(tau=0.1)).train(), []
+        made.cell.register_forward_hook(lambda *_: calls.append(1))  # noqa: B023
+        nn.init.constant_(made.halting.linear.bias, bias)
+        y, _, out = made(torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1)))
+        (y.square().sum() + accel.ponder_loss(out)).backward()
+        assert len(calls) == sum(int(stage.num_units.max()) for stage in out.stages)
+        found.append(len(calls))
+    assert found[1] == 3 < found[0]
 
 
 def test_parity_of_few_bits_is_learnt():
