@@ -49,8 +49,29 @@ class LabelledPictures:
         """`limit` of the pictures, of all classes alike; all of them for None."""
         if limit is None or limit >= len(self):
             return self
-        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
-        return dataclasses.replace(self, pictures=self.pictures[chosen], labels=self.labels[chosen])
+        return self._rows(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:limit])
+
+    def held_out(self, count: int) -> tuple[LabelledPictures, LabelledPictures]:
+        """(the pictures to learn from, `count` held out), the same ones in every call.
+
+        Raises:
+            DataError: nothing would be left to learn from.
+        """
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < len(self):
+            raise DataError(f"{count!r} pictures cannot be held out of {len(self)}: give a whole number below that")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return self._rows(order[count:]), self._rows(order[:count])
+
+    def and_then(self, others: LabelledPictures) -> LabelledPictures:
+        """These pictures, then others of the same classes."""
+        if others.classes != self.classes:
+            raise DataError(f"pictures of other classes cannot be joined: {self.classes} and {others.classes}")
+        pictures, labels = torch.cat((self.pictures, others.pictures)), torch.cat((self.labels, others.labels))
+        return dataclasses.replace(self, pictures=pictures, labels=labels)
+
+    def _rows(self, chosen: Tensor) -> LabelledPictures:
+        rows = chosen.sort().values
+        return dataclasses.replace(self, pictures=self.pictures[rows], labels=self.labels[rows])
 
 
 def load_pictures(path: str | pathlib.Path, split: str, size: int | None = None) -> LabelledPictures:

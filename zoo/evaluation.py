@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -65,7 +66,21 @@ def prepared(
         yield prepare(x).contiguous(memory_format=torch.channels_last).to(device), labels
 
 
-def judge(
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """What a classifier did with each of N pictures.
+
+    Attributes: right, bool [N]; macs, int64 [N], executed; dense_macs, of the plain network; units, float64
+    [stages, N], the mean units of every adaptive stage, None where there are none.
+    """
+
+    right: Tensor
+    macs: Tensor
+    dense_macs: int
+    units: Tensor | None
+
+
+def verdicts(
     model: nn.Module,
     pictures: LabelledPictures,
     prepare: Prepare,
@@ -73,8 +88,8 @@ def judge(
     *,
     dense: nn.Module | None = None,
     watch: Callable[[Iterable], Iterable] = iter,
-) -> dict[str, Any]:
-    """Accuracy, executed MACs per picture, and the mean units of every adaptive stage.
+) -> Verdicts:
+    """Put each picture to the model.
 
     Args:
         dense: what a perforated or adaptive `model` was made from; None for a plain one.
@@ -85,7 +100,7 @@ def judge(
     """
     batches = list(prepared(model, pictures, prepare, batch))
     per_picture = count_macs(model if dense is None else dense, batches[0][0][:1])
-    right, executed, units = 0, [], []
+    right, executed, units = [], [], []
     for x, labels in watch(batches):
         with torch.inference_mode():
             out = model(x)
@@ -103,15 +118,34 @@ def judge(
                 f"the model tells {scores.shape[1]} classes apart, the data set has {len(pictures.classes)}: "
                 "give the data set it was trained on"
             )
-        right += int((scores.argmax(1) == labels).sum())
-    macs = torch.cat(executed).double()
+        right.append(scores.argmax(1).cpu() == labels)
+    found = torch.cat(units, dim=1).cpu() if units else None
+    return Verdicts(torch.cat(right), torch.cat(executed).cpu(), per_picture, found)
+
+
+def judge(
+    model: nn.Module,
+    pictures: LabelledPictures,
+    prepare: Prepare,
+    batch: int,
+    *,
+    dense: nn.Module | None = None,
+    watch: Callable[[Iterable], Iterable] = iter,
+) -> dict[str, Any]:
+    """Accuracy, executed MACs per picture, and the mean units of every adaptive stage; arguments of `verdicts`."""
+    return summarised(verdicts(model, pictures, prepare, batch, dense=dense, watch=watch))
+
+
+def summarised(found: Verdicts) -> dict[str, Any]:
+    """The columns of a table that verdicts make."""
+    macs = found.macs.double()
     low, middle, high = (round(float(q)) for q in torch.quantile(macs, torch.tensor([0.05, 0.5, 0.95]).double()))
-    stages = torch.cat(units, dim=1).mean(1).tolist() if units else []
+    stages = [] if found.units is None else found.units.mean(1).tolist()
     return {
-        "accuracy": round(right / len(pictures), 4),
-        "dense_macs": per_picture,
+        "accuracy": round(float(found.right.double().mean()), 4),
+        "dense_macs": found.dense_macs,
         "macs": round(float(macs.mean())),
-        "macs_share": round(float(macs.mean()) / per_picture, 4),
+        "macs_share": round(float(macs.mean()) / found.dense_macs, 4),
         "macs_deviation": round(float(macs.std(unbiased=False))),
         "macs_5%": low,
         "macs_50%": middle,

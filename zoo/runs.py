@@ -9,10 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accel import files
-from accel.errors import WeightsError
+from accel.errors import ConfigError, WeightsError
 
 RECIPE_FILE, WEIGHTS_FILE = "recipe.json", "model.safetensors"
 RESULTS_FILE, SUMMARY_FILE = "results.json", "summary.json"
+SECTIONS = {  # those that a recipe must have, the first of which says what is trained, and those that it may have
+    "model": (("model", "data", "fit"), ("adaptive", "teacher")),
+    "sequence": (("sequence", "cell", "adaptive", "data", "fit"), ()),
+    "vae": (("vae", "data", "fit"), ("bound",)),
+    "vaeac": (("vaeac", "data", "fit"), ()),
+}
 _SCHEMA = 1
 _NAMED = "zoo:"
 _FOLDER = pathlib.Path(__file__).parent
@@ -24,6 +30,40 @@ def recipe_path(name: str) -> pathlib.Path:
 
 def weights_path(name: str) -> pathlib.Path:
     return _FOLDER / "weights" / f"{name}.safetensors"
+
+
+def read_recipe(path: pathlib.Path, changes: Sequence[str] = ()) -> dict:
+    """The sections of a recipe, with `changes` (lines of TOML such as "adaptive.tau=0.02", or a section) made to them.
+
+    Args:
+        path: a file, or the name of one in zoo/recipes.
+
+    Raises:
+        ConfigError: unreadable, or not the sections of a recipe.
+    """
+    packaged = recipe_path(path.name)
+    is_name = not path.exists() and path.name == str(path) and packaged.is_file()
+    recipe = files.read_toml(packaged if is_name else path)
+    for change in changes:
+        given = files.parse_toml(change, f"--set {change}")
+        if not all(isinstance(value, dict) for value in given.values()):
+            raise ConfigError(f"--set {change} names no section: give SECTION.KEY=VALUE, such as adaptive.tau=0.02")
+        whole = "." not in change.partition("=")[0]  # adaptive={kind="act"} gives the section anew
+        recipe.update(
+            {section: keys if whole else {**recipe.get(section, {}), **keys} for section, keys in given.items()}
+        )
+    needed, allowed = SECTIONS[trained_by(recipe)]
+    if not set(needed) <= set(recipe) <= {*needed, *allowed}:
+        raise ConfigError(
+            f"the recipe {path} must have the sections {sorted(needed)}, and may have {sorted(allowed)}, "
+            f"got {sorted(recipe)}"
+        )
+    return recipe
+
+
+def trained_by(recipe: Mapping) -> str:
+    """The section of a recipe that says what is trained."""
+    return next((section for section in SECTIONS if section in recipe), "model")
 
 
 def leave_recipe(folder: pathlib.Path, recipe: Mapping[str, Any], decisive: Sequence[str], seed: int) -> None:

@@ -6,6 +6,9 @@ three digits, short sequences) is learnt in minutes, the paper's takes days.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -29,10 +32,50 @@ GATES = torch.tensor(
     device="cpu",
 )
 BLANK = 10  # the class of a digit that is not there
+CLASSES = {"parity": 2, "logic": 2, "addition": BLANK + 1}  # of an answer, by the name of the task
 
 
-def parity(batch: int, length: int = 64, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+class Examples(NamedTuple):
+    """Of any task: x float32 [N, T, features]; labels int64 [N, T, answers]; difficulty int64 [N, T]: of parity the
+    entries that are not 0, of logic the gates, of addition the digits of the number."""
+
+    x: Tensor
+    labels: Tensor
+    difficulty: Tensor
+
+
+def draw(
+    task: str, batch: int, options: Mapping[str, Any] | None = None, *, generator: torch.Generator | None = None
+) -> Examples:
+    """Examples of the task that is called so, `options` being its own: length, prefix; steps, gates; steps, digits.
+
+    Raises:
+        ConfigError: another task or option, or sizes that it cannot have.
+    """
+    if task not in CLASSES:
+        raise ConfigError(f"no task of sequences is called {task!r}: known are {', '.join(CLASSES)}")
+    try:
+        found = {"parity": parity, "logic": logic, "addition": addition}[task](
+            batch, **(options or {}), generator=generator
+        )
+    except TypeError as error:
+        raise ConfigError(f"the task {task} has no such option: {error}") from error
+    if task == "parity":
+        x, labels, difficulty = found[0], found[1][None], (found[0] != 0).sum(2)
+    else:
+        x, labels, difficulty = found
+    answers = labels if labels.dim() == 3 else labels[..., None]
+    return Examples(x.transpose(0, 1), answers.transpose(0, 1), difficulty.t())
+
+
+def parity(
+    batch: int, length: int = 64, prefix: bool = False, *, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Vectors with 1 to `length` entries of -1 or 1, the others 0; is the number of ones odd?
+
+    Args:
+        prefix: whether these are the first entries, as the code of Fojo et al. (arXiv 1803.08165) has it, rather than
+            entries anywhere.
 
     Returns:
         (x [1, batch, length], a sequence of one step; labels int64 [batch], 0 or 1).
@@ -40,7 +83,9 @@ def parity(batch: int, length: int = 64, *, generator: torch.Generator | None = 
     _check(batch=batch, length=length)
     signs = torch.randint(0, 2, (batch, length), generator=generator, device="cpu") * 2 - 1
     filled = torch.randint(1, length + 1, (batch, 1), generator=generator, device="cpu")
-    order = torch.rand(batch, length, generator=generator, device="cpu").argsort(1).argsort(1)
+    order = torch.arange(length, device="cpu")
+    if not prefix:
+        order = torch.rand(batch, length, generator=generator, device="cpu").argsort(1).argsort(1)
     x = torch.where(order < filled, signs, 0)
     return x.float()[None], (x == 1).sum(1) % 2
 

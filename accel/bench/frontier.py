@@ -29,7 +29,7 @@ SHOWN = (
     *("share_50%", "share_95%", "time_share"),
 )
 TOLERANCE = 1e-5  # relative norm of the logits, sparse against dense execution under the mask
-_COLOURS = {"dense": "black", "sact": "tab:blue", "act": "tab:orange", "shallower": "tab:green"}
+_COLOURS = {"dense": "black", "sact": "tab:blue", "pact": "tab:red", "act": "tab:orange", "shallower": "tab:green"}
 
 
 def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
@@ -45,12 +45,15 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     x = preprocess(case["model"], pictures.pictures[: case["batch"]])
     dense = get_model(case["model"], weights="none")
     macs = accel.count_macs(dense, x[:1])
-    networks = {run["name"]: _network(case, run) for run in case["run"]}
-    errors = {run["name"]: _error(networks[run["name"]], x) for run in case["run"] if "adaptive" in run}
-    right = {name: network for name, network in networks.items() if errors.get(name, 0.0) <= TOLERANCE}
+    networks = {
+        run["name"]: network(run.get("model", case["model"]), run["weights"], run.get("adaptive"))
+        for run in case["run"]
+    }
+    errors = {run["name"]: sparse_error(networks[run["name"]], x) for run in case["run"] if "adaptive" in run}
+    right = {name: made for name, made in networks.items() if errors.get(name, 0.0) <= TOLERANCE}
     same = {run["name"] for run in case["run"] if _origin(case, run)["method"] == "dense"}
-    rivals = {name: network for name, network in right.items() if name not in same}
-    times = _times(dense, rivals, errors, x, case["compiled"], settings.repeats) if case["timed"] else {}
+    rivals = {name: made for name, made in right.items() if name not in same}
+    times = time_shares(dense, rivals, errors, x, case["compiled"], settings.repeats) if case["timed"] else {}
     for run in case["run"]:
         name = run["name"]
         row = {"network": name, **_origin(case, run), "correct": name in right}
@@ -60,7 +63,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             plain = accel.revert_model(right[name]) if name in errors else None
             prepare = functools.partial(preprocess, run.get("model", case["model"]))
             found = judge(right[name], pictures, prepare, case["batch"], dense=plain)
-            row.update(_reached(found, len(pictures), macs))
+            row.update(reached(found, len(pictures), macs))
             row.update(times.get(name, {}))
         yield row
 
@@ -95,19 +98,19 @@ def _draw_case(panel: Axes, rows: Sequence[Row]) -> None:
     panel.legend(loc="lower right")
 
 
-def _network(case: Mapping[str, Any], run: Mapping[str, Any]) -> nn.Module:
+def network(model: str, weights: str, adaptive: Mapping[str, Any] | None) -> nn.Module:
+    """The trained model, in evaluation; made adaptive by the table of its recipe."""
     import torch
 
     import accel
     from accel.config import VERSION, config_from_dict
     from accel.zoo.registry import get_model, input_size, load_weights
 
-    name, adaptive = run.get("model", case["model"]), run.get("adaptive")
     if adaptive is None:
-        return get_model(name, run["weights"])
-    config, example = config_from_dict({"version": VERSION, **adaptive}), torch.zeros(1, 3, *input_size(name))
-    network = accel.convert_model(get_model(name, "none"), config, example_inputs=example, inplace=True)
-    return load_weights(network, run["weights"]).eval()
+        return get_model(model, weights)
+    config, example = config_from_dict({"version": VERSION, **adaptive}), torch.zeros(1, 3, *input_size(model))
+    made = accel.convert_model(get_model(model, "none"), config, example_inputs=example, inplace=True)
+    return load_weights(made, weights).eval()
 
 
 def _origin(case: Mapping[str, Any], run: Mapping[str, Any]) -> Row:
@@ -119,7 +122,7 @@ def _origin(case: Mapping[str, Any], run: Mapping[str, Any]) -> Row:
     return {"method": adaptive["kind"], "model": model, **settings, "epochs": run["epochs"]}
 
 
-def _error(model: nn.Module, x: Tensor) -> float:
+def sparse_error(model: nn.Module, x: Tensor) -> float:
     """Relative norm of the logits, sparse against dense execution."""
     import torch
 
@@ -132,7 +135,7 @@ def _error(model: nn.Module, x: Tensor) -> float:
             return relative_norm(sparse, model(x).logits)
 
 
-def _reached(found: Row, pictures: int, dense_macs: int) -> Row:
+def reached(found: Row, pictures: int, dense_macs: int) -> Row:
     """What `accel eval` measures, the MACs of a picture as shares of the dense network's."""
     spread = {name: f"macs_{name}" for name in ("deviation", "5%", "50%", "95%")}
     return {
@@ -146,7 +149,7 @@ def _reached(found: Row, pictures: int, dense_macs: int) -> Row:
     }
 
 
-def _times(
+def time_shares(
     dense: nn.Module, networks: Mapping[str, nn.Module], sparse: Container, x: Tensor, compiled: bool, repeats: int
 ) -> dict[str, Row]:
     """`time_share` of every network, each in its fastest form (the `sparse` have one), all of them taking turns."""

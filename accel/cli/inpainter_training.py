@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from accel import files
-from accel.cli.generative import GenerativeTask
+from accel.cli.recipe_task import RecipeTask
 from accel.errors import ConfigError, DataError
 from accel.train.batches import Epochs
 from accel.train.loop import FitSettings
@@ -67,7 +67,7 @@ class Loss(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InpainterTask(GenerativeTask):
+class InpainterTask(RecipeTask):
     """An inpainting model, the pictures and masks it learns from, and pictures that it is judged on."""
 
     decisive = ("vaeac", "data")

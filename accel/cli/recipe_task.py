@@ -1,4 +1,4 @@
-"""What the training of every generative model by `accel train` has in common."""
+"""What the trainings by `accel train` that draw their examples have in common."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from accel.zoo import runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerativeTask:
+class RecipeTask:
     """A model with its loss, and how it is trained.
 
     Attributes:
@@ -43,6 +43,6 @@ class GenerativeTask:
         """Leave the recipe in the folder of the run.
 
         Raises:
-            WeightsError: a run of another model, bound, data set or seed is there.
+            WeightsError: a run of another model, data set or seed is there.
         """
         runs.leave_recipe(folder, self.recipe, self.decisive, self.epochs.seed)

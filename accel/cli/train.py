@@ -1,4 +1,4 @@
-"""`accel train`: train a classifier, plain or adaptive, a VAE or an inpainting model, by a recipe."""
+"""`accel train`: train a classifier, a recurrent network, a VAE or an inpainting model, by a recipe."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from accel.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from accel.cli.inpainter_training import InpainterTask
+    from accel.cli.recipe_task import RecipeTask
     from accel.cli.training import Task
-    from accel.cli.vae_training import VAETask
     from accel.train.parallel import Place
 
 
@@ -23,11 +22,12 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "train",
         run,
-        "train a classifier, plain or with ACT, SACT or PACT, a VAE or an inpainting model, by a recipe; goes on where "
-        "it was interrupted",
+        "train a classifier, plain or with ACT, SACT or PACT, a recurrent network that repeats its steps, a VAE or an "
+        "inpainting model, by a recipe; goes on where it was interrupted",
         "accel train zoo/recipes/resnet32_cifar_sact.toml --weights net.safetensors --data cifar.zip -o runs/sact\n"
         "  accel train vae --data fashion-mnist/ -o runs/vae\n"
         "  accel train inpaint_shapes -o runs/inpaint\n"
+        "  accel train parity -o runs/parity\n"
         "  accel train RECIPE --set adaptive.tau=0.02 --set 'adaptive.kind=\"act\"' ...\n"
         "  accel train RECIPE --seeds 3 -o runs/three ...   (a folder a seed, and what they reach together)\n"
         "  torchrun --nproc-per-node 4 -m accel train RECIPE ...   (the recipe's batch is that of one process)",
@@ -54,9 +54,8 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from accel.cli.training import read_recipe
     from accel.train.parallel import process_group
-    from accel.zoo.runs import write_summary
+    from accel.zoo.runs import read_recipe, write_summary
 
     recipe = read_recipe(args.recipe, args.set)
     with process_group() as place:
@@ -93,19 +92,21 @@ def _train(
     return found
 
 
-def _task(args: argparse.Namespace, recipe: Mapping, place: Place, seed: int) -> Task | VAETask | InpainterTask:
-    if "vae" in recipe or "vaeac" in recipe:
-        from accel.cli.inpainter_training import inpainter_task
-        from accel.cli.vae_training import vae_task
+def _task(args: argparse.Namespace, recipe: Mapping, place: Place, seed: int) -> Task | RecipeTask:
+    from accel.cli.inpainter_training import inpainter_task
+    from accel.cli.sequence_training import sequence_task
+    from accel.cli.training import task_of
+    from accel.cli.vae_training import vae_task
+    from accel.zoo.runs import trained_by
 
+    drawn = {"sequence": sequence_task, "vae": vae_task, "vaeac": inpainter_task}.get(trained_by(recipe))
+    if drawn is not None:
         given = [f"--{key}" for key in ("weights", "teacher") if getattr(args, key) is not None]
         if given:
             raise ConfigError(
                 f"such a model starts from drawn weights and has no teacher: leave out {' and '.join(given)}"
             )
-        return (vae_task if "vae" in recipe else inpainter_task)(recipe, args.data, seed, place)
-    from accel.cli.training import task_of
-
+        return drawn(recipe, args.data, seed, place)
     if args.data is None:
         raise ConfigError("a classifier is trained on labelled pictures: say with --data where they lie")
     return task_of(recipe, args.data, args.weights, seed, place, args.teacher)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.api import convert_model
-from accel.config import ACT, PACT, SACT, Halting, estimator_of
+from accel.config import ACT, PACT, SACT, FixedRepeats, Halting, estimator_of
 from accel.errors import ConfigError
-from accel.files import parse_toml, read_toml, write_tensors
-from accel.mc import Concrete
+from accel.files import write_tensors
 from accel.nn.adaptive import AdaptiveOutput, adaptive_stages, ponder_loss
 from accel.nn.expected import expected_loss
 from accel.train.batches import PictureBatches
@@ -27,9 +26,6 @@ from accel.zoo.evaluation import accuracy, dense_macs, logits_of, macs_per_image
 from accel.zoo.registry import get_model, input_size, preprocess
 from accel.zoo.weights_io import load_part, load_weights, read_tensors
 
-_CLASSIFIER = {"model", "data", "fit"}, {"adaptive", "teacher"}  # sections a recipe must have, and may have
-_VAE = {"vae", "data", "fit"}, {"bound"}
-_VAEAC = {"vaeac", "data", "fit"}, set()
 _KINDS = {"act": ACT, "sact": SACT, "pact": PACT}
 
 
@@ -106,7 +102,7 @@ class Task:
     def needs_losses(self) -> bool:
         """Whether the estimator of a PACT model takes the loss of every picture."""
         configs = (stage.config for stage in adaptive_stages(self.model))
-        return any(isinstance(config, PACT) and not isinstance(config.estimator, Concrete) for config in configs)
+        return any(isinstance(config, PACT) and not config.relaxes for config in configs)
 
     def _expected_loss(self, model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
         def cross_entropies(logits: Tensor) -> Tensor:
@@ -151,34 +147,6 @@ class Task:
         return found
 
 
-def read_recipe(path: pathlib.Path, changes: Sequence[str] = ()) -> dict:
-    """The sections of a recipe, with `changes` (lines of TOML such as "adaptive.tau=0.02", or a section) made to them.
-
-    Args:
-        path: a file, or the name of one in zoo/recipes.
-
-    Raises:
-        ConfigError: unreadable, or not the sections of a recipe.
-    """
-    packaged = runs.recipe_path(path.name)
-    recipe = read_toml(packaged if not path.exists() and path.name == str(path) and packaged.is_file() else path)
-    for change in changes:
-        given = parse_toml(change, f"--set {change}")
-        if not all(isinstance(value, dict) for value in given.values()):
-            raise ConfigError(f"--set {change} names no section: give SECTION.KEY=VALUE, such as adaptive.tau=0.02")
-        whole = "." not in change.partition("=")[0]  # adaptive={kind="act"} gives the section anew
-        recipe.update(
-            {section: keys if whole else {**recipe.get(section, {}), **keys} for section, keys in given.items()}
-        )
-    needed, allowed = _VAE if "vae" in recipe else _VAEAC if "vaeac" in recipe else _CLASSIFIER
-    if not needed <= set(recipe) <= needed | allowed:
-        raise ConfigError(
-            f"the recipe {path} must have the sections {sorted(needed)}, and may have {sorted(allowed)}, "
-            f"got {sorted(recipe)}"
-        )
-    return recipe
-
-
 def task_of(
     recipe: Mapping, data: pathlib.Path, weights: str | None, seed: int, place: Place, teacher: str | None = None
 ) -> Task:
@@ -194,6 +162,7 @@ def task_of(
     name, size = options.pop("name", None), sampling.pop("size", None)
     weights_of = options.pop("weights_of", None)
     train, test = (load_pictures(data, split, size) for split in ("train", "test"))
+    train, _ = train.held_out(sampling.pop("held_out", 0))
     torch.manual_seed(seed)  # drawn weights, those of fresh halting heads among them
     try:
         settings = FitSettings(**recipe["fit"])
@@ -247,7 +216,7 @@ def build(
     """
     if adaptive is None:
         return _plain(name, weights, weights_of, **options)
-    config = _adaptive_config(adaptive)
+    config = adaptive_config(adaptive)
     is_file = weights_of is None and weights not in (None, "none", "download")
     ready = is_file and any(".halting." in key for key in read_tensors(weights))
     example = torch.zeros(1, 3, *input_size(name))
@@ -262,15 +231,16 @@ def _plain(name: str, weights: str | None, weights_of: str | None, **options) ->
     return load_part(get_model(name, "none", **options), get_model(weights_of, weights, **options))
 
 
-def _adaptive_config(table: Mapping) -> Halting:
+def adaptive_config(table: Mapping, kinds: Mapping[str, type] = _KINDS) -> Halting | FixedRepeats:
+    """The configuration that a recipe's [adaptive] describes; ConfigError: of none of these kinds."""
     fields = dict(table)
     kind = fields.pop("kind", None)
-    if kind not in _KINDS:
-        raise ConfigError(f"the recipe's [adaptive] kind must be act, sact or pact, got {kind!r}")
+    if kind not in kinds:
+        raise ConfigError(f"the recipe's [adaptive] kind must be {' or '.join(kinds)}, got {kind!r}")
     try:
         if "estimator" in fields:
             fields["estimator"] = estimator_of(fields["estimator"])
-        return _KINDS[kind](**fields)
+        return kinds[kind](**fields)
     except TypeError as error:
         raise ConfigError(f"the recipe's [adaptive] table does not fit: {error}") from error
 

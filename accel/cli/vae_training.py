@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from accel import files
-from accel.cli.generative import GenerativeTask
+from accel.cli.recipe_task import RecipeTask
 from accel.errors import ConfigError, DataError
 from accel.train.batches import Epochs
 from accel.train.loop import FitSettings
@@ -48,7 +48,7 @@ Examples = BitPictures | Texts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VAETask(GenerativeTask):
+class VAETask(RecipeTask):
     """A VAE with its bound, its training examples, and the test examples it is judged on.
 
     The recipe has the shape and mean of the data filled in; measured is the log alpha of the last step's robust bound.

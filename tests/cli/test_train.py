@@ -20,14 +20,14 @@ from PIL import Image
 import accel
 from accel.cli.main import main
 from accel.cli.models import resolve
-from accel.cli.training import Task, Teacher, build, read_recipe, save_state, task_of
+from accel.cli.training import Task, Teacher, build, save_state, task_of
 from accel.errors import ConfigError, WeightsError
 from accel.nn.adaptive import adaptive_configs
 from accel.train.batches import PictureBatches
 from accel.train.parallel import Place
 from accel.zoo.datasets import load_pictures
 from accel.zoo.registry import get_model
-from accel.zoo.runs import write_summary
+from accel.zoo.runs import read_recipe, write_summary
 from accel.zoo.weights_io import read_tensors
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from accel.cli.main import main
-from accel.cli.training import read_recipe
 from accel.cli.vae_training import read_vae, vae_task
 from accel.errors import DataError, WeightsError
 from accel.train.loop import fit
 from accel.train.parallel import Place
 from accel.vae.pictures import BitPictures
-from accel.zoo.runs import recipe_path
+from accel.zoo.runs import read_recipe, recipe_path
 from accel.zoo.weights_io import read_tensors
 
 pytest.importorskip("sklearn")

@@ -11,11 +11,14 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-def test_parity():
-    x, labels = parity(500, 16, generator=generator())
+@pytest.mark.parametrize("prefix", [False, True])
+def test_parity(prefix):
+    x, labels = parity(500, 16, prefix, generator=generator())
     assert x.shape == (1, 500, 16) and x.dtype is torch.float32 and set(x.unique().tolist()) == {-1.0, 0.0, 1.0}
     assert torch.equal((x[0] == 1).sum(1) % 2, labels) and 150 < int(labels.sum()) < 350
     assert torch.equal((x[0] != 0).sum(1).unique(), torch.arange(1, 17))
+    gaps = (x[0, :, :-1] == 0) & (x[0, :, 1:] != 0)
+    assert gaps.any() == (not prefix)
 
 
 def test_logic():
