@@ -21,6 +21,7 @@ from accel.convert import (
     counted_layers,
     left_dense,
     plain_convolutions,
+    settle_layouts,
     with_pooling,
 )
 from accel.errors import ConfigError, ConversionError
@@ -30,7 +31,7 @@ from accel.impact import all_impacts
 from accel.inputs import Inputs, counted
 from accel.nn.adaptive import adopt_stages, check_stages
 from accel.nn.inference import describe_paths, install, installed
-from accel.nn.layout import settle_layout, warn_of_faulty_gradients
+from accel.nn.layout import warn_of_faulty_gradients
 from accel.nn.proof import prove
 from accel.profiling.layers import Plan, plan_of
 from accel.running import cloned, copied, record_calls, run_on
@@ -112,14 +113,12 @@ def _convert(
     if stages:
         check_stages(model, stages, calls)
     fast = model if inplace else copied(model)
-    layers = plain_convolutions(fast)
-    called = {name: layer for name, layer in layers.items() if calls[name]}
     run = functools.partial(run_on, example_inputs=example_inputs)
-    contiguous = settle_layout(fast, called, run, weights=not inplace) | (layers.keys() - called.keys())
+    contiguous = settle_layouts(fast, calls, run, weights=not inplace)
     conversions = {name: Conversion(config, contiguous=name in contiguous) for name, config in assigned.items()}
     conversions = all_impacts(model, with_pooling(model, conversions), calibration, loss)
     convert_layers(fast, conversions)
-    warn_of_faulty_gradients({name: layer for name, layer in layers.items() if name not in conversions})
+    warn_of_faulty_gradients({n: layer for n, layer in plain_convolutions(fast).items() if n not in conversions})
     if any(config.filling.needs_data for config in assigned.values()):
         fit_interpolation(fast, calibration)
     if stages:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from accel.fills import Fit
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.graph import pooling_after
-from accel.nn.layout import lay_out
+from accel.nn.layout import lay_out, settle_layout
 from accel.nn.perforated import STATE, PerforatedConv2d
 from accel.nn.tracing import traced_parts
 from accel.nn.twin import has_own_forward
@@ -146,6 +146,19 @@ def convert_layers(model: nn.Module, conversions: Mapping[str, Conversion]) -> N
     for name, conversion in conversions.items():
         how = (conversion.config, name, conversion.pooling, conversion.impact, conversion.fit, conversion.contiguous)
         PerforatedConv2d.adopt(layers[name], *how)
+
+
+def settle_layouts(
+    model: nn.Module,
+    calls: Mapping[str, list[tuple[int, ...]]],
+    run: Callable[[nn.Module], object],
+    weights: bool,
+) -> set[str]:
+    """The names of the convolutions whose outputs stay contiguous: those that are not called, and for the others see
+    `accel.nn.layout.settle_layout`."""
+    layers = plain_convolutions(model)
+    called = {name: layer for name, layer in layers.items() if calls[name]}
+    return (layers.keys() - called.keys()) | settle_layout(model, called, run, weights)
 
 
 def build_sets(model: nn.Module, calls: Mapping[str, list[tuple[int, ...]]]) -> None:

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accel.kernels.checks import autocast, check_conv, check_device, check_in_size, check_shape, sizes
-from accel.kernels.conv_backward import register_conv_backward
+from accel.kernels.checks import autocast, check_conv, check_device, check_shape, sizes
+from accel.kernels.conv_ops import define_conv, register_conv_backward
 from accel.kernels.counting import Work, dense_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
 from accel.kernels.geometry import FIELDS, CallGeometry
@@ -155,49 +155,24 @@ def _check_sets(x, weight, active, residual, in_size, stride, padding, dilation)
         check_shape("masked_conv2d", "residual", residual, (in_size[0], weight.shape[0], *size))
 
 
-@torch.library.custom_op(
-    "accel::masked_conv2d",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor counts, Tensor? source_positions, "
-    f"Tensor? residual, {FIELDS}, str activation) -> Tensor",
-)
-def _conv(x, weight, bias, positions, counts, source_positions, residual, *fields):
-    *fields, activation = fields
-    sets = (positions, counts, source_positions)
-    geometry = CallGeometry.of(fields)
-    check_in_size("masked_conv2d", x, geometry.in_size)
-    return implementation("masked_conv2d", x)(x, weight, bias, *sets, residual, geometry, activation)
-
-
-@torch.library.custom_op(
-    "accel::masked_conv2d_",
-    mutates_args=("out",),
-    schema="(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor counts, "
-    f"Tensor? source_positions, {FIELDS}, str activation, bool accumulate) -> ()",
-)
-def _conv_in_place(out, x, weight, bias, positions, counts, source_positions, *fields):
-    *fields, activation, accumulate = fields
-    geometry = CallGeometry.of(fields)
-    check_in_size("masked_conv2d_", x, geometry.in_size)
-    run = implementation("masked_conv2d_", x, "masked_conv2d")
-    run(out, x, weight, bias, positions, counts, source_positions, geometry, activation, accumulate)
-
-
-@_conv_in_place.register_fake
-def _(out, *arguments):
-    return None
-
-
-@_conv.register_fake
-def _(x, weight, bias, positions, counts, source_positions, residual, *rest):
+def _fake(x, weight, bias, positions, counts, source_positions, residual, *rest):
     if residual is None:
         return x.new_empty(positions.shape[0], weight.shape[0])
     return torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-_CONV_BACKWARD = register_conv_backward(
-    "masked_conv2d", "Tensor positions, Tensor counts, Tensor? source_positions", FIELDS
+_SETS = "Tensor positions, Tensor counts, Tensor? source_positions"
+_TENSORS = f"Tensor x, Tensor weight, Tensor? bias, {_SETS}"
+_conv = define_conv("masked_conv2d", f"{_TENSORS}, Tensor? residual", FIELDS, "str activation", _fake)
+define_conv(
+    "masked_conv2d_",
+    f"Tensor(a!) out, {_TENSORS}",
+    FIELDS,
+    "str activation, bool accumulate",
+    lambda *_: None,
+    writes="out",
 )
+_CONV_BACKWARD = register_conv_backward("masked_conv2d", _SETS, FIELDS)
 
 
 def _setup(ctx, inputs, output):

@@ -16,17 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accel.kernels.checks import (
-    PADDING_MODES,
-    autocast,
-    check_conv,
-    check_device,
-    check_in_size,
-    check_shape,
-    form,
-    sizes,
-)
-from accel.kernels.conv_backward import register_conv_backward
+from accel.kernels.checks import PADDING_MODES, autocast, check_conv, check_device, check_shape, form, sizes
+from accel.kernels.conv_ops import define_conv, register_conv_backward
 from accel.kernels.counting import Work, dense_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
 from accel.kernels.geometry import FIELDS, CallGeometry
@@ -145,22 +136,7 @@ def _input_size(x: Tensor, source: PositionSet | None) -> tuple[int, int, int]:
     return shape[0] // len(source), source.height, source.width
 
 
-@torch.library.custom_op(
-    "accel::perforated_conv2d",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor nearest, Tensor? source_nearest, "
-    f"Tensor? residual, {FIELDS}, str padding_mode, str activation, bool compact) -> Tensor",
-)
-def _conv(x, weight, bias, positions, nearest, source_nearest, residual, *fields):
-    *fields, activation, compact = fields
-    sets = (positions, nearest, source_nearest)
-    geometry = CallGeometry.of(fields)
-    check_in_size("perforated_conv2d", x, geometry.in_size)
-    return implementation("perforated_conv2d", x)(x, weight, bias, *sets, residual, geometry, activation, compact)
-
-
-@_conv.register_fake
-def _(x, weight, bias, positions, nearest, source_nearest, residual, in_size, out_size, *rest):
+def _fake(x, weight, bias, positions, nearest, source_nearest, residual, in_size, out_size, *rest):
     *_, compact = rest
     if compact:
         return x.new_empty(in_size[0] * positions.shape[0], weight.shape[0])
@@ -168,9 +144,15 @@ def _(x, weight, bias, positions, nearest, source_nearest, residual, in_size, ou
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-_CONV_BACKWARD = register_conv_backward(
-    "perforated_conv2d", "Tensor positions, Tensor? source_nearest", f"{FIELDS}, str padding_mode"
+_FIELDS = f"{FIELDS}, str padding_mode"
+_conv = define_conv(
+    "perforated_conv2d",
+    "Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor nearest, Tensor? source_nearest, Tensor? residual",
+    _FIELDS,
+    "str activation, bool compact",
+    _fake,
 )
+_CONV_BACKWARD = register_conv_backward("perforated_conv2d", "Tensor positions, Tensor? source_nearest", _FIELDS)
 
 
 def _setup(ctx, inputs, output):

@@ -16,7 +16,7 @@ from accel.convert import (
     convolutions,
     counted_layers,
     left_dense,
-    plain_convolutions,
+    settle_layouts,
     with_pooling,
 )
 from accel.errors import ConfigError, ConversionError
@@ -25,7 +25,6 @@ from accel.impact import impact_maps
 from accel.inputs import Batch, Inputs, as_batch
 from accel.masks import LATTICE_KEEPS
 from accel.nn.inference import install
-from accel.nn.layout import settle_layout
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
 from accel.profiling.flops import layer_macs
 from accel.running import copied, record_calls, run_on
@@ -179,9 +178,8 @@ def open_space(
     options |= {name: {label_of(config): config} for name, config in fixed.items() if config is not None}
     options = {name: options[name] for name in layers if name in options}
     prepared = copied(model).eval()
-    called = {name: layer for name, layer in plain_convolutions(prepared).items() if calls[name]}
     run = functools.partial(run_on, example_inputs=example_inputs)
-    contiguous = settle_layout(prepared, called, run, weights=True)
+    contiguous = settle_layouts(prepared, calls, run, weights=True)
     made = _conversions(model, layers, options, contiguous, calibration, loss)
     kept = {(name, label): _keep(layers[name], name, made[name][label], calls) for name in made for label in made[name]}
     useful = {

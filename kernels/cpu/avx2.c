@@ -31,32 +31,15 @@
 
 /* 12 accumulators, 2 weights and a broadcast value in 16 registers. */
 #define UP_TO_6(X, nv) X(1, nv) X(2, nv) X(3, nv) X(4, nv) X(5, nv) X(6, nv)
-#define TILE_ENTRY(mr, nv) [nv][mr] = tile_##mr##x##nv,
-#define DEPTHWISE_ENTRY(mr, nv) [nv][mr] = depthwise_##mr##x##nv,
-#define FOOTPRINT_ENTRY(mr, nv) [nv][mr] = footprint_##mr##x##nv,
-#define NARROW_ENTRY(mr, nv) [mr] = narrow_##mr,
-#define OUTER_ENTRY(mr, nv) [nv][mr] = outer_##mr##x##nv,
-
-/* clang-format off */
-UP_TO_6(TILE, 1) UP_TO_6(TILE, 2)
-UP_TO_6(DEPTHWISE, 1) UP_TO_6(DEPTHWISE, 2)
-UP_TO_6(FOOTPRINT, 1) UP_TO_6(FOOTPRINT, 2)
-UP_TO_6(NARROW, 1)
-UP_TO_6(OUTER, 1) UP_TO_6(OUTER, 2)
-PAIRS(1) PAIRS(2)
-
-const Isa accel_avx2 = {
-    .name = "avx2", .sum_rows = sum_rows, .score_rows = score_rows,
-    .sigmoid_rows = sigmoid_rows, .blend_rows = blend_rows, .lanes = LANES, .max_vectors = 2, .rows_for = {0, 6, 6},
-    .tile = {UP_TO_6(TILE_ENTRY, 1) UP_TO_6(TILE_ENTRY, 2)},
-    .depthwise = {UP_TO_6(DEPTHWISE_ENTRY, 1) UP_TO_6(DEPTHWISE_ENTRY, 2)},
-    .footprint_rows = 6,
-    .footprint = {UP_TO_6(FOOTPRINT_ENTRY, 1) UP_TO_6(FOOTPRINT_ENTRY, 2)},
-    .narrow = {UP_TO_6(NARROW_ENTRY, 1)},
-    .outer = {UP_TO_6(OUTER_ENTRY, 1) UP_TO_6(OUTER_ENTRY, 2)},
-    .pairs = {NULL, pairs_1, pairs_2},
-};
-/* clang-format on */
+#define ISA accel_avx2
+#define ISA_NAME "avx2"
+#define WIDTHS(X) X(1) X(2)
+#define ROWS_FOR {0, 6, 6}
+#define TILES(X) UP_TO_6(X, 1) UP_TO_6(X, 2)
+#define NARROW_TILES(X) UP_TO_6(X, 1)
+#define FOOTPRINT_ROWS 6
+#define FOOTPRINT_TILES TILES
+#include "isa.inc"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -34,34 +34,15 @@
 #define UP_TO_6(X, nv) X(1, nv) X(2, nv) X(3, nv) X(4, nv) X(5, nv) X(6, nv)
 #define UP_TO_9(X, nv) UP_TO_6(X, nv) X(7, nv) X(8, nv) X(9, nv)
 #define UP_TO_14(X, nv) UP_TO_9(X, nv) X(10, nv) X(11, nv) X(12, nv) X(13, nv) X(14, nv)
-#define TILE_ENTRY(mr, nv) [nv][mr] = tile_##mr##x##nv,
-#define DEPTHWISE_ENTRY(mr, nv) [nv][mr] = depthwise_##mr##x##nv,
-#define FOOTPRINT_ENTRY(mr, nv) [nv][mr] = footprint_##mr##x##nv,
-#define NARROW_ENTRY(mr, nv) [mr] = narrow_##mr,
-#define OUTER_ENTRY(mr, nv) [nv][mr] = outer_##mr##x##nv,
-
-/* clang-format off */
-UP_TO_14(TILE, 1) UP_TO_14(TILE, 2) UP_TO_9(TILE, 3) UP_TO_6(TILE, 4)
-UP_TO_14(DEPTHWISE, 1) UP_TO_14(DEPTHWISE, 2) UP_TO_9(DEPTHWISE, 3) UP_TO_6(DEPTHWISE, 4)
-UP_TO_6(FOOTPRINT, 1) UP_TO_6(FOOTPRINT, 2) UP_TO_6(FOOTPRINT, 3) UP_TO_6(FOOTPRINT, 4)
-UP_TO_14(NARROW, 1)
-UP_TO_14(OUTER, 1) UP_TO_14(OUTER, 2) UP_TO_9(OUTER, 3) UP_TO_6(OUTER, 4)
-PAIRS(1) PAIRS(2) PAIRS(3) PAIRS(4)
-
-const Isa accel_avx512 = {
-    .name = "avx512", .sum_rows = sum_rows, .score_rows = score_rows,
-    .sigmoid_rows = sigmoid_rows, .blend_rows = blend_rows, .lanes = LANES, .max_vectors = 4, .rows_for = {0, 14, 14, 9, 6},
-    .tile = {UP_TO_14(TILE_ENTRY, 1) UP_TO_14(TILE_ENTRY, 2) UP_TO_9(TILE_ENTRY, 3) UP_TO_6(TILE_ENTRY, 4)},
-    .depthwise = {UP_TO_14(DEPTHWISE_ENTRY, 1) UP_TO_14(DEPTHWISE_ENTRY, 2) UP_TO_9(DEPTHWISE_ENTRY, 3)
-                  UP_TO_6(DEPTHWISE_ENTRY, 4)},
-    .footprint_rows = 6,
-    .footprint = {UP_TO_6(FOOTPRINT_ENTRY, 1) UP_TO_6(FOOTPRINT_ENTRY, 2)
-                  UP_TO_6(FOOTPRINT_ENTRY, 3) UP_TO_6(FOOTPRINT_ENTRY, 4)},
-    .narrow = {UP_TO_14(NARROW_ENTRY, 1)},
-    .outer = {UP_TO_14(OUTER_ENTRY, 1) UP_TO_14(OUTER_ENTRY, 2) UP_TO_9(OUTER_ENTRY, 3) UP_TO_6(OUTER_ENTRY, 4)},
-    .pairs = {NULL, pairs_1, pairs_2, pairs_3, pairs_4},
-};
-/* clang-format on */
+#define ISA accel_avx512
+#define ISA_NAME "avx512"
+#define WIDTHS(X) X(1) X(2) X(3) X(4)
+#define ROWS_FOR {0, 14, 14, 9, 6}
+#define TILES(X) UP_TO_14(X, 1) UP_TO_14(X, 2) UP_TO_9(X, 3) UP_TO_6(X, 4)
+#define NARROW_TILES(X) UP_TO_14(X, 1)
+#define FOOTPRINT_ROWS 6
+#define FOOTPRINT_TILES(X) UP_TO_6(X, 1) UP_TO_6(X, 2) UP_TO_6(X, 3) UP_TO_6(X, 4)
+#include "isa.inc"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -5,7 +5,7 @@
  * which more than 160 ms were page faults. Freed blocks are kept as long as all together are no more than twice what was
  * in use at one time. The GIL guards the lists. */
 #define _DEFAULT_SOURCE /* madvise */
-#include "blocks.h"
+#include "module.h"
 
 #include <stdlib.h>
 

@@ -9,9 +9,8 @@
 #include <omp.h>
 #endif
 
-#include "blocks.h"
 #include "engine.h"
-#include "isa.h"
+#include "module.h"
 #include "reader.h"
 
 static int forked_child = 0;

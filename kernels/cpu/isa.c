@@ -1,5 +1,5 @@
 /* Which instruction set the engine uses: the fastest of this machine, or the one asked for. */
-#include "isa.h"
+#include "module.h"
 
 #include <string.h>
 

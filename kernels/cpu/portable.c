@@ -37,29 +37,12 @@ static inline void store_part(float *p, V4 v, int64_t lanes) { memcpy(p, &v, (si
 
 /* 8 accumulators, 2 weights, a broadcast value and a product fit in the 16 registers of SSE2. */
 #define UP_TO_4(X, nv) X(1, nv) X(2, nv) X(3, nv) X(4, nv)
-#define TILE_ENTRY(mr, nv) [nv][mr] = tile_##mr##x##nv,
-#define DEPTHWISE_ENTRY(mr, nv) [nv][mr] = depthwise_##mr##x##nv,
-#define FOOTPRINT_ENTRY(mr, nv) [nv][mr] = footprint_##mr##x##nv,
-#define NARROW_ENTRY(mr, nv) [mr] = narrow_##mr,
-#define OUTER_ENTRY(mr, nv) [nv][mr] = outer_##mr##x##nv,
-
-/* clang-format off */
-UP_TO_4(TILE, 1) UP_TO_4(TILE, 2)
-UP_TO_4(DEPTHWISE, 1) UP_TO_4(DEPTHWISE, 2)
-UP_TO_4(FOOTPRINT, 1) UP_TO_4(FOOTPRINT, 2)
-UP_TO_4(NARROW, 1)
-UP_TO_4(OUTER, 1) UP_TO_4(OUTER, 2)
-PAIRS(1) PAIRS(2)
-
-const Isa accel_portable = {
-    .name = "portable", .sum_rows = sum_rows, .score_rows = score_rows,
-    .sigmoid_rows = sigmoid_rows, .blend_rows = blend_rows, .lanes = LANES, .max_vectors = 2, .rows_for = {0, 4, 4},
-    .tile = {UP_TO_4(TILE_ENTRY, 1) UP_TO_4(TILE_ENTRY, 2)},
-    .depthwise = {UP_TO_4(DEPTHWISE_ENTRY, 1) UP_TO_4(DEPTHWISE_ENTRY, 2)},
-    .footprint_rows = 4,
-    .footprint = {UP_TO_4(FOOTPRINT_ENTRY, 1) UP_TO_4(FOOTPRINT_ENTRY, 2)},
-    .narrow = {UP_TO_4(NARROW_ENTRY, 1)},
-    .outer = {UP_TO_4(OUTER_ENTRY, 1) UP_TO_4(OUTER_ENTRY, 2)},
-    .pairs = {NULL, pairs_1, pairs_2},
-};
-/* clang-format on */
+#define ISA accel_portable
+#define ISA_NAME "portable"
+#define WIDTHS(X) X(1) X(2)
+#define ROWS_FOR {0, 4, 4}
+#define TILES(X) UP_TO_4(X, 1) UP_TO_4(X, 2)
+#define NARROW_TILES(X) UP_TO_4(X, 1)
+#define FOOTPRINT_ROWS 4
+#define FOOTPRINT_TILES TILES
+#include "isa.inc"

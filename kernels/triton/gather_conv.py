@@ -120,7 +120,7 @@ def align_channels(rows: Tensor, packed: Tensor, groups: int) -> tuple[Tensor, T
 
 def multiply(
     x: Tensor,
-    packed: Tensor,
+    weight: Tensor,
     rows: Rows,
     geometry: dict,
     out: Tensor,
@@ -133,10 +133,14 @@ def multiply(
     activation: str = "none",
     transposed: bool = False,
 ) -> Tensor:
-    """Launch `gather_gemm`: x [R, C], packed [K, taps, C / groups] -> `out`, returned."""
+    """Launch `gather_gemm` on x, rows [R, C] or a map, and the weight of the convolution -> `out`, returned.
+
+    `transposed`: x are gradients of the convolution's rows, and `out` is the gradient of its input.
+    """
     if rows.count == 0:
         return out
-    x, packed = align_channels(x, packed, groups)
+    packed = pack_transposed(weight, groups) if transposed else pack_forward(weight)
+    x, packed = align_channels(pixel_rows(x), packed, groups)
     k, c = packed.shape[0] // groups, packed.shape[2]
     where = target()
     tiles = matrix_tiles(where, arithmetic(x.dtype), k, c)
@@ -180,10 +184,14 @@ def weight_tiles(where: str, family: str, out_channels: int, in_channels: int) -
 def weight_gradient(
     x: Tensor, grad: Tensor, rows: Rows, geometry: dict, weight: Tensor, *, groups: int, total: Tensor | None = None
 ) -> Tensor:
-    """dW, shaped like `weight`, from x [R, C] and the row gradients [rows, K]; `total` counts a dynamic set's rows."""
+    """dW, shaped like `weight`, from x, rows [R, C] or a map, and the gradients of the rows [rows, K].
+
+    `total` counts the rows of a dynamic set.
+    """
     if rows.count == 0:
         return torch.zeros_like(weight)
     shape = (weight.shape[0], *weight.shape[2:], weight.shape[1])
+    x = pixel_rows(x)
     x, _ = align_channels(x, x, groups)
     k, c = weight.shape[0] // groups, x.shape[1] // groups
     count = math.prod(geometry["KERNEL"])

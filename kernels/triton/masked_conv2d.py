@@ -11,16 +11,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.geometry import CallGeometry
-from accel.kernels.triton.gather_conv import (
-    Rows,
-    invert,
-    multiply,
-    pack_forward,
-    pack_transposed,
-    pixel_rows,
-    taps,
-    weight_gradient,
-)
+from accel.kernels.triton.gather_conv import Rows, invert, multiply, taps, weight_gradient
 from accel.kernels.triton.launch import channels_last, check_dtype, new_channels_last, on_its_device
 
 
@@ -34,8 +25,8 @@ def masked_conv2d(x, weight, bias, positions, counts, source_positions, residual
         residual = channels_last(residual)
         out = residual.clone()
     return multiply(
-        pixel_rows(x),
-        pack_forward(weight),
+        x,
+        weight,
         _active_rows(positions, source_positions, geometry),
         taps(weight.shape[2:], *geometry.taps),
         out,
@@ -55,15 +46,8 @@ def masked_conv2d_backward(grad, x, weight, positions, counts, source_positions,
     grad = grad.contiguous()
     reads = taps(weight.shape[2:], *geometry.taps)
     total = counts.sum(dtype=torch.int32).view(1)
-    d_weight = weight_gradient(
-        pixel_rows(x),
-        grad,
-        _active_rows(positions, source_positions, geometry),
-        reads,
-        weight,
-        groups=groups,
-        total=total,
-    )
+    rows = _active_rows(positions, source_positions, geometry)
+    d_weight = weight_gradient(x, grad, rows, reads, weight, groups=groups, total=total)
     compact = source_positions is not None
     channels = weight.shape[1] * groups
     readers = Rows(
@@ -78,7 +62,7 @@ def masked_conv2d_backward(grad, x, weight, positions, counts, source_positions,
     )
     d_x = multiply(
         grad,
-        pack_transposed(weight, groups),
+        weight,
         readers,
         reads,
         torch.zeros_like(x) if compact else new_channels_last(x, batch, channels, height, width),

@@ -15,16 +15,7 @@ from torch import Tensor
 
 from accel.kernels.geometry import CallGeometry
 from accel.kernels.positions import tap_map
-from accel.kernels.triton.gather_conv import (
-    Rows,
-    invert,
-    multiply,
-    pack_forward,
-    pack_transposed,
-    pixel_rows,
-    taps,
-    weight_gradient,
-)
+from accel.kernels.triton.gather_conv import Rows, invert, multiply, taps, weight_gradient
 from accel.kernels.triton.interpolate import interpolate_backward, segments
 from accel.kernels.triton.launch import channels_last, check_dtype, new_channels_last, on_its_device
 
@@ -42,8 +33,8 @@ def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, resid
         out = new_channels_last(x, batch, out_channels, *geometry.out_size)
         residual = None if residual is None else channels_last(residual)
     return multiply(
-        pixel_rows(x),
-        pack_forward(weight),
+        x,
+        weight,
         rows,
         taps(weight.shape[2:], *geometry.taps),
         out,
@@ -63,7 +54,7 @@ def perforated_conv2d_backward(grad, x, weight, positions, source_nearest, geome
     grad = grad.contiguous()
     rows = _static_rows(x, positions, source_nearest, geometry)
     reads = taps(weight.shape[2:], *geometry.taps)
-    d_weight = weight_gradient(pixel_rows(x), grad, rows, reads, weight, groups=geometry.groups)
+    d_weight = weight_gradient(x, grad, rows, reads, weight, groups=geometry.groups)
     d_x = _input_gradient(grad, x, weight, positions, source_nearest, geometry)
     return d_x, d_weight, grad.sum(0)
 
@@ -103,7 +94,7 @@ def _input_gradient(grad, x, weight, positions, source_nearest, geometry):
     channels = weight.shape[1] * groups
     dense = multiply(
         grad,
-        pack_transposed(weight, groups),
+        weight,
         everywhere,
         taps(weight.shape[2:], stride, padding, dilation),
         new_channels_last(x, batch, channels, height, width),

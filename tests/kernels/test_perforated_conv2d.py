@@ -40,13 +40,8 @@ class Case:
 
     @property
     def geometry(self) -> dict:
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "padding_mode": self.mode,
-        }
+        names = ("stride", "padding", "dilation", "groups")
+        return {"padding_mode": self.mode, **{name: getattr(self, name) for name in names}}
 
     def tensors(self, dtype=torch.float32, device="cpu"):
         """x, weight, bias, residual."""

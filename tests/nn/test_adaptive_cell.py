@@ -45,13 +45,18 @@ def test_fixed_repeats_are_the_cell_applied_so_often(kind):
     assert (out.num_steps == 2).all() and out.num_steps.shape == (3, 2) and float(accel.ponder_loss(out)) == 0
 
 
-@pytest.mark.parametrize("kind", CELLS)
-@pytest.mark.parametrize("config", [ACT(), PACT()], ids=["ACT", "PACT"])
-def test_written_out(kind, config):
-    """One sample at a time: ACT's weighted sum of the states, PACT's state after the step that halts."""
-    made, sequence = cell_of(kind, config), torch.randn(4, 7, 4, generator=torch.Generator().manual_seed(1))
+@pytest.fixture(params=[(kind, config) for config in (ACT(), PACT()) for kind in CELLS], ids=str)
+def ran(request):
+    """(a cell, a sequence, what the cell gives for it) of every kind that halts."""
+    made, sequence = cell_of(*request.param), torch.randn(4, 7, 4, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        y, state, out = made(sequence)
+        return made, sequence, made(sequence)
+
+
+def test_written_out(ran):
+    """One sample at a time: ACT's weighted sum of the states, PACT's state after the step that halts."""
+    made, sequence, (y, state, out) = ran
+    with torch.no_grad():
         for n in range(7):
             before = None
             for t in range(4):
@@ -61,7 +66,7 @@ def test_written_out(kind, config):
                     after = made.cell(sequence[t, n : n + 1], after)
                     parts = after if isinstance(after, tuple) else (after,)
                     h = float(made.halting(parts[0]))
-                    if isinstance(config, PACT):
+                    if isinstance(made.config, PACT):
                         weight, goes = 1.0, h <= 0.5 and number < 5
                         total = parts
                     else:
@@ -80,14 +85,10 @@ def test_written_out(kind, config):
     assert out.stages[0].halting_distribution.shape == (7, 5)
 
 
-@pytest.mark.parametrize("kind", CELLS)
-@pytest.mark.parametrize("config", [ACT(), PACT()], ids=["ACT", "PACT"])
-def test_samples_that_halted_are_left_out(kind, config):
+def test_samples_that_halted_are_left_out(ran):
     """What the full batch gives with gradients recorded, where every sample runs to the end."""
-    made, sequence = cell_of(kind, config), torch.randn(4, 7, 4, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        y, _, out = made(sequence)
-    with accel.evaluate_as(made, "thresholded") if isinstance(config, PACT) else torch.enable_grad():
+    made, sequence, (y, _, out) = ran
+    with accel.evaluate_as(made, "thresholded") if isinstance(made.config, PACT) else torch.enable_grad():
         full, _, dense = made(sequence)
     torch.testing.assert_close(y, full.detach())
     assert torch.equal(out.num_steps, dense.num_steps)

@@ -1,15 +1,42 @@
-"""The backward op that each convolution op has: (dX, dW, db) from the gradients of the rows it computed."""
+"""What the convolution ops have in common: a geometry that is flat in their schemas and whole in their backends, and a
+backward op that gives (dX, dW, db) from the gradients of the rows that the forward computed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload
 
+from accel.kernels.checks import check_in_size
 from accel.kernels.counting import Work, register_macs
 from accel.kernels.dispatch import implementation
 from accel.kernels.geometry import CallGeometry
+
+
+def define_conv(
+    op: str, tensors: str, fields: str, rest: str, fake: Callable, *, writes: str | None = None
+) -> CustomOpDef:
+    """Register `accel::<op>(tensors, fields of the geometry, rest)`, which gives a tensor or writes to its first one.
+
+    Args:
+        tensors, fields, rest: parts of the schema, as torch writes them.
+        fake: as for `accel.kernels.dispatch.define`.
+        writes: the name of the first tensor, before x, where it is the output; then `op` ends in an underscore.
+    """
+    first, last, of = tensors.count(",") + 1, -1 - rest.count(","), int(writes is not None)
+    schema = f"({tensors}, {fields}, {rest}) -> {'()' if writes else 'Tensor'}"
+
+    @torch.library.custom_op(f"accel::{op}", mutates_args=(writes,) if writes else (), schema=schema)
+    def run(*arguments):
+        x, geometry = arguments[of], CallGeometry.of(arguments[first:last])
+        check_in_size(op, x, geometry.in_size)
+        out = implementation(op, x, op.rstrip("_"))(*arguments[:first], geometry, *arguments[last:])
+        return None if writes else out
+
+    run.register_fake(fake)
+    return run
 
 
 def register_conv_backward(op: str, sets: str, fields: str) -> OpOverload:
