@@ -79,7 +79,8 @@ static Schedule plan(const Job *job, int threads)
     const int64_t tap_bytes = job->run * s.cut.vectors * accel_isa->lanes * (int64_t)sizeof(float);
     s.chunk_taps = tap_bytes < CHUNK_BYTES ? CHUNK_BYTES / tap_bytes : 1;
     s.chunk_run = tap_bytes <= 2 * CHUNK_BYTES ? job->run : ceil_div(job->run, ceil_div(tap_bytes, CHUNK_BYTES));
-    if (s.chunk_taps * 2 > job->taps && s.chunk_run == job->run && tap_bytes * job->taps < 2 * CHUNK_BYTES)
+    const int fits = s.chunk_taps * 2 > job->taps && tap_bytes * job->taps < 2 * CHUNK_BYTES;
+    if (job->depthwise || (fits && s.chunk_run == job->run))
         s.chunk_taps = job->taps;
     const int64_t maps = job->scatter && !job->dynamic && !job->framed ? job->rows / job->table_rows : 0;
     s.stream = accel_streams(job->out, maps * job->out_pixels * job->out_channels, job->out_channels / job->groups);

@@ -170,6 +170,16 @@ def test_nan_and_infinity_pass_the_activations(isa):
         torch.testing.assert_close(got, act(x.flatten(1)), equal_nan=True)
 
 
+def test_a_depthwise_kernel_of_many_taps(isa):
+    """4225 taps: more than the weights of ordinary convolutions that are taken at a time."""
+    x, weight = torch.randn(1, 64, 3, 4, generator=seeded(1)), torch.randn(64, 1, 65, 65, generator=seeded(2))
+    positions, counts = torch.arange(12, dtype=torch.int32), torch.tensor([12], dtype=torch.int32)
+    geometry = CallGeometry((1, 3, 4), (3, 4), (1, 1), (32,) * 4, (1, 1), 64)
+    got = binding.masked_conv2d(x, weight, None, positions, counts, None, None, geometry, "none")
+    expected = F.conv2d(x.double(), weight.double(), padding=32, groups=64)
+    assert_close(got, expected.permute(0, 2, 3, 1).reshape(12, 64))
+
+
 def test_permuted_full_set_is_conv2d(isa):
     case = Case(n=2, c=64, k=64, size=(14, 14), kernel=(3, 3), padding=(1, 1, 1, 1), keep=1.0)
     assert not torch.equal(case.set.positions, torch.arange(196, dtype=torch.int32))
