@@ -10,9 +10,13 @@ from accel.kernels.local_deviation import local_deviation
 from accel.kernels.masked_conv2d import masked_conv2d, masked_conv2d_
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.ponder_cost import ponder_cost
+from accel.kernels.quantization import Affine, Requantization
+from accel.kernels.quantized_conv2d import quantized_conv2d
 from accel.kernels.select_positions import select_positions
 
 __all__ = [
+    "Affine",
+    "Requantization",
     "active_backend",
     "active_positions",
     "available_backends",
@@ -24,6 +28,7 @@ __all__ = [
     "masked_conv2d_",
     "perforated_conv2d",
     "ponder_cost",
+    "quantized_conv2d",
     "select_positions",
     "use_backend",
 ]

@@ -24,7 +24,23 @@ def check_conv(
     groups: int,
     activation: str,
 ) -> None:
-    """What every convolution op asks of its arguments, x being a map [N, C, H, W] or rows [R, C]."""
+    """What every convolution op of floats asks of its arguments, x being a map [N, C, H, W] or rows [R, C]."""
+    check_kernel(op, x, weight, bias, stride, padding, dilation, groups)
+    check_activation(op, activation)
+    check_same(op, x, weight=weight, bias=bias, residual=residual)
+
+
+def check_kernel(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
+    """The shapes and steps of a convolution."""
     if weight.dim() != 4:
         raise ValueError(f"{op}: weight must be [K, C / groups, kh, kw], got shape {tuple(weight.shape)}")
     if not weight.numel():
@@ -46,8 +62,6 @@ def check_conv(
         raise ValueError(f"{op}: stride and dilation must be pairs of positive ints, got {stride} and {dilation}")
     if len(padding) != 4 or min(padding) < 0:
         raise ValueError(f"{op}: padding must be (top, bottom, left, right), none negative, got {padding}")
-    check_activation(op, activation)
-    check_same(op, x, weight=weight, bias=bias, residual=residual)
 
 
 def check_activation(op: str, activation: str) -> None:

@@ -16,7 +16,14 @@ from accel.kernels.geometry import CallGeometry
 
 
 def define_conv(
-    op: str, tensors: str, fields: str, rest: str, fake: Callable, *, writes: str | None = None
+    op: str,
+    tensors: str,
+    fields: str,
+    rest: str,
+    fake: Callable,
+    *,
+    writes: str | None = None,
+    backend_of: int | None = None,
 ) -> CustomOpDef:
     """Register `accel::<op>(tensors, fields of the geometry, rest)`, which gives a tensor or writes to its first one.
 
@@ -24,6 +31,7 @@ def define_conv(
         tensors, fields, rest: parts of the schema, as torch writes them.
         fake: as for `accel.kernels.dispatch.define`.
         writes: the name of the first tensor, before x, where it is the output; then `op` ends in an underscore.
+        backend_of: the place of the tensor that chooses the backend; x where it is None.
     """
     first, last, of = tensors.count(",") + 1, -1 - rest.count(","), int(writes is not None)
     schema = f"({tensors}, {fields}, {rest}) -> {'()' if writes else 'Tensor'}"
@@ -32,7 +40,8 @@ def define_conv(
     def run(*arguments):
         x, geometry = arguments[of], CallGeometry.of(arguments[first:last])
         check_in_size(op, x, geometry.in_size)
-        out = implementation(op, x, op.rstrip("_"))(*arguments[:first], geometry, *arguments[last:])
+        chooses = x if backend_of is None else arguments[backend_of]
+        out = implementation(op, chooses, op.rstrip("_"))(*arguments[:first], geometry, *arguments[last:])
         return None if writes else out
 
     run.register_fake(fake)

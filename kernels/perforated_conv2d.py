@@ -16,7 +16,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accel.kernels.checks import PADDING_MODES, autocast, check_conv, check_device, check_shape, form, sizes
+from accel.kernels.checks import (
+    PADDING_MODES,
+    autocast,
+    check_activation,
+    check_device,
+    check_kernel,
+    check_same,
+    check_shape,
+    form,
+    sizes,
+)
 from accel.kernels.conv_ops import define_conv, register_conv_backward
 from accel.kernels.counting import Work, dense_macs, register_macs
 from accel.kernels.dispatch import implementation, is_direct, needs_grad
@@ -68,8 +78,8 @@ def perforated_conv2d(
     x, weight, bias, residual = autocast(x, weight, bias, residual)
     direct = is_direct(x, weight, bias, residual)
     steps = (tuple(stride), tuple(padding), tuple(dilation), groups, padding_mode)
-    call = (x, weight, bias, residual, positions, source, steps, activation, compact)
-    in_size = _checked_before(*call) if direct else _check(*call)
+    call = ((x, weight, bias, residual), positions, source, steps, activation, compact)
+    in_size = checked_before(_check, *call) if direct else _check(*call)
     source_nearest = None if source is None else source.nearest
     sets = (positions.positions, positions.nearest, source_nearest)
     geometry = CallGeometry(in_size, (positions.height, positions.width), *steps)
@@ -86,28 +96,38 @@ def perforated_conv2d(
 _seen: dict[tuple, tuple[int, int, int]] = {}
 
 
-def _checked_before(x, weight, bias, residual, positions, source, geometry, activation, compact):
-    """`_check`, once for every kind of call: a look-up takes 2 microseconds, the checks 6."""
+def checked_before(check, tensors, positions, source, *rest):
+    """What `check` returns, run once for every kind of call: a look-up takes 2 microseconds, the checks 6."""
     where = None if source is None else (source.height, source.width, len(source), source.nearest.device)
     kind = (
-        *map(form, (x, weight, bias, residual)), positions.height, positions.width, len(positions),
-        positions.nearest.device, where, geometry, activation, compact,
+        check, *map(form, tensors), positions.height, positions.width, len(positions), positions.nearest.device, where,
+        *rest,
     )  # fmt: skip
     found = _seen.get(kind)
     if found is None:
-        found = _check(x, weight, bias, residual, positions, source, geometry, activation, compact)
+        found = check(tensors, positions, source, *rest)
         if len(_seen) >= 4096:  # inputs of ever new sizes
             _seen.clear()
         _seen[kind] = found
     return found
 
 
-def _check(x, weight, bias, residual, positions, source, geometry, activation, compact):
+def _check(tensors, positions, source, geometry, activation, compact):
     """Raise where the arguments do not fit; returns (N, H, W) of the input map."""
     op = "perforated_conv2d"
+    x, weight, bias, residual = tensors
+    in_size = check_static(op, tensors, positions, source, geometry, compact)
+    check_activation(op, activation)
+    check_same(op, x, weight=weight, bias=bias, residual=residual)
+    return in_size
+
+
+def check_static(op, tensors, positions, source, geometry, compact):
+    """What a convolution at a static set asks of (x, weight, bias, residual), but for dtypes; returns (N, H, W)."""
+    x, weight, bias, residual = tensors
     stride, padding, dilation, groups, padding_mode = geometry
-    batch, *size = _input_size(x, source)
-    check_conv(op, x, weight, bias, residual, stride, padding, dilation, groups, activation)
+    batch, *size = _input_size(op, x, source)
+    check_kernel(op, x, weight, bias, stride, padding, dilation, groups)
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"{op}: padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
     height, width = output_size(size, weight.shape[2:], stride, padding, dilation)
@@ -123,16 +143,16 @@ def _check(x, weight, bias, residual, positions, source, geometry, activation, c
     return batch, *size
 
 
-def _input_size(x: Tensor, source: PositionSet | None) -> tuple[int, int, int]:
+def _input_size(op: str, x: Tensor, source: PositionSet | None) -> tuple[int, int, int]:
     """(N, H, W) of the input map."""
     shape = sizes(x)
     if source is None:
         if x.dim() != 4:
-            raise ValueError(f"perforated_conv2d: x must be [N, C, H, W] (rows need source=), got {tuple(x.shape)}")
+            raise ValueError(f"{op}: x must be [N, C, H, W] (rows need source=), got {tuple(x.shape)}")
         return shape[0], shape[2], shape[3]
     if x.dim() != 2 or shape[0] % len(source):
-        raise ValueError(f"perforated_conv2d: with source, x must be [N * {len(source)}, C], got {tuple(x.shape)}")
-    check_device("perforated_conv2d", x, "source", source.nearest)
+        raise ValueError(f"{op}: with source, x must be [N * {len(source)}, C], got {tuple(x.shape)}")
+    check_device(op, x, "source", source.nearest)
     return shape[0] // len(source), source.height, source.width
 
 
@@ -144,15 +164,18 @@ def _fake(x, weight, bias, positions, nearest, source_nearest, residual, in_size
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-_FIELDS = f"{FIELDS}, str padding_mode"
+TENSORS = (
+    "Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor nearest, Tensor? source_nearest, Tensor? residual"
+)
+STATIC_FIELDS = f"{FIELDS}, str padding_mode"
 _conv = define_conv(
     "perforated_conv2d",
-    "Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor nearest, Tensor? source_nearest, Tensor? residual",
-    _FIELDS,
+    TENSORS,
+    STATIC_FIELDS,
     "str activation, bool compact",
     _fake,
 )
-_CONV_BACKWARD = register_conv_backward("perforated_conv2d", "Tensor positions, Tensor? source_nearest", _FIELDS)
+_CONV_BACKWARD = register_conv_backward("perforated_conv2d", "Tensor positions, Tensor? source_nearest", STATIC_FIELDS)
 
 
 def _setup(ctx, inputs, output):
@@ -179,7 +202,7 @@ _conv.register_autograd(_grad, setup_context=_setup)
 _CONV = torch.ops.accel.perforated_conv2d.default
 
 
-def _work(args: Sequence, out: Tensor) -> Work:
+def static_work(args: Sequence, out: Tensor) -> Work:
     """Computed positions are the rows of a compact output, else images x positions."""
     weight, positions, in_size, out_size = args[1], args[3], args[7], args[8]
     rows = out.shape[0] if out.dim() == 2 else out.shape[0] * positions.shape[0]
@@ -187,4 +210,4 @@ def _work(args: Sequence, out: Tensor) -> Work:
     return Work(in_size[0], executed, dense_macs(in_size[0], out_size, weight)) if in_size else Work(None, executed, 0)
 
 
-register_macs("perforated_conv2d", _work)
+register_macs("perforated_conv2d", static_work)

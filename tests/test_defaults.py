@@ -107,6 +107,10 @@ def ops():
         geometry = {"padding": (1, 1, 1, 1)}
         rows = accel.ops.perforated_conv2d(x, weight, bias, half, activation="relu", compact=True, **geometry)
         found += [rows, accel.ops.perforated_conv2d(x, weight, bias, half, **geometry)]
+        affine, scale = accel.ops.Affine(0.05, 100), torch.full((24,), 0.01, dtype=torch.float32, device="cpu")
+        levels = accel.ops.Requantization.of(affine, scale, bias, affine)
+        given = affine.quantize(x.detach()), (weight.detach() * 30).clamp(-127, 127).to(torch.int8)
+        found += [accel.ops.quantized_conv2d(*given, levels, half, **geometry)]
         found += [accel.ops.interpolate(rows, half), max_rows_op.max_rows(rows.detach(), half.nearest[None], 2)]
         score = accel.ops.local_deviation(x)
         chosen = accel.ops.select_positions(score, 11)

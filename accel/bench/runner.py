@@ -23,7 +23,7 @@ from accel.errors import ConfigError
 from accel.files import read_toml, write_text
 
 KINDS = (
-    *("exactness", "layers", "networks", "foreign", "foreign_sact", "rivals", "search", "masked"),
+    *("exactness", "layers", "quantized", "networks", "foreign", "foreign_sact", "rivals", "search", "masked"),
     *("backward", "nearest", "adaptive", "frontier", "gpu", "vae_gradients"),
     *("sizes", "leaks", "large", "halting_gradients", "inpainting", "imputation", "repeats", "halting_frontier"),
 )

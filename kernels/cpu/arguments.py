@@ -30,12 +30,17 @@ def pixels_first(x: Tensor) -> Tensor:
     return x.contiguous() if x.dim() == 2 else x.contiguous(memory_format=torch.channels_last)
 
 
-def empty(shape: Sequence[int], memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """An uninitialised fp32 tensor, in huge pages where that pays; if large, in memory used before (see blocks.c)."""
+def empty(
+    shape: Sequence[int],
+    memory_format: torch.memory_format = torch.contiguous_format,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """An uninitialised tensor, in huge pages where that pays; if large, in memory used before (see blocks.c)."""
     count = math.prod(shape)
-    if 4 * count < LARGE:
-        out = torch.empty(shape, dtype=torch.float32, device=CPU, memory_format=memory_format)
-        if 4 * count >= HUGE:
+    size = count * dtype.itemsize
+    if size < LARGE:
+        out = torch.empty(shape, dtype=dtype, device=CPU, memory_format=memory_format)
+        if size >= HUGE:
             _engine.use_huge_pages(buffer=out.data_ptr(), bytes=out.nbytes)
         return out
     if memory_format is torch.channels_last:
@@ -43,8 +48,8 @@ def empty(shape: Sequence[int], memory_format: torch.memory_format = torch.conti
         strides = (channels * height * width, 1, channels * width, channels)
     else:
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    memory = torch.frombuffer(_engine.block(4 * count), dtype=torch.float32, count=count)
-    out = torch.empty(0, dtype=torch.float32, device=CPU)
+    memory = torch.frombuffer(_engine.block(size), dtype=dtype, count=count)
+    out = torch.empty(0, dtype=dtype, device=CPU)
     return out.set_(memory.untyped_storage(), 0, shape, strides)  # an op, which a meter of memory sees
 
 

@@ -6,6 +6,8 @@
 #pragma GCC target("avx2,fma")
 #endif
 #include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
 
 #define V __m256
 #define LANES 8
@@ -26,6 +28,47 @@
 #define STORE_MASK(p, v, m) _mm256_maskstore_ps(p, m, v)
 #define PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
 #define WEIGHTS_AHEAD 8
+
+/* How many lanes a mask names. */
+static inline int lanes_of(__m256i mask)
+{
+    return __builtin_ctz(~(unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(mask)));
+}
+
+static inline __m128i load_bytes(const void *p, int lanes)
+{
+    int64_t bytes = 0;
+    memcpy(&bytes, p, (size_t)lanes);
+    return _mm_cvtsi64_si128(bytes);
+}
+
+/* Of integers from 0 to 255. */
+static inline void store_bytes(void *p, __m256i i, int lanes)
+{
+    const __m128i pairs = _mm_packus_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    const int64_t bytes = _mm_cvtsi128_si64(_mm_packus_epi16(pairs, pairs));
+    memcpy(p, &bytes, (size_t)lanes);
+}
+
+#define INTS __m256i
+#define AS_INTS(v) _mm256_castps_si256(v)
+#define AS_FLOATS(i) _mm256_castsi256_ps(i)
+#define SPLAT_INTS(s) _mm256_set1_epi32(s)
+#define ADD_INTS(a, b) _mm256_add_epi32(a, b)
+#define TO_FLOATS(i) _mm256_cvtepi32_ps(i)
+#define TO_INTS(v) _mm256_cvtps_epi32(v)
+#define MAX(a, b) _mm256_max_ps(a, b)
+#define MIN(a, b) _mm256_min_ps(a, b)
+#define WIDEN(p) _mm256_cvtepu8_epi32(load_bytes(p, LANES))
+#define WIDEN_MASK(p, m) _mm256_cvtepu8_epi32(load_bytes(p, lanes_of(m)))
+#define WIDEN_SIGNED(p) _mm256_cvtepi8_epi32(load_bytes(p, LANES))
+#define STORE_BYTES(p, i) store_bytes(p, i, LANES)
+#define STORE_BYTES_MASK(p, i, m) store_bytes(p, i, lanes_of(m))
+#define EVEN_BYTES(x) _mm256_and_si256(x, _mm256_set1_epi16(255))
+#define ODD_BYTES(x) _mm256_srli_epi16(x, 8)
+#define EVEN_SIGNED(w) _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8)
+#define ODD_SIGNED(w) _mm256_srai_epi16(w, 8)
+#define ADD_PAIRS(a, b) _mm256_madd_epi16(a, b)
 #include "tile.inc"
 #include "rows.inc"
 
@@ -40,6 +83,13 @@
 #define FOOTPRINT_ROWS 6
 #define FOOTPRINT_TILES TILES
 #include "isa.inc"
+
+/* 8 accumulators: weights and bytes are split in even and odd ones, which takes 6 registers more. */
+#define UP_TO_4(X, nv) X(1, nv) X(2, nv) X(3, nv) X(4, nv)
+#define ISA_BYTES accel_avx2_bytes
+#define ROWS_FOR_BYTES {0, 6, 4}
+#define TILES_OF_BYTES(X) UP_TO_6(X, 1) UP_TO_4(X, 2)
+#include "isa_bytes.inc"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

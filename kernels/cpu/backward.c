@@ -31,18 +31,18 @@ static int64_t touched(const GradJob *job, int64_t image, int64_t r, int64_t t)
 static void grad_input_item(const GradJob *job, int64_t image, int64_t panel)
 {
     const int64_t c_group = job->in_pitch / job->groups, k_group = job->out_channels / job->groups;
-    const Panels cut = cut_panels(c_group, GRAD_VECTORS);
+    const Panels cut = cut_panels(accel_isa, c_group, GRAD_VECTORS);
     const int64_t group = panel / cut.panels, vector0 = panel % cut.panels * cut.vectors, lanes = accel_isa->lanes;
     const int64_t vectors = smaller(cut.vectors, cut.all_vectors - vector0), width = vectors * lanes;
     const float *weights = job->packed + (group * cut.all_vectors + vector0) * lanes * job->taps * k_group;
     const int64_t tall = accel_isa->rows_for[cut.vectors];
-    const float *grads[GRAD_ROWS + 2 * MAX_ROWS];
+    const char *grads[GRAD_ROWS + 2 * MAX_ROWS];
     RowOut out[GRAD_ROWS];
     TileArgs g = {
         .stride = tall,
         .taps = 1,
         .run = k_group,
-        .shift = group * k_group,
+        .shift = group * k_group * (int64_t)sizeof(float),
         .column = group * c_group + vector0 * lanes,
         .channels = smaller(width, c_group - vector0 * lanes),
         .pitch = job->in_pitch,
@@ -51,7 +51,7 @@ static void grad_input_item(const GradJob *job, int64_t image, int64_t panel)
         .activation = ACT_NONE,
     };
     for (int64_t i = 0; i < GRAD_ROWS + 2 * MAX_ROWS; i++)
-        grads[i] = job->grad; /* the kernel prefetches through the pointers after its own */
+        grads[i] = (const char *)job->grad; /* the kernel prefetches through the pointers after its own */
     for (int64_t row = job->row_image[image]; row < job->row_image[image + 1]; row += GRAD_ROWS)
         for (int64_t t = 0; t < job->taps; t++) {
             const int64_t end = smaller(row + GRAD_ROWS, job->row_image[image + 1]);
@@ -60,7 +60,7 @@ static void grad_input_item(const GradJob *job, int64_t image, int64_t panel)
                 const int64_t at = touched(job, image, r, t);
                 if (at < 0)
                     continue;
-                grads[found] = job->grad + r * job->out_channels;
+                grads[found] = (const char *)(job->grad + r * job->out_channels);
                 out[found++] = (RowOut){job->dx + at, job->dx + at, one_target, 1};
                 for (int64_t v = 0; v < vectors; v++) /* added to soon, and scattered */
                     __builtin_prefetch(job->dx + at + g.column + v * lanes, 1);
@@ -98,7 +98,7 @@ int accel_grad_input(const GradJob *job)
 {
     require_grad(job);
     REQUIRE(IS_ARRAY(job->packed, 1) && IS_ARRAY(job->dx, job->row_image[job->images]));
-    const int64_t panels = job->groups * cut_panels(job->in_pitch / job->groups, GRAD_VECTORS).panels;
+    const int64_t panels = job->groups * cut_panels(accel_isa, job->in_pitch / job->groups, GRAD_VECTORS).panels;
     const int threads = accel_threads(job->threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t item = 0; item < job->images * panels; item++)
@@ -180,7 +180,7 @@ int accel_grad_weight(const GradJob *job)
     require_grad(job);
     REQUIRE(IS_ARRAY(job->dw, 1));
     const int64_t c_group = job->in_pitch / job->groups;
-    const Panels cut = cut_panels(job->out_channels / job->groups, MAX_VECTORS);
+    const Panels cut = cut_panels(accel_isa, job->out_channels / job->groups, MAX_VECTORS);
     const int64_t runs = (c_group + OUTER_CHANNELS - 1) / OUTER_CHANNELS, fewest = job->groups * cut.panels * runs;
     const int threads = accel_threads(job->threads);
     const int64_t wanted = threads == 1 ? 1 : (ITEMS_PER_THREAD * threads + fewest - 1) / (fewest ? fewest : 1);

@@ -9,13 +9,13 @@
 enum {
     BLOCK_TILES = 32,        /* tiles that share one pass over a weight panel */
     POINTER_BYTES = 1 << 17, /* bound on a block's pointers; they should stay in the L2 cache */
-    STREAM_BYTES = 1 << 22,  /* maps from here on are written past the caches: see accel_streams */
     CHUNK_BYTES = 1 << 19 /* weights of one chunk of the reduction; the fastest of 128 to 512 KiB with 1 MiB of L2 */
 };
 
 static const int32_t one_target[1] = {0};
 
 typedef struct {
+    const Isa *isa;
     Panels cut;
     int64_t k_group, tile_rows, tiles, block_tiles, blocks, span; /* span: panels that one work item does */
     int64_t chunk_taps, chunk_run;
@@ -33,8 +33,7 @@ static int64_t first_row(const Job *job, const Schedule *s, int64_t tile) { retu
 static void choose_blocks(const Job *job, Schedule *s, int threads)
 {
     const int64_t panels = s->cut.panels * (job->depthwise ? 1 : job->groups);
-    const int64_t most =
-        smaller(BLOCK_TILES, POINTER_BYTES / (job->taps * s->tile_rows * (int64_t)sizeof(float *)) + 1);
+    const int64_t most = smaller(BLOCK_TILES, POINTER_BYTES / (job->taps * s->tile_rows * (int64_t)sizeof(char *)) + 1);
     double best = 0;
     s->block_tiles = most;
     for (int64_t size = most; size >= 1 && threads > 1; size = size > 4 ? size - 4 : size - 1) {
@@ -51,70 +50,59 @@ static void choose_blocks(const Job *job, Schedule *s, int threads)
     s->span = s->blocks >= 8 * threads || threads == 1 ? panels : 1;
 }
 
-/* Filling a map writes every line once: an ordinary store reads the line before and pushes others out of the caches. At
- * batch 8 and a quarter of the positions, 64 to 256 channels at 56x56 took 1.5 ms to fill in, streamed 0.2 ms. From
- * 16 MiB on only, 128 to 512 channels at 28x28 reached 0.56 of the theoretical speed-up there. */
-int accel_streams(const float *out, int64_t values, int64_t channels)
-{
-    const int64_t vector = accel_isa->lanes * (int64_t)sizeof(float);
-    return values * (int64_t)sizeof(float) >= STREAM_BYTES && channels % accel_isa->lanes == 0 &&
-           (uintptr_t)out % (uintptr_t)vector == 0;
-}
-
-void accel_finish_streams(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_sfence(); /* streamed stores are ordered with nothing else */
-#endif
-}
-
 static Schedule plan(const Job *job, int threads)
 {
     Schedule s;
     s.k_group = job->depthwise ? job->out_channels : job->out_channels / job->groups;
-    s.cut = cut_panels(s.k_group, MAX_VECTORS);
-    s.tile_rows = accel_isa->rows_for[s.cut.vectors];
+    s.isa = isa_of(job->kind);
+    s.cut = cut_panels(s.isa, s.k_group, MAX_VECTORS);
+    s.tile_rows = s.isa->rows_for[s.cut.vectors];
     s.tiles = ceil_div(job->rows, s.tile_rows);
     choose_blocks(job, &s, threads);
-    const int64_t tap_bytes = job->run * s.cut.vectors * accel_isa->lanes * (int64_t)sizeof(float);
+    const int64_t width = s.cut.vectors * s.isa->lanes, tap_bytes = run_bytes(job->kind, job->run) * width;
     s.chunk_taps = tap_bytes < CHUNK_BYTES ? CHUNK_BYTES / tap_bytes : 1;
     s.chunk_run = tap_bytes <= 2 * CHUNK_BYTES ? job->run : ceil_div(job->run, ceil_div(tap_bytes, CHUNK_BYTES));
+    if (job->kind == KIND_FOURS && s.chunk_run < job->run)
+        s.chunk_run = ceil_div(s.chunk_run, 4) * 4;
     const int fits = s.chunk_taps * 2 > job->taps && tap_bytes * job->taps < 2 * CHUNK_BYTES;
     if (job->depthwise || (fits && s.chunk_run == job->run))
         s.chunk_taps = job->taps;
     const int64_t maps = job->scatter && !job->dynamic && !job->framed ? job->rows / job->table_rows : 0;
-    s.stream = accel_streams(job->out, maps * job->out_pixels * job->out_channels, job->out_channels / job->groups);
-    s.pointer_bytes = (size_t)((s.block_tiles * job->taps + 1) * s.tile_rows) * sizeof(float *);
+    s.stream = !job->narrow &&
+               accel_streams(job->out, maps * job->out_pixels * job->out_channels, job->out_channels / job->groups);
+    s.pointer_bytes = (size_t)((s.block_tiles * job->taps + 1) * s.tile_rows) * sizeof(char *);
     s.out_bytes = (size_t)(s.block_tiles * s.tile_rows) * sizeof(RowOut);
-    s.carry_bytes = (size_t)(s.block_tiles * s.tile_rows * s.cut.vectors * accel_isa->lanes) * sizeof(float);
+    s.carry_bytes = (size_t)(s.block_tiles * s.tile_rows * width) * sizeof(float);
     return s;
 }
 
-/* The rows of a tile away from the border: their taps lie at the same offsets from their first. */
+/* From here on in_pitch, edge_run and edges_each count bytes: see with_distances_in_bytes.
+ *
+ * The rows of a tile away from the border: their taps lie at the same offsets from their first. */
 typedef struct {
-    const float *x[MAX_ROWS]; /* the image, or all of a compact input whose rows are of all images */
+    const char *x[MAX_ROWS]; /* the image, or all of a compact input whose rows are of all images */
     int64_t pixel[MAX_ROWS];  /* the first tap, in x or in the map that source is of */
     const int32_t *row, *column;
 } Inside;
 
 /* A row that reads across the border, or around it. */
 typedef struct {
-    const float *x, *edges;
+    const char *x, *edges;
     int64_t place, pixel; /* in the tile; that its image starts at */
     const int32_t *row, *column;
 } Border;
 
-static const float *resolve(const Job *job, const float *x, int64_t pixel)
+static const char *resolve(const Job *job, const char *x, int64_t pixel)
 {
     const int64_t row = job->source ? job->source[pixel] : pixel;
     return row < 0 ? job->zero : x + row * job->in_pitch;
 }
 
-static void point_inside(const Job *job, const Inside *at, int64_t count, int64_t stride, const float **rows)
+static void point_inside(const Job *job, const Inside *at, int64_t count, int64_t stride, const char **rows)
 {
     const int64_t columns = job->tap_columns, lines = job->taps / columns, pitch = job->in_pitch, width = job->in_width;
     const int32_t *source = job->source, *row = at->row, *column = at->column;
-    const float *bases[MAX_ROWS], *zero = job->zero;
+    const char *bases[MAX_ROWS], *zero = job->zero;
     for (int64_t r = 0; r < count && !source; r++)
         bases[r] = at->x[r] + at->pixel[r] * pitch;
     for (int64_t i = 0; i < lines; i++)
@@ -129,7 +117,7 @@ static void point_inside(const Job *job, const Inside *at, int64_t count, int64_
         }
 }
 
-static void point_border(const Job *job, const Border *at, int64_t stride, const float **rows)
+static void point_border(const Job *job, const Border *at, int64_t stride, const char **rows)
 {
     const int64_t columns = job->tap_columns, lines = job->taps / columns;
     rows += at->place;
@@ -146,12 +134,12 @@ static void point_border(const Job *job, const Border *at, int64_t stride, const
 }
 
 /* Rows of a static or a dynamic set. Positions mostly follow each other, so that divisions are rare. */
-static void point_set(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
+static void point_set(const Job *job, int64_t first, int64_t count, int64_t stride, const char **rows)
 {
     const int64_t dynamic = job->dynamic, each = dynamic ? job->out_pixels : job->table_rows, width = job->out_width;
     const int64_t row_pitch = job->taps / job->tap_columns + 1, column_pitch = job->tap_columns + 1;
     const int32_t *positions = job->positions, *row_taps = job->row_taps, *column_taps = job->column_taps, *row = NULL;
-    const float *x = NULL, *edges = NULL;
+    const char *x = NULL, *edges = NULL;
     int64_t image_first = 0, image_end = 0, image_pixel = 0, line_first = 0, line_end = 0, line_pixel = 0, borders = 0;
     int64_t inside = -1;
     Inside at;
@@ -163,8 +151,8 @@ static void point_set(const Job *job, int64_t first, int64_t count, int64_t stri
             image_first = image * each;
             image_end = image_first + each;
             image_pixel = dynamic && job->source ? image * job->in_pixels : 0;
-            x = job->x + (image_pixel ? 0 : image * job->in_pixels * job->in_pitch);
-            edges = job->zero + image * job->edges_each;
+            x = (const char *)job->x + (image_pixel ? 0 : image * job->in_pixels * job->in_pitch);
+            edges = (const char *)job->zero + image * job->edges_each;
         }
         const int64_t p = dynamic || !positions ? k - image_first : positions[k - image_first];
         if (!row_taps) {
@@ -201,20 +189,20 @@ static void point_set(const Job *job, int64_t first, int64_t count, int64_t stri
 }
 
 /* Framed: the border of the input is there in memory, so every tap lies at the same offset from the row's base. */
-static void point_framed(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
+static void point_framed(const Job *job, int64_t first, int64_t count, int64_t stride, const char **rows)
 {
-    const float *bases[MAX_ROWS];
+    const char *bases[MAX_ROWS];
     for (int64_t r = 0; r < count; r++)
-        bases[r] = job->x + job->positions[first + r] * job->in_pitch;
+        bases[r] = (const char *)job->x + job->positions[first + r] * job->in_pitch;
     for (int64_t t = 0; t < job->taps; t++) {
-        const float **to = rows + t * stride;
+        const char **to = rows + t * stride;
         const int64_t offset = job->offsets[t] * job->in_pitch;
         for (int64_t r = 0; r < count; r++)
             to[r] = bases[r] + offset;
     }
 }
 
-static void point(const Job *job, int64_t first, int64_t count, int64_t stride, const float **rows)
+static void point(const Job *job, int64_t first, int64_t count, int64_t stride, const char **rows)
 {
     if (job->framed)
         point_framed(job, first, count, stride, rows);
@@ -237,8 +225,9 @@ static RowOut destination(const Job *job, int64_t r)
         o.targets = job->targets + job->starts[p];
         o.count = job->starts[p + 1] - job->starts[p];
     }
-    o.base = job->out + at * job->out_channels;
-    o.residual = job->residual ? job->residual + at * job->out_channels : NULL;
+    at *= job->out_channels * (job->narrow ? 1 : (int64_t)sizeof(float));
+    o.base = (char *)job->out + at;
+    o.residual = job->residual ? (const char *)job->residual + at : NULL;
     return o;
 }
 
@@ -246,13 +235,13 @@ static RowOut destination(const Job *job, int64_t r)
 static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1,
                      char *scratch)
 {
-    const float **rows = (const float **)scratch;
+    const char **rows = (const char **)scratch;
     RowOut *out = (RowOut *)(scratch + s->pointer_bytes);
     float *carry = (float *)(scratch + s->pointer_bytes + s->out_bytes);
-    const int64_t stride = s->tile_rows, lanes = accel_isa->lanes, start = first_row(job, s, tile0);
+    const int64_t stride = s->tile_rows, lanes = s->isa->lanes, start = first_row(job, s, tile0);
     for (int64_t tile = tile0; tile < tile1; tile++) {
         const int64_t first = first_row(job, s, tile), count = first_row(job, s, tile + 1) - first;
-        const float **here = rows + (tile - tile0) * job->taps * stride;
+        const char **here = rows + (tile - tile0) * job->taps * stride;
         point(job, first, count, stride, here);
         for (int64_t r = count; r < stride; r++) /* a taller tile before this one prefetches through them */
             here[r] = job->zero;
@@ -264,7 +253,11 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
     for (int64_t panel = panel0; panel < panel1; panel++) {
         const int64_t group = panel / s->cut.panels, vector0 = panel % s->cut.panels * s->cut.vectors;
         const int64_t vectors = smaller(s->cut.vectors, s->cut.all_vectors - vector0), width = vectors * lanes;
-        const int64_t depth = job->taps * job->run, column = group * s->k_group + vector0 * lanes;
+        const int64_t depth = panel_bytes(job->kind, job->taps, job->run),
+                      column = group * s->k_group + vector0 * lanes;
+        const int64_t run = run_bytes(job->kind, job->run), size = job->kind == KIND_FLOATS ? sizeof(float) : 1;
+        const char *panel = (const char *)job->packed + (group * s->cut.all_vectors + vector0) * lanes * depth;
+        const char *weights = panel + (depth - job->taps * run) * width;
         TileArgs g = {
             .stride = stride,
             .column = column,
@@ -272,25 +265,29 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
             .activation = (int)job->activation,
             .channels = smaller(width, s->k_group - vector0 * lanes),
             .bias = job->bias ? job->bias + column : NULL,
-            .weight_pitch = width,
+            .multiplier = job->multiplier ? job->multiplier + column : NULL,
+            .levels = job->narrow ? job : NULL,
+            .start = (const float *)panel,
+            .weight_pitch = run * width,
             .stream = s->stream,
         };
-        const TileFn *kernel = job->depthwise ? accel_isa->depthwise[vectors] : accel_isa->tile[vectors];
-        const float *weights = job->packed + (group * s->cut.all_vectors + vector0) * lanes * depth;
+        const TileFn *kernel = job->depthwise ? s->isa->depthwise[vectors] : s->isa->tile[vectors];
         for (int64_t t = 0; t < job->taps; t += s->chunk_taps)
             for (int64_t c = 0; c < job->run; c += s->chunk_run) {
                 g.taps = smaller(s->chunk_taps, job->taps - t);
                 g.run = smaller(s->chunk_run, job->run - c);
                 g.first = t == 0 && c == 0;
                 g.last = t + g.taps == job->taps && c + g.run == job->run;
-                g.shift = (job->depthwise ? column : group * job->run) + c;
-                g.weights = weights + (t * job->run + c) * width;
+                g.shift = ((job->depthwise ? column : group * job->run) + c) * size;
+                g.weights = weights + (t * run + run_bytes(job->kind, c)) * width;
                 for (int64_t tile = tile0; tile < tile1; tile++) {
                     const int64_t first = first_row(job, s, tile), count = first_row(job, s, tile + 1) - first;
                     g.rows = rows + ((tile - tile0) * job->taps + t) * stride;
                     g.out = out + (first - start);
                     g.carry = carry + (tile - tile0) * stride * width;
                     kernel[count](&g);
+                    if (g.last && job->kind != KIND_FLOATS)
+                        s->isa->finish[vectors](&g, count);
                 }
             }
     }
@@ -331,20 +328,50 @@ static void require_rows(const Job *job)
         REQUIRE(!job->scatter || !job->positions);
 }
 
-int accel_convolve(const Job *job)
+/* Where the elements lie, and what becomes of sums of bytes. */
+static void require_elements(const Job *job)
 {
-    REQUIRE(job->rows >= 0);
-    if (job->rows == 0)
-        return 0;
-    REQUIRE(job->x && job->packed && job->zero && job->out);
-    REQUIRE(IS_ARRAY_OR_NULL(job->x) && IS_ARRAY_OR_NULL(job->packed) && IS_ARRAY_OR_NULL(job->zero));
-    REQUIRE(IS_ARRAY_OR_NULL(job->bias) && IS_ARRAY_OR_NULL(job->residual) && IS_ARRAY_OR_NULL(job->out));
+    const uintptr_t in = job->kind == KIND_FLOATS ? sizeof(float) : 1, out = job->narrow ? 1 : sizeof(float);
+    REQUIRE(is_array(job->x, 1, in) && is_array(job->zero, 1, in) && is_array(job->packed, 1, sizeof(float)));
+    REQUIRE(is_array(job->out, 1, out) && (uintptr_t)job->residual % out == 0 && IS_ARRAY_OR_NULL(job->bias));
+    if (job->kind == KIND_FLOATS) {
+        REQUIRE(!job->narrow);
+        return;
+    }
+    REQUIRE(IS_ARRAY(job->multiplier, 1) && job->edge_run == 0 && job->depthwise == (job->kind == KIND_BYTES));
+    REQUIRE(job->run <= MOST_TERMS / job->taps);
+    REQUIRE(!job->narrow || (job->low >= 0 && job->low <= job->high && job->high <= UINT8_MAX));
+}
+
+static void require_job(const Job *job)
+{
     REQUIRE(job->taps > 0 && job->run > 0 && job->table_rows > 0 && job->out_channels > 0 && job->groups > 0);
     REQUIRE(job->out_channels % job->groups == 0 && is_activation(job->activation));
     REQUIRE(!job->depthwise || (job->run == 1 && job->groups == job->out_channels));
     REQUIRE(job->edge_run ? job->groups == 1 && job->run == job->edge_run && job->run % job->in_pitch == 0
                           : job->in_pitch == job->run * job->groups);
+    require_elements(job);
     require_rows(job);
+}
+
+/* From elements of the input, which in_pitch and edges_each count. */
+static Job with_distances_in_bytes(const Job *job)
+{
+    const int64_t size = job->kind == KIND_FLOATS ? sizeof(float) : 1;
+    Job in_bytes = *job;
+    in_bytes.in_pitch *= size;
+    in_bytes.edge_run *= size;
+    in_bytes.edges_each *= size;
+    return in_bytes;
+}
+
+int accel_convolve(const Job *given)
+{
+    REQUIRE(given->rows >= 0 && is_kind(given->kind));
+    if (given->rows == 0)
+        return 0;
+    require_job(given);
+    const Job in_bytes = with_distances_in_bytes(given), *job = &in_bytes;
     const int threads = accel_threads(job->threads);
     const Schedule s = plan(job, threads);
     const int64_t panels = s.cut.panels * (job->depthwise ? 1 : job->groups);

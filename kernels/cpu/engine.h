@@ -1,7 +1,8 @@
 /* The CPU engine's shared types. One job is one call of an op; one tile is one call of a register kernel.
  *
- * Everything is NHWC fp32. A "row" is one computed output position of one image; a "tap" is one run of contiguous input
- * floats that a row reads (an input pixel's channels, or kw * C floats when C is small). */
+ * Everything is NHWC, fp32 but for the convolutions of bytes. A "row" is one computed output position of one image; a
+ * "tap" is one run of contiguous input elements that a row reads (an input pixel's channels, or kw * C floats when C is
+ * small). */
 #ifndef ACCEL_ENGINE_H
 #define ACCEL_ENGINE_H
 
@@ -19,27 +20,30 @@ enum {
 /* Where one row goes: count destinations, base + targets[j] * pitch. There, residual + targets[j] * pitch is added before
  * the activation; it may be NULL. */
 typedef struct {
-    float *base;
-    const float *residual;
+    void *base;
+    const void *residual;
     const int32_t *targets;
     int64_t count;
 } RowOut;
 
 typedef struct {
-    const float *const *rows; /* [taps][stride] pointers to the runs each row reads */
+    const char *const *rows; /* [taps][stride] pointers to the runs each row reads */
     int64_t stride, taps, run;
-    int64_t shift;          /* floats added to every pointer: the first channel of a group */
-    const float *weights;   /* packed panel, [taps][run][vectors * lanes] */
-    int64_t weight_pitch;   /* depthwise kernels: floats from the weights of one tap to those of the next */
+    int64_t shift;          /* bytes added to every pointer: the first channel of a group */
+    const void *weights;    /* of a packed panel: see panel_bytes */
+    const float *start;     /* of bytes: the panel's head, with which their sums begin */
+    int64_t weight_pitch;   /* depthwise kernels: bytes from the weights of one tap to those of the next */
     const float *bias;      /* of this panel's channels, or NULL */
+    const float *multiplier; /* of bytes: of this panel's channels */
+    const Job *levels;      /* of bytes whose output is bytes: their levels; else NULL */
     const RowOut *out;
     int64_t column;         /* first output channel of this panel */
     int64_t channels;       /* output channels of this panel that exist; the rest of its lanes are padding */
     int64_t pitch;          /* output channels of a whole row */
-    float *carry;           /* [rows][vectors * lanes] partial sums between chunks of the reduction */
-    int first, last;        /* is this the first / last chunk of the reduction */
+    float *carry; /* [rows][vectors * lanes] sums between chunks of the reduction; of bytes, integers, and all */
+    int first, last; /* is this the first / last chunk of the reduction */
     int activation;
-    int stream;             /* store past the caches: whole vectors only, base and pitch aligned to them */
+    int stream; /* store past the caches: whole vectors only, base and pitch aligned to them */
 } TileArgs;
 
 /* Rows with one footprint: row r reads at the pixels bases[r] + steps[..].offset of x and goes to the pixels
@@ -48,7 +52,7 @@ typedef struct {
 typedef struct {
     const float *x, *residual; /* residual, NULL or like out: added at each target */
     const int32_t *bases, *starts, *targets;
-    int64_t rows;              /* a multiple of the tile's */
+    int64_t rows; /* a multiple of the tile's */
     const Step *steps;
     int64_t step_count;
     const float *weights, *bias; /* of one panel, as in TileArgs */
@@ -61,7 +65,7 @@ typedef struct {
 typedef struct {
     const float *const *x, *const *grad; /* [count] pointers, before the two shifts */
     int64_t count, x_shift, grad_shift;
-    int64_t channels;                    /* output channels of this panel that exist */
+    int64_t channels; /* output channels of this panel that exist */
     float *out;
     int64_t out_pitch;
 } OuterArgs;
@@ -82,17 +86,20 @@ typedef struct {
 } PairArgs;
 
 typedef void (*TileFn)(const TileArgs *);
+typedef void (*FinishFn)(const TileArgs *, int64_t rows);
 typedef void (*FootprintFn)(const FootprintArgs *);
 typedef void (*OuterFn)(const OuterArgs *);
 typedef void (*PairFn)(const PairArgs *);
 
-/* What one instruction set offers. rows_for[nv] is the tallest tile that keeps all its accumulators in registers. */
+/* What one instruction set offers, for bytes tile, depthwise and finish alone. rows_for[nv] is the tallest tile that keeps all its
+ * accumulators in registers. */
 typedef struct {
     const char *name;
     int lanes, max_vectors;
     int rows_for[MAX_VECTORS + 1], footprint_rows;
     TileFn tile[MAX_VECTORS + 1][MAX_ROWS + 1];
     TileFn depthwise[MAX_VECTORS + 1][MAX_ROWS + 1];
+    FinishFn finish[MAX_VECTORS + 1]; /* of bytes */
     FootprintFn footprint[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1], narrow[MAX_ROWS + 1];
     OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];
     void (*sum_rows)(const Rows *rows, int64_t first, int64_t width, float *sums);
@@ -102,11 +109,11 @@ typedef struct {
     PairFn pairs[MAX_VECTORS + 1];
 } Isa;
 
-extern const Isa accel_portable;
+extern const Isa accel_portable, accel_portable_bytes;
 #if defined(__x86_64__)
-extern const Isa accel_avx2, accel_avx512;
+extern const Isa accel_avx2, accel_avx2_bytes, accel_avx512, accel_vnni_bytes;
 #endif
-extern const Isa *accel_isa; /* the one in use */
+extern const Isa *accel_isa, *accel_isa_bytes; /* those in use */
 
 /* How the output channels of a group are cut into panels of at most `most` vectors: `panels` of `vectors` vectors, the last
  * one maybe narrower. */
@@ -114,17 +121,34 @@ typedef struct {
     int64_t all_vectors, panels, vectors;
 } Panels;
 
-static inline Panels cut_panels(int64_t channels, int64_t most)
+static inline Panels cut_panels(const Isa *isa, int64_t channels, int64_t most)
 {
     Panels cut;
     REQUIRE(channels > 0 && most > 0);
-    if (most > accel_isa->max_vectors)
-        most = accel_isa->max_vectors;
-    cut.all_vectors = (channels + accel_isa->lanes - 1) / accel_isa->lanes;
+    if (most > isa->max_vectors)
+        most = isa->max_vectors;
+    cut.all_vectors = (channels + isa->lanes - 1) / isa->lanes;
     cut.panels = (cut.all_vectors + most - 1) / most;
     cut.vectors = (cut.all_vectors + cut.panels - 1) / cut.panels;
     cut.panels = (cut.all_vectors + cut.vectors - 1) / cut.vectors;
     return cut;
+}
+
+static inline const Isa *isa_of(int64_t kind) { return kind == KIND_FLOATS ? accel_isa : accel_isa_bytes; }
+static inline int is_kind(int64_t kind) { return kind >= KIND_FLOATS && kind <= KIND_BYTES; }
+
+/* What a run of input elements takes in a panel, of every lane. */
+static inline int64_t run_bytes(int64_t kind, int64_t run)
+{
+    return kind == KIND_FLOATS ? run * (int64_t)sizeof(float) : kind == KIND_FOURS ? (run + 3) / 4 * 4 : run;
+}
+
+/* What a panel takes, of every lane. A panel is [taps][run][vectors * lanes] floats; or, of bytes, [vectors * lanes] 32-bit
+ * integers, - zero point x the sum of a lane's weights, then [taps][run / 4][vectors * lanes][4], a run's last four filled
+ * up with zeros, or, depthwise, [taps][vectors * lanes]. */
+static inline int64_t panel_bytes(int64_t kind, int64_t taps, int64_t run)
+{
+    return (kind == KIND_FLOATS ? 0 : (int64_t)sizeof(int32_t)) + taps * run_bytes(kind, run);
 }
 
 /* Those that return int return 0, or -1 when memory ran out. */
@@ -135,7 +159,7 @@ int accel_streams(const float *out, int64_t values, int64_t channels);
 void accel_finish_streams(void);
 void accel_use_huge_pages(void *buffer, int64_t bytes);
 void accel_pack(const Packing *p);
-int64_t accel_packed_size(const PanelSize *size); /* in floats */
+int64_t accel_packed_size(const PanelSize *size); /* in bytes */
 void accel_frame(const Frame *f);
 void accel_interpolate(const Fill *f);
 void accel_interpolate_backward(const Fill *f);

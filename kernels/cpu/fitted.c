@@ -78,7 +78,7 @@ void accel_interpolate_fitted_backward(const FittedGradJob *job)
     REQUIRE(are_within(job->neighbors, job->starts[job->classes] * job->taps, 0, job->count));
     REQUIRE(are_lists(job->reader_starts, job->reader_pixel, job->count, job->pixels));
     REQUIRE(are_within(job->reader_weight, job->reader_starts[job->count], 0, job->classes * job->taps));
-    const Panels cut = cut_panels(job->channels, MAX_VECTORS);
+    const Panels cut = cut_panels(accel_isa, job->channels, MAX_VECTORS);
     const int64_t runs = (job->taps + TAP_RUN) / TAP_RUN; /* the constant is one more tap */
     const int threads = accel_threads(job->threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)

@@ -105,7 +105,7 @@ void accel_convolve_footprints(const FootprintJob *job)
     if (!lists)
         return;
     require_footprints(job);
-    const Panels cut = cut_panels(job->channels, job->narrow ? 1 : MAX_VECTORS);
+    const Panels cut = cut_panels(accel_isa, job->channels, job->narrow ? 1 : MAX_VECTORS);
     const int threads = values < FEWEST_VALUES ? 1 : accel_threads(job->threads);
     const int stream = job->filled && accel_streams(job->out, values, job->channels);
     const int64_t shares = SHARES_PER_THREAD * threads;
@@ -129,7 +129,7 @@ void accel_convolve_narrow(FootprintArgs g, int64_t rows, int64_t taps, int64_t 
     REQUIRE(g.x && g.weights && g.out && g.in_pitch > 0 && g.pitch == channels && is_activation(g.activation));
     REQUIRE(IS_ARRAY(g.bases, rows) && IS_ARRAY(g.targets, rows) && IS_ARRAY(g.steps, g.step_count));
     REQUIRE(are_within(g.bases, rows, 0, INT32_MAX) && are_within(g.targets, rows, 0, INT32_MAX));
-    const Panels cut = cut_panels(channels, 1);
+    const Panels cut = cut_panels(accel_isa, channels, 1);
     const int64_t tall = accel_isa->rows_for[1], most = accel_isa->lanes, tiles = ceil_div(rows, tall);
     const int64_t shares = smaller(tiles, threads == 1 ? 1 : SHARES_PER_THREAD * threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && shares > 1)

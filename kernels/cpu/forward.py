@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from accel.kernels.cpu.plans import (
     static_plan,
 )
 from accel.kernels.cpu.replay import tape
+from accel.kernels.geometry import CallGeometry
 
 
 def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, residual, geometry, activation, compact):
@@ -70,7 +71,7 @@ def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, resid
     return out
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """What one kind of call needs besides its tensors; looked up in half a microsecond. job: of record.py, packed."""
 
     plan: Plan
@@ -83,12 +84,12 @@ class _Call(NamedTuple):
 _calls = IdentityCache()
 
 
-def _prepare(x, sets, kernel, geometry, activation, compact) -> _Call:
+def _prepare(x, sets, kernel, geometry, activation, compact) -> Call:
     batch, height, width = geometry.in_size
     out_size, groups = geometry.out_size, geometry.groups
     out_channels, c_group, kh, kw = kernel
     channels = c_group * groups
-    in_pixels = height * width if sets[2] is None else x.shape[0] // max(batch, 1)
+    in_pixels = pixels_of(x, geometry, sets)
     table = Geometry((height, width), (kh, kw), *geometry.taps)
     kind, narrow = forward_kind(kernel, groups), is_narrow(out_channels, groups)
     out_pixels = out_size[0] * out_size[1]
@@ -104,10 +105,26 @@ def _prepare(x, sets, kernel, geometry, activation, compact) -> _Call:
                 in_channels=channels, channels=out_channels, taps=kh * kw,
                 activation=record.ACTIVATIONS[activation], filled=not compact, plain=False, narrow=narrow,
             )  # fmt: skip
-            return _Call(plan, footprints, "narrow" if narrow else kind, out_shape, job)
+            return Call(plan, footprints, "narrow" if narrow else kind, out_shape, job)
     as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and geometry.dilation[1] == 1 and sets[2] is None
-    plan = static_plan(table, *sets, out_size, in_pixels, as_runs)
-    rows = batch * plan.count
+    return by_pointers(x, sets, kernel, geometry, activation, compact, as_runs, record.OF_FLOATS)
+
+
+def pixels_of(x: Tensor, geometry: CallGeometry, sets: tuple[Tensor | None, ...]) -> int:
+    """Pixels, or compact rows, of one image of x."""
+    batch, height, width = geometry.in_size
+    return height * width if sets[2] is None else x.shape[0] // max(batch, 1)
+
+
+def by_pointers(x, sets, kernel, geometry, activation, compact, as_runs: bool, elements: Mapping[str, float]) -> Call:
+    """A call of `_engine.convolve` at a static set. elements: the fields of JOB that say what x and the output hold."""
+    batch, height, width = geometry.in_size
+    out_size, groups = geometry.out_size, geometry.groups
+    out_channels, c_group, kh, kw = kernel
+    channels, kind = c_group * groups, forward_kind(kernel, groups)
+    table = Geometry((height, width), (kh, kw), *geometry.taps)
+    plan = static_plan(table, *sets, out_size, pixels_of(x, geometry, sets), as_runs)
+    rows, out_pixels = batch * plan.count, out_size[0] * out_size[1]
     out_shape = (rows, out_channels) if compact else (batch, out_channels, *out_size)
     taps = plan.axes
     job = record.JOB.pack(
@@ -116,9 +133,9 @@ def _prepare(x, sets, kernel, geometry, activation, compact) -> _Call:
         taps=taps.taps, tap_columns=taps.tap_columns, run=kw * channels if as_runs else c_group, out_pixels=out_pixels,
         out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
         activation=record.ACTIVATIONS[activation], edge_run=kw * channels if as_runs else 0,
-        edges_each=taps.edge_pixels * channels, edge_columns=taps.edge_columns,
+        edges_each=taps.edge_pixels * channels, edge_columns=taps.edge_columns, **elements,
     )  # fmt: skip
-    return _Call(plan, None, kind, out_shape, job)
+    return Call(plan, None, kind, out_shape, job)
 
 
 def masked_conv2d(x, weight, bias, positions, counts, source_positions, residual, geometry, activation):
@@ -175,7 +192,7 @@ def _prepare_active(geometry, kernel, out_size, groups, activation, scatter) -> 
         table_rows=out_pixels, in_pixels=height * width, in_pitch=c_group * groups, in_width=width,
         out_width=out_size[1], taps=taps.taps, tap_columns=taps.tap_columns, run=c_group, out_pixels=out_pixels,
         out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
-        activation=record.ACTIVATIONS[activation], edge_run=0, edges_each=0, edge_columns=0,
+        activation=record.ACTIVATIONS[activation], edge_run=0, edges_each=0, edge_columns=0, **record.OF_FLOATS,
     )  # fmt: skip
     return kind, job, taps
 

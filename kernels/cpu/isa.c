@@ -5,7 +5,7 @@
 
 #include "engine.h"
 
-const Isa *accel_isa = &accel_portable;
+const Isa *accel_isa = &accel_portable, *accel_isa_bytes = &accel_portable_bytes;
 
 /* The instruction sets that this machine can run, fastest first. */
 static int supported(const Isa *found[3])
@@ -23,11 +23,24 @@ static int supported(const Isa *found[3])
     return count;
 }
 
+/* AVX-512 machines before VNNI take AVX2 for bytes. */
+static void use(const Isa *isa)
+{
+    accel_isa = isa;
+    accel_isa_bytes = &accel_portable_bytes;
+#if defined(__x86_64__)
+    if (isa == &accel_avx512 && __builtin_cpu_supports("avx512vnni"))
+        accel_isa_bytes = &accel_vnni_bytes;
+    else if (isa != &accel_portable)
+        accel_isa_bytes = &accel_avx2_bytes;
+#endif
+}
+
 void accel_choose_isa(void)
 {
     const Isa *found[3];
     supported(found);
-    accel_isa = found[0];
+    use(found[0]);
 }
 
 PyObject *accel_set_isa(PyObject *self, PyObject *name)
@@ -39,7 +52,7 @@ PyObject *accel_set_isa(PyObject *self, PyObject *name)
         return NULL;
     for (int i = 0; i < count; i++)
         if (!strcmp(found[i]->name, asked)) {
-            accel_isa = found[i];
+            use(found[i]);
             Py_RETURN_NONE;
         }
     return PyErr_Format(PyExc_ValueError, "this machine cannot run the instruction set %R; isas() lists what it can",

@@ -1,8 +1,27 @@
 /* Compact rows to dense maps by the nearest map, the adjoint (a segment sum in a fixed order, without atomics), and
- * max pooling of such maps without making them. */
+ * max pooling of such maps without making them; how large maps are written. */
 #include <string.h>
 
 #include "engine.h"
+
+enum { STREAM_BYTES = 1 << 22 }; /* maps from here on are written past the caches */
+
+/* Filling a map writes every line once: an ordinary store reads the line before and pushes others out of the caches. At
+ * batch 8 and a quarter of the positions, 64 to 256 channels at 56x56 took 1.5 ms to fill in, streamed 0.2 ms. From
+ * 16 MiB on only, 128 to 512 channels at 28x28 reached 0.56 of the theoretical speed-up there. */
+int accel_streams(const float *out, int64_t values, int64_t channels)
+{
+    const int64_t vector = accel_isa->lanes * (int64_t)sizeof(float);
+    return values * (int64_t)sizeof(float) >= STREAM_BYTES && channels % accel_isa->lanes == 0 &&
+           (uintptr_t)out % (uintptr_t)vector == 0;
+}
+
+void accel_finish_streams(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_sfence(); /* streamed stores are ordered with nothing else */
+#endif
+}
 
 static void require_fill(const Fill *f)
 {

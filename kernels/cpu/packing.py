@@ -18,40 +18,41 @@ from accel.kernels.cpu.arguments import CPU
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packed:
-    """Panels of one weight tensor, followed by a row of zeros that padding taps read."""
+    """Panels of one weight tensor, followed by a row of zeros, or of zero points, that padding taps read."""
 
     storage: Tensor
     address: int
     zero: int
 
 
-_cache: dict[tuple[int, str, int], tuple[Packed, tuple, tuple, weakref.ref]] = {}
+_cache: dict[tuple[int, str, int, int], tuple[Packed, tuple, tuple, weakref.ref]] = {}
 
 
-def packed_weight(weight: Tensor, groups: int, kind: str) -> Packed:
+def packed_weight(weight: Tensor, groups: int, kind: str, zero_point: int = 0) -> Packed:
     """The panels of `weight` [K, C / groups, kh, kw], packed now or found in the cache.
 
     `kind`: "conv", "narrow" (panels of one vector), "depthwise" (groups = C = K: lanes are channels) or "input
-    gradient" (input and output exchanged).
+    gradient" (input and output exchanged). `zero_point`: of the bytes that int8 weights multiply.
     """
     if weight.is_inference():
-        return _pack(weight, groups, kind)
+        return _pack(weight, groups, kind, zero_point)
     address, version = weight.data_ptr(), weight._version
-    slot = (id(weight), kind, groups)
+    slot = (id(weight), kind, groups, zero_point)
     found = _cache.get(slot)
     layout = (weight.shape, weight.stride(), _engine.isa())
     if found is not None:
         packed, seen, seen_layout, _ = found
         if layout == seen_layout and seen == (address, version):
             return packed
-    packed = _pack(weight, groups, kind)
+    packed = _pack(weight, groups, kind, zero_point)
     _cache[slot] = (packed, (address, version), layout, weakref.ref(weight, lambda _: _cache.pop(slot, None)))
     return packed
 
 
-def _pack(weight: Tensor, groups: int, kind: str) -> Packed:
+def _pack(weight: Tensor, groups: int, kind: str, zero_point: int) -> Packed:
     out_channels, inner, kh, kw = weight.shape
-    zeros = inner * groups
+    padding = inner * groups * weight.itemsize
+    element = "floats" if weight.dtype is torch.float32 else "bytes" if kind == "depthwise" else "fours"
     groups = 1 if kind == "depthwise" else groups
     outer = out_channels // groups
     stride_g, stride_k, stride_c = outer * weight.stride(0), weight.stride(0), weight.stride(1)
@@ -60,13 +61,15 @@ def _pack(weight: Tensor, groups: int, kind: str) -> Packed:
         most_vectors = 1
     elif kind == "input gradient":
         outer, inner, stride_k, stride_c, most_vectors = inner, outer, stride_c, stride_k, record.GRAD_VECTORS
-    size = _engine.packed_size(groups=groups, k_group=outer, c_group=inner, taps=kh * kw)
+    code = record.KINDS[element]
+    size = _engine.packed_size(groups=groups, k_group=outer, c_group=inner, taps=kh * kw, kind=code)
     with torch.inference_mode(False):
-        storage = torch.empty(size + zeros, dtype=torch.float32, device=CPU)
-        storage[size:] = 0
-    _engine.pack(
+        storage = torch.empty(size + padding, dtype=torch.uint8, device=CPU)
+        storage[size:] = zero_point
+    job = record.PACKING.pack(
         w=weight.data_ptr(), packed=storage.data_ptr(), stride_g=stride_g, stride_k=stride_k, stride_c=stride_c,
         stride_h=weight.stride(2), stride_w=weight.stride(3), groups=groups, k_group=outer, c_group=inner, kh=kh, kw=kw,
-        most_vectors=most_vectors, threads=torch.get_num_threads(),
+        most_vectors=most_vectors, kind=code, zero_point=zero_point, threads=torch.get_num_threads(),
     )  # fmt: skip
-    return Packed(storage, storage.data_ptr(), storage.data_ptr() + storage.element_size() * size)
+    _engine.pack(job)
+    return Packed(storage, storage.data_ptr(), storage.data_ptr() + size)

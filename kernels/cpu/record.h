@@ -9,7 +9,8 @@
 
 enum {
     MAX_VECTORS = 4, GRAD_VECTORS = 2, MAX_REACH = 8, MOST_OUTSIDE = 57, BUFFER_STATE = 0, BUFFER_INPUT = 1,
-    ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3
+    ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3, KIND_FLOATS = 0, KIND_FOURS = 1, KIND_BYTES =
+    2, MOST_TERMS = 65793
 };
 
 /* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows; row
@@ -24,28 +25,37 @@ enum {
  * that other jobs have. zero: the zeros, and the edges. positions: [table_rows] (static; NULL: all of them, in
  * order) or [rows] (dynamic). starts, targets: static, dense output: CSR of the positions each row stands for;
  * NULL: its own. source: compact x: the row of each input pixel, or -1, of one image (dynamic: of all), else
- * NULL. offsets: framed [taps]. scatter: dense output and residual rather than compact. */
+ * NULL. offsets: framed [taps]. scatter: dense output and residual rather than compact. kind: of x and packed,
+ * floats; or bytes, four of a run in a lane or, depthwise, one. Then zero holds zero points, the sums of channel
+ * k are multiplied by multiplier[k] before the bias is added, and out and residual are floats or, if narrow,
+ * bytes: see kernels/quantization.py. */
 typedef struct {
-    const float *x, *packed, *bias, *residual, *zero;
-    float *out;
+    const void *x, *packed, *residual, *zero;
+    const float *bias;
+    void *out;
     int64_t threads;
     const int32_t *row_taps, *column_taps, *positions, *starts, *targets, *source, *offsets;
     int64_t dynamic, scatter, framed, rows, table_rows, in_pixels, in_pitch, in_width, out_width, taps, tap_columns,
         run;
-    int64_t out_pixels, out_channels, groups, depthwise, activation, edge_run, edges_each, edge_columns;
+    int64_t out_pixels, out_channels, groups, depthwise, activation, edge_run, edges_each, edge_columns, kind;
+    const float *multiplier;
+    int64_t narrow, out_zero, low, high, residual_zero;
+    double residual_multiplier;
 } Job;
 #define Job_FIELDS(F) \
-    F(Job, "const float *", x) F(Job, "const float *", packed) F(Job, "const float *", bias) \
-    F(Job, "const float *", residual) F(Job, "const float *", zero) F(Job, "float *", out) \
-    F(Job, "int64_t", threads) F(Job, "const int32_t *", row_taps) F(Job, "const int32_t *", column_taps) \
-    F(Job, "const int32_t *", positions) F(Job, "const int32_t *", starts) F(Job, "const int32_t *", targets) \
-    F(Job, "const int32_t *", source) F(Job, "const int32_t *", offsets) F(Job, "int64_t", dynamic) \
-    F(Job, "int64_t", scatter) F(Job, "int64_t", framed) F(Job, "int64_t", rows) F(Job, "int64_t", table_rows) \
-    F(Job, "int64_t", in_pixels) F(Job, "int64_t", in_pitch) F(Job, "int64_t", in_width) \
-    F(Job, "int64_t", out_width) F(Job, "int64_t", taps) F(Job, "int64_t", tap_columns) F(Job, "int64_t", run) \
-    F(Job, "int64_t", out_pixels) F(Job, "int64_t", out_channels) F(Job, "int64_t", groups) \
-    F(Job, "int64_t", depthwise) F(Job, "int64_t", activation) F(Job, "int64_t", edge_run) \
-    F(Job, "int64_t", edges_each) F(Job, "int64_t", edge_columns)
+    F(Job, "const void *", x) F(Job, "const void *", packed) F(Job, "const void *", residual) \
+    F(Job, "const void *", zero) F(Job, "const float *", bias) F(Job, "void *", out) F(Job, "int64_t", threads) \
+    F(Job, "const int32_t *", row_taps) F(Job, "const int32_t *", column_taps) F(Job, "const int32_t *", positions) \
+    F(Job, "const int32_t *", starts) F(Job, "const int32_t *", targets) F(Job, "const int32_t *", source) \
+    F(Job, "const int32_t *", offsets) F(Job, "int64_t", dynamic) F(Job, "int64_t", scatter) \
+    F(Job, "int64_t", framed) F(Job, "int64_t", rows) F(Job, "int64_t", table_rows) F(Job, "int64_t", in_pixels) \
+    F(Job, "int64_t", in_pitch) F(Job, "int64_t", in_width) F(Job, "int64_t", out_width) F(Job, "int64_t", taps) \
+    F(Job, "int64_t", tap_columns) F(Job, "int64_t", run) F(Job, "int64_t", out_pixels) \
+    F(Job, "int64_t", out_channels) F(Job, "int64_t", groups) F(Job, "int64_t", depthwise) \
+    F(Job, "int64_t", activation) F(Job, "int64_t", edge_run) F(Job, "int64_t", edges_each) \
+    F(Job, "int64_t", edge_columns) F(Job, "int64_t", kind) F(Job, "const float *", multiplier) \
+    F(Job, "int64_t", narrow) F(Job, "int64_t", out_zero) F(Job, "int64_t", low) F(Job, "int64_t", high) \
+    F(Job, "int64_t", residual_zero) F(Job, "double", residual_multiplier)
 
 /* A step of a footprint: the pixels from the base of a row to what it reads there, and whose weights it takes; where
  * the kernel is narrow, as many taps at as many pixels that follow each other. */
@@ -120,27 +130,30 @@ typedef struct {
     F(Replay, "int64_t", call_count) F(Replay, "int64_t", buffer_count) F(Replay, "int64_t", memory_each) \
     F(Replay, "int64_t", groups) F(Replay, "int64_t", threads) F(Replay, "int64_t", outside_count)
 
-/* What packed weights take. */
+/* What packed weights take; kind as of Job. */
 typedef struct {
-    int64_t groups, k_group, c_group, taps;
+    int64_t groups, k_group, c_group, taps, kind;
 } PanelSize;
 #define PanelSize_FIELDS(F) \
     F(PanelSize, "int64_t", groups) F(PanelSize, "int64_t", k_group) F(PanelSize, "int64_t", c_group) \
-    F(PanelSize, "int64_t", taps)
+    F(PanelSize, "int64_t", taps) F(PanelSize, "int64_t", kind)
 
-/* One weight tensor, read through its strides: outputs k of group g are rows g * k_group + k. */
+/* One weight tensor, read through its strides: outputs k of group g are rows g * k_group + k. kind: as of Job; of
+ * bytes, those of w are signed, and zero_point is that of the bytes they multiply. */
 typedef struct {
-    const float *w;
-    float *packed;
-    int64_t stride_g, stride_k, stride_c, stride_h, stride_w, groups, k_group, c_group, kh, kw, most_vectors,
-        threads;
+    const void *w;
+    void *packed;
+    int64_t stride_g, stride_k, stride_c, stride_h, stride_w, groups, k_group, c_group, kh, kw, most_vectors, kind,
+        zero_point;
+    int64_t threads;
 } Packing;
 #define Packing_FIELDS(F) \
-    F(Packing, "const float *", w) F(Packing, "float *", packed) F(Packing, "int64_t", stride_g) \
+    F(Packing, "const void *", w) F(Packing, "void *", packed) F(Packing, "int64_t", stride_g) \
     F(Packing, "int64_t", stride_k) F(Packing, "int64_t", stride_c) F(Packing, "int64_t", stride_h) \
     F(Packing, "int64_t", stride_w) F(Packing, "int64_t", groups) F(Packing, "int64_t", k_group) \
     F(Packing, "int64_t", c_group) F(Packing, "int64_t", kh) F(Packing, "int64_t", kw) \
-    F(Packing, "int64_t", most_vectors) F(Packing, "int64_t", threads)
+    F(Packing, "int64_t", most_vectors) F(Packing, "int64_t", kind) F(Packing, "int64_t", zero_point) \
+    F(Packing, "int64_t", threads)
 
 /* Frame pixels [to, to + count) are those of x from `first` on, or zeros where that is -1. */
 typedef struct {
@@ -435,6 +448,6 @@ typedef struct {
 
 #define EVERY_CONSTANT(C) \
     C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \
-    C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH)
+    C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH) C(KIND_FLOATS) C(KIND_FOURS) C(KIND_BYTES) C(MOST_TERMS)
 
 #endif

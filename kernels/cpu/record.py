@@ -14,6 +14,7 @@ import pathlib
 from types import ModuleType
 
 from accel.kernels.cpu.layout import Record, comment, enumeration, macro
+from accel.kernels.quantization import MOST_TERMS
 
 MAX_VECTORS = 4
 GRAD_VECTORS = 2  # dX: narrow panels, since threads can share an image only by its channels
@@ -21,6 +22,7 @@ MAX_REACH = 8  # of the convolutions of a stage's unit, and one more
 MOST_OUTSIDE = 57  # tensors that a replay may read and write
 STATE, INPUT = 0, 1  # buffers of a stage
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3}
+KINDS = {"floats": 0, "fours": 1, "bytes": 2}  # of what a lane multiplies: fours and bytes are u8 by s8
 CONSTANTS = {
     "MAX_VECTORS": MAX_VECTORS,
     "GRAD_VECTORS": GRAD_VECTORS,
@@ -29,6 +31,8 @@ CONSTANTS = {
     "BUFFER_STATE": STATE,
     "BUFFER_INPUT": INPUT,
     **{f"ACT_{name.upper()}": code for name, code in ACTIVATIONS.items()},
+    **{f"KIND_{name.upper()}": code for name, code in KINDS.items()},
+    "MOST_TERMS": MOST_TERMS,
 }
 
 FLOATS, MADE, INDICES, NUMBERS = "const float *", "float *", "const int32_t *", "int64_t"
@@ -47,14 +51,23 @@ JOB = Record(
     "other jobs have. zero: the zeros, and the edges. positions: [table_rows] (static; NULL: all of them, in order) or "
     "[rows] (dynamic). starts, targets: static, dense output: CSR of the positions each row stands for; NULL: its own. "
     "source: compact x: the row of each input pixel, or -1, of one image (dynamic: of all), else NULL. offsets: framed "
-    "[taps]. scatter: dense output and residual rather than compact.",
-    (FLOATS, "x packed bias residual zero"),
-    (MADE, "out"),
+    "[taps]. scatter: dense output and residual rather than compact. kind: of x and packed, floats; or bytes, four of "
+    "a run in a lane or, depthwise, one. Then zero holds zero points, the sums of channel k are multiplied by "
+    "multiplier[k] before the bias is added, and out and residual are floats or, if narrow, bytes: see "
+    "kernels/quantization.py.",
+    ("const void *", "x packed residual zero"),
+    (FLOATS, "bias"),
+    ("void *", "out"),
     (NUMBERS, "threads"),
     (INDICES, "row_taps column_taps positions starts targets source offsets"),
     (NUMBERS, "dynamic scatter framed rows table_rows in_pixels in_pitch in_width out_width taps tap_columns run"),
-    (NUMBERS, "out_pixels out_channels groups depthwise activation edge_run edges_each edge_columns"),
+    (NUMBERS, "out_pixels out_channels groups depthwise activation edge_run edges_each edge_columns kind"),
+    (FLOATS, "multiplier"),
+    (NUMBERS, "narrow out_zero low high residual_zero"),
+    ("double", "residual_multiplier"),
 )
+OF_FLOATS = {"kind": KINDS["floats"], "multiplier": 0, "narrow": False, "out_zero": 0, "low": 0, "high": 0}
+OF_FLOATS |= {"residual_zero": 0, "residual_multiplier": 0.0}  # the fields of a job that are of bytes alone
 
 STEP = Record(
     "Step",
@@ -109,14 +122,18 @@ REPLAY = Record(
     (NUMBERS, "call_count buffer_count memory_each groups threads outside_count"),
 )
 
-PANEL_SIZE = Record("PanelSize", "What packed weights take.", (NUMBERS, "groups k_group c_group taps"))
+PANEL_SIZE = Record(
+    "PanelSize", "What packed weights take; kind as of Job.", (NUMBERS, "groups k_group c_group taps kind")
+)
 
 PACKING = Record(
     "Packing",
-    "One weight tensor, read through its strides: outputs k of group g are rows g * k_group + k.",
-    (FLOATS, "w"),
-    (MADE, "packed"),
-    (NUMBERS, "stride_g stride_k stride_c stride_h stride_w groups k_group c_group kh kw most_vectors threads"),
+    "One weight tensor, read through its strides: outputs k of group g are rows g * k_group + k. kind: as of Job; of "
+    "bytes, those of w are signed, and zero_point is that of the bytes they multiply.",
+    ("const void *", "w"),
+    ("void *", "packed"),
+    (NUMBERS, "stride_g stride_k stride_c stride_h stride_w groups k_group c_group kh kw most_vectors kind zero_point"),
+    (NUMBERS, "threads"),
 )
 
 FRAME_PIECE = Record(

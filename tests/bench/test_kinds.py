@@ -18,6 +18,15 @@ CASES = {
         "mask": "lattice",
         "sides": ["nchw", "channels_last"],
     },
+    "quantized": {
+        "model": "torchvision:resnet18",
+        "size": [64, 64],
+        "batch": [1],
+        "keep": [1.0, 0.5],
+        "mask": "lattice",
+        "channels": 64,
+        "positions": 64,
+    },
     "networks": {"model": "zoo:resnet20_cifar", "size": [32, 32], "batch": [1], "keep": [0.25], "mask": "lattice"},
     "masked": {"channels": 8, "size": [9, 7], "batch": 2, "active": 0.3},
     "backward": {
@@ -52,7 +61,7 @@ CASES = {
     "large": {"channels": [3, 8, 8, 1], "size": [301, 299], "keep": [1.0, 0.5], "mask": "lattice"},
 }
 ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1, "adaptive": 2, "nearest": 1}
-ROWS |= {"sizes": 1, "leaks": 1, "large": 2}
+ROWS |= {"quantized": 4, "sizes": 1, "leaks": 1, "large": 2}
 
 
 def test_every_kind_is_tried():
@@ -80,7 +89,12 @@ def off_by_little(op):
 
 @pytest.mark.parametrize(
     ("kind", "op"),
-    [("exactness", "perforated_conv2d"), ("layers", "perforated_conv2d"), ("masked", "masked_conv2d")],
+    [
+        ("exactness", "perforated_conv2d"),
+        ("layers", "perforated_conv2d"),
+        ("quantized", "quantized_conv2d"),
+        ("masked", "masked_conv2d"),
+    ],
 )
 def test_a_wrong_side_is_not_timed(monkeypatch, kind, op):
     monkeypatch.setattr(ops, op, off_by_little(getattr(ops, op)))

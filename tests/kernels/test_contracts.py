@@ -44,7 +44,7 @@ def test_every_function_on_a_record_says_what_it_requires():
 
 def test_every_register_kernel_says_what_it_requires():
     found = bodies("*.inc")
-    kernels = [name for name in found if re.search(r"(tile|depthwise|outer|pairs)_body$|_loop$|_rows$", name)]
+    kernels = [name for name in found if re.search(r"(tile|depthwise|outer|pairs)_body$|_loop$|_rows$|_sums$", name)]
     assert len(kernels) >= 10, kernels
     for name in kernels:
         assert re.search(r"REQUIRE|TILE_SETUP|FOOTPRINT_SETUP", found[name]), name
@@ -73,15 +73,18 @@ NULL, ODD = 0, object()  # ODD: an address between two floats
 BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
     "convolve": (record.JOB, {
         "x": NULL, "packed": ODD, "zero": NULL, "out": NULL, "residual": ODD, "row_taps": NULL, "rows": -1, "taps": 0,
-        "groups": 0, "in_pitch": 1, "table_rows": 0, "out_channels": 0, "activation": 4, "in_pixels": 3,
+        "groups": 0, "in_pitch": 1, "table_rows": 0, "out_channels": 0, "activation": 4, "in_pixels": 3, "kind": 1,
+        "narrow": 1,
     }),
     "convolve_footprints": (record.FOOTPRINT_JOB, {
         "x": NULL, "out": ODD, "weights": ODD, "bases": NULL, "runs": NULL, "footprints": NULL, "bands": NULL,
         "in_channels": 1, "channels": 0, "taps": 1, "in_pixels": 3, "out_pixels": 2, "activation": -1, "images": -1,
     }),
     "replay": (record.REPLAY, {"calls": NULL, "buffers": NULL, "buffer_count": 1, "groups": 0, "memory_each": -1}),
-    "pack": (record.PACKING, {"w": NULL, "packed": ODD, "groups": 0, "k_group": 0, "kh": 0, "most_vectors": 5}),
-    "packed_size": (record.PANEL_SIZE, {"groups": 0, "k_group": -1, "taps": 0}),
+    "pack": (record.PACKING, {
+        "w": NULL, "packed": ODD, "groups": 0, "k_group": 0, "kh": 0, "most_vectors": 5, "kind": 3, "zero_point": 256,
+    }),
+    "packed_size": (record.PANEL_SIZE, {"groups": 0, "k_group": -1, "taps": 0, "kind": -1}),
     "frame": (record.FRAME, {"x": NULL, "out": ODD, "pieces": NULL, "channels": 0, "pixels": 1}),
     "interpolate": (record.FILL, {"source": NULL, "result": ODD, "nearest": NULL, "count": 1, "images": -1}),
     "interpolate_backward": (record.FILL, {"source": NULL, "starts": NULL, "targets": NULL, "pixels": 1}),

@@ -15,6 +15,7 @@ binding = pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine 
 
 from accel.kernels.geometry import CallGeometry  # noqa: E402
 from accel.kernels.positions import PositionSet, output_size  # noqa: E402
+from accel.kernels.quantization import Levels  # noqa: E402
 from accel.tests.threads import in_threads  # noqa: E402
 
 PAGE = mmap.PAGESIZE
@@ -84,6 +85,32 @@ def test_forward_stays_inside_its_inputs(isa, shape, at_end):
     fenced = PositionSet(guard(where.positions, at_end), guard(where.nearest, at_end), where.height, where.width)
     tensors = [guard(tensor, at_end) for tensor in (x, weight, bias, residual)]
     assert torch.equal(run(*tensors, fenced, geometry), expected)
+
+
+@needs_linux
+@pytest.mark.parametrize("shape", [*SHAPES, (33, 19, 1, 3), (66, 70, 1, 1), (9, 6, 3, 3)], ids=str)
+@pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
+def test_bytes_stay_inside_their_inputs(isa, shape, at_end):
+    guard = Guarded()
+    *_, where, geometry = problem(*shape)
+    c, k, groups, kernel, *size = shape
+    size, g = size[0] if size else 7, torch.Generator().manual_seed(0)
+    x = torch.randint(256, (2, c, size, size), generator=g, dtype=torch.uint8)
+    weight = torch.randint(-128, 128, (k, c // groups, kernel, kernel), generator=g, dtype=torch.int8)
+    residual = torch.randint(256, (2, k, where.height, where.width), generator=g, dtype=torch.uint8)
+    x, residual = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, residual))
+    whole = CallGeometry((2, size, size), (where.height, where.width), *geometry)
+
+    def run(x, weight, offset, multiplier, residual, where):
+        sets, levels = (where.positions, where.nearest, None), Levels(3, 5, 0, 255, 7, 0.5)
+        return binding.quantized_conv2d(
+            x, weight, offset, *sets, residual, whole, "none", False, multiplier, *levels
+        ).clone()
+
+    tensors = [x, weight, torch.randn(k, generator=g), torch.rand(k, generator=g) / 99, residual]
+    expected = run(*tensors, where)
+    fenced = PositionSet(guard(where.positions, at_end), guard(where.nearest, at_end), where.height, where.width)
+    assert torch.equal(run(*(guard(tensor, at_end) for tensor in tensors), fenced), expected)
 
 
 @needs_linux

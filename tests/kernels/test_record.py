@@ -67,7 +67,7 @@ def test_other_fields_are_refused(change, monkeypatch):
 
 def test_another_version_is_refused(monkeypatch):
     old = SimpleNamespace(__name__="_engine", MAX_VECTORS=4, GRAD_VECTORS=2)  # before it told its records
-    with pytest.raises(RuntimeError, match="place 0 of Job is missing in it, x const float \\* 0 here"):
+    with pytest.raises(RuntimeError, match="place 0 of Job is missing in it, x const void \\* 0 here"):
         record.check(old)
     monkeypatch.setattr(record, "RECORDS", record.RECORDS[:-1])
     with pytest.raises(RuntimeError, match="place 0 of Elementwise is first const void \\* 0 in it, missing here"):
@@ -92,7 +92,7 @@ ponder_cost(torch.ones(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.int32))
     assert ran.returncode == 1
     assert ran.stderr.strip().splitlines()[-1] == (
         "RuntimeError: accel.kernels.cpu._engine was built from other sources than these: place 0 of Job is "
-        "x const float * 0 in it, packed const float * 0 here; build it again (pip install -e .)"
+        "x const void * 0 in it, packed const void * 0 here; build it again (pip install -e .)"
     )
 
 
@@ -161,9 +161,9 @@ def test_packing_names_what_is_wrong():
         record.STEP.table(**columns)
     table = record.STEP.table(**columns, taps=torch.tensor([4, 5, 6]))
     assert table.dtype is torch.int32 and table.tolist() == [[0, 0, 4], [1, 1, 5], [2, 2, 6]]
-    packed = record.PANEL_SIZE.pack(taps=9, groups=2)
-    assert record.PANEL_SIZE.row(packed, k_group=3, c_group=4) == [2, 3, 4, 9]
-    assert len(packed) == 8 + 8 * 4
+    packed = record.PANEL_SIZE.pack(taps=9, groups=2, kind=1)
+    assert record.PANEL_SIZE.row(packed, k_group=3, c_group=4) == [2, 3, 4, 9, 1]
+    assert len(packed) == 8 + 8 * 5
 
 
 def test_no_call_names_so_many_fields_that_python_makes_a_dict_of_them():
