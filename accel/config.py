@@ -142,7 +142,7 @@ class Halting:
     Attributes:
         tau: price of a unit in the loss, at least 0; the authors used 0.01 on CIFAR-10 and 0.005 on ImageNet.
         target: share of the stages' dense MACs to execute, in (0, 1]: training then moves tau, starting from the one
-            given, until it is met (`accel.nn.budget`). None: tau stays.
+            given, until it is met (`accel.halting.budget`). None: tau stays.
         spatial: whether every position of the map decides for itself.
 
     Raises:

@@ -15,12 +15,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from accel.calibrate import pictures_of_one_size
+from accel.calibrate import pictures_of_one_size, settle
 from accel.errors import ConfigError, ConversionError, DataError
 from accel.fills.fitted import solve_ridge
 from accel.inputs import Batch
 from accel.nn.geometry import geometry_of
-from accel.nn.settling import settle
 from accel.profiling.flops import count_macs
 from accel.running import copied, evaluation, record_calls
 

@@ -255,7 +255,7 @@ def test_what_a_forward_does_with_the_batch_does_not_matter(kind):
 def test_a_walk_in_many_rounds_settles_the_same(monkeypatch):
     model, x = rarely_firing(), image(batch=4, size=16).repeat(1, 2, 1, 1)[:, :3]
     whole = accel.convert_model(model, FITTED, example_inputs=x, calibration=[x])
-    monkeypatch.setattr("accel.nn.settling.settle.__defaults__", (1,))  # bytes: one layer a round
+    monkeypatch.setattr("accel.calibrate.settling.settle.__defaults__", (1,))  # bytes: one layer a round
     rounds = accel.convert_model(model, FITTED, example_inputs=x, calibration=[x])
     for one, other in zip(whole, rounds):
         if isinstance(one, nn.Conv2d):

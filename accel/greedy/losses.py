@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from accel.calibrate import LIMIT, fit_interpolation, fit_layer
+from accel.calibrate import LIMIT, fit_interpolation, fit_layer, settle
 from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
 from accel.fills import CORRECTIONS, nearest_fit
@@ -28,7 +28,6 @@ from accel.greedy.candidates import shared_copy
 from accel.greedy.table import DENSE
 from accel.inputs import Batch
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
-from accel.nn.settling import settle
 from accel.profiling.distances import are_logits, divergence
 from accel.running import evaluation, floating_tensors, has_labels, one_by_one, replaced_forwards
 

@@ -18,12 +18,13 @@ from torch import Tensor, fx, nn
 from accel.config import PACT, Halting
 from accel.errors import ConversionError
 from accel.halting import Halted, Policy, Steps, run_stage
+from accel.halting.budget import control_tau
 from accel.halting.policies import refuse_nan
 from accel.halting.stage import whole_budgets
 from accel.kernels.dispatch import active_backend
 from accel.kernels.stage import StageHead
 from accel.nn import captured, stage_op
-from accel.nn.budget import control_tau
+from accel.nn.folding import affine
 from accel.nn.fused_stage import FusedStage
 from accel.nn.inference import install, uninstall
 from accel.nn.modes import chosen, evaluation_policy, policy_of
@@ -77,12 +78,12 @@ class HaltingHead(nn.Module):
     def folded(self, size: tuple[int, int]) -> StageHead:
         """The head in evaluation for a map of `size`, its batch norms folded in."""
         pooled_bn, pooled = (self.pooled_bn, self.pooled) if self.spatial else (self.bn, self.conv)
-        gain, offset = _affine(pooled_bn)
+        gain, offset = affine(pooled_bn, pooled.weight.dtype)
         share = pooled.weight.flatten()
         constant = share @ offset
         if not self.spatial:
             return StageHead(None, self.conv.bias + constant, share * gain)
-        local_gain, local_offset = _affine(self.bn)
+        local_gain, local_offset = affine(self.bn, pooled.weight.dtype)
         weight = self.conv.weight.contiguous()  # the same bits whatever the memory format
         shift = local_offset[None, :, None, None].expand(1, -1, *size)
         bias = F.conv2d(shift.contiguous(), weight, self.conv.bias, padding=1)[0, 0] + constant
@@ -227,12 +228,6 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
             if k < len(self) - 1:
                 total += unit.halting.executed_macs(ran)
         return total
-
-
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(gain [C], offset [C]) of a batch norm in evaluation."""
-    gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return gain, norm.bias - norm.running_mean * gain
 
 
 def _run_images(unit: nn.Module, state: Tensor, running: Tensor, in_place: bool) -> Tensor:

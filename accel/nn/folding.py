@@ -89,7 +89,7 @@ def fold(conv: nn.Conv2d, norm: nn.Module | None, fit: Fit | None = None) -> Fol
     dtype, device = weight.dtype, weight.device
     wide = torch.promote_types(dtype, torch.float32)  # as the norm itself computes in lower precisions
     neutral = weight.new_ones((), dtype=wide), weight.new_zeros((), dtype=wide)
-    gain, offset = neutral if norm is None else _affine(norm, wide)
+    gain, offset = neutral if norm is None else affine(norm, wide)
     bias = torch.zeros((), dtype=wide, device=device) if bias is None else bias.to(wide)
     weight = weight.to(wide)
     if fit is not None:
@@ -103,8 +103,8 @@ def fold(conv: nn.Conv2d, norm: nn.Module | None, fit: Fit | None = None) -> Fol
     return Folded(weight.to(dtype), (gain * bias + offset).to(dtype), sums, constant)
 
 
-def _affine(norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(gain, offset): the norm in evaluation is y -> gain * y + offset per channel."""
+def affine(norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(gain [C], offset [C]), in `dtype`: the norm in evaluation is y -> gain * y + offset per channel."""
     gain = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
     if norm.weight is not None:
         gain = gain * norm.weight

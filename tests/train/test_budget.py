@@ -10,8 +10,8 @@ from torch import nn
 import accel
 from accel.config import ACT, SACT
 from accel.errors import ConfigError, ConversionError
+from accel.halting.budget import MULTIPLIER, PENALTY, control_tau
 from accel.nn.adaptive import make_adaptive
-from accel.nn.budget import MULTIPLIER, PENALTY, control_tau
 from accel.train.loop import FitSettings, fit
 from accel.zoo.cifar import BasicBlock
 

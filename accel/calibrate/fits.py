@@ -11,13 +11,13 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
+from accel.calibrate.settling import settle
 from accel.config import Perforate
 from accel.errors import ConfigError, DataError
 from accel.fills.fitted import noise
 from accel.fills.sums import Fit, nearest_fit
 from accel.inputs import Batch, batches, first_pictures
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
-from accel.nn.settling import settle
 from accel.running import evaluation, floating_tensors, one_by_one, replaced_forwards
 
 _DOUBT = 0.02  # of the fits that gain nothing on other pictures pass
