@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel.cli import common, conversion, models
 from accel.cli.pictures import read_pictures, write_strip
-from accel.errors import ConfigError, ConversionError, WeightsError
+from accel.errors import ConfigError, ConversionError
 from accel.files import output_folder
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def prepare(args: argparse.Namespace) -> Job:
     from accel.zoo.picture_files import find_images
 
     paths = find_images(args.images, args.limit)
-    resolved = models.resolve_args(args, args.weights or trained_weights(args.model))
-    if resolved.converted:
-        raise ConversionError(f"{args.model} is converted already: give the model it was made from")
+    resolved = models.resolve_dense(args)
     device = conversion.device_of(args)
     pixels, files = read_pictures(args, paths, args.size or resolved.size)
     names = [f"{index:04d}_{path.stem}" for index, path in enumerate(files)]
@@ -193,22 +191,6 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         if key in summary:
             lines[-1] += f", {text} {summary[key]:.3f}"
     return lines
-
-
-def trained_weights(model: str) -> str | None:
-    """What --weights means where it is not given: what a network of drawn weights computes is of no use.
-
-    Raises:
-        WeightsError: a model of the zoo that brings no weights.
-    """
-    if model.startswith("torchvision:"):
-        return "download"
-    if model.startswith("zoo:"):
-        from accel.zoo.registry import has_weights
-
-        if not has_weights(model):
-            raise WeightsError(f"{model} brings no weights: pass --weights FILE, or --weights none for drawn ones")
-    return None
 
 
 def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]]:

@@ -42,10 +42,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     import accel
-    from accel.cli.convert import trained_weights
     from accel.cli.training_log import training_log
 
-    weights = args.weights or trained_weights(args.teacher)
+    weights = args.weights or models.trained_weights(args.teacher)
     teacher = dataclasses.replace(
         models.resolve(args.teacher, weights), standardise=models.saved_standardise(args.model)
     )

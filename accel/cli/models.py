@@ -127,6 +127,34 @@ def resolve_args(args: argparse.Namespace, weights: str | None = None) -> Resolv
     return with_standardise(args, resolve(args.model, weights or args.weights, args.source))
 
 
+def resolve_dense(args: argparse.Namespace) -> Resolved:
+    """The model that the command line asks to convert, with trained weights where it does not name any.
+
+    Raises:
+        AccelError: as `resolve_args` and `trained_weights`, and for a model that is converted already.
+    """
+    resolved = resolve_args(args, args.weights or trained_weights(args.model))
+    if resolved.converted:
+        raise ConversionError(f"{args.model} is converted already: give the model it was made from")
+    return resolved
+
+
+def trained_weights(model: str) -> str | None:
+    """What --weights means where it is not given: what a network of drawn weights computes is of no use.
+
+    Raises:
+        WeightsError: a model of the zoo that brings no weights.
+    """
+    if model.startswith("torchvision:"):
+        return "download"
+    if model.startswith("zoo:"):
+        from accel.zoo.registry import has_weights
+
+        if not has_weights(model):
+            raise WeightsError(f"{model} brings no weights: pass --weights FILE, or --weights none for drawn ones")
+    return None
+
+
 def with_standardise(args: argparse.Namespace, resolved: Resolved) -> Resolved:
     """The model with the preprocessing that the options give.
 

@@ -33,13 +33,9 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import accel
-    from accel.cli.convert import trained_weights
-    from accel.errors import ConversionError
     from accel.greedy.trace import NETWORKS, PLOT, RULES, STEPS
 
-    resolved = models.resolve_args(args, args.weights or trained_weights(args.model))
-    if resolved.converted:
-        raise ConversionError(f"{args.model} is converted already: give the model it was made from")
+    resolved = models.resolve_dense(args)
     batches = learning.learn_from(args, resolved).batches
     if callable(batches):
         batches = [batches(step) for step in range(min(batches.epochs.steps, max(1, _LABELLED // batches.batch)))]
