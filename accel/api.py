@@ -24,6 +24,8 @@ from accel.convert import (
     settle_layouts,
     with_pooling,
 )
+from accel.convert.layout import warn_of_faulty_gradients
+from accel.convert.proof import prove
 from accel.errors import ConfigError, ConversionError
 from accel.greedy.candidates import default_candidates
 from accel.greedy.search import search
@@ -31,8 +33,6 @@ from accel.impact import all_impacts
 from accel.inputs import Inputs, counted
 from accel.nn.adaptive import adopt_stages, check_stages
 from accel.nn.inference import describe_paths, install, installed
-from accel.nn.layout import warn_of_faulty_gradients
-from accel.nn.proof import prove
 from accel.profiling.layers import Plan, plan_of
 from accel.running import cloned, copied, record_calls, run_on
 
@@ -81,8 +81,8 @@ def convert_model(
             it.
         loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.impact.default_loss`.
         inplace: convert `model` itself, whose parameters stay where they are; bring it to channels_last for speed.
-        verify: compare the converted model on the example with what it was made from, see `accel.nn.proof`; it takes a
-            few runs more. False skips that, for huge models, with a warning.
+        verify: compare the converted model on the example with what it was made from, see `accel.convert.proof`; it
+            takes a few runs more. False skips that, for huge models, with a warning.
 
     Raises:
         ConfigError: a rule that matches nothing, or a mask that needs calibration data and got none.

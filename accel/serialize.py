@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from accel.config import Halting, config_from_dict
 from accel.convert import Conversion, convert_layers, convolutions, left_dense, perforated_layers, plain_convolutions
+from accel.convert.layout import lay_out
 from accel.errors import ConversionError, UnknownNameError, WeightsError
 from accel.files import replacing, write_tensors
 from accel.fills import Fit
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_configs, make_adaptive
 from accel.nn.inference import install, refused_parts
-from accel.nn.layout import lay_out
 from accel.nn.perforated import PerforatedConv2d
 from accel.running import copied
 
@@ -105,7 +105,7 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
 
 
 def _is_contiguous(layer: nn.Conv2d) -> bool:
-    """Whether the layer keeps torch's default layout: see `accel.nn.layout`."""
+    """Whether the layer keeps torch's default layout: see `accel.convert.layout`."""
     if isinstance(layer, PerforatedConv2d):
         return layer.contiguous
     return not layer.weight.is_contiguous(memory_format=torch.channels_last)

@@ -30,7 +30,8 @@ from accel.running import ONE_BY_ONE, cloned, copied, is_globally_watched, one_b
 def install(model: nn.Module, refused: Mapping[str, str] = types.MappingProxyType({})) -> None:
     """Give the parts of a converted model that trace their inference path; anew, where they had one.
 
-    `refused`: parts, by name, that were found to run right by their own forward only, and why; see `accel.nn.proof`.
+    `refused`: parts, by name, that were found to run right by their own forward only, and why; see
+    `accel.convert.proof`.
     """
     uninstall(model)
     for name, part, traced in list(traced_parts(model)):

@@ -12,10 +12,10 @@ from torch import nn
 
 import accel
 from accel import Perforate, Rules
-from accel.convert import perforated_layers
+from accel.convert import perforated_layers, proof
 from accel.errors import ConversionError
 from accel.kernels import perforated_conv2d as op
-from accel.nn import pipeline, proof
+from accel.nn import pipeline
 from accel.nn.inference import describe_paths, installed, refused_parts
 from accel.nn.perforated import PerforatedConv2d
 from accel.running import one_by_one

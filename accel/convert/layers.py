@@ -1,4 +1,4 @@
-"""The conversion itself: which layer gets which configuration, and turning layers over and back."""
+"""Which layer gets which configuration, and turning layers over and back."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from accel.config import MISSING, Config, Halting, Perforate, Rules, as_rules
+from accel.convert.layout import lay_out, settle_layout
 from accel.errors import ConfigError, ConversionError
 from accel.fills import Fit
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.graph import pooling_after
-from accel.nn.layout import lay_out, settle_layout
 from accel.nn.perforated import STATE, PerforatedConv2d
 from accel.nn.tracing import traced_parts
 from accel.nn.twin import has_own_forward
@@ -155,7 +155,7 @@ def settle_layouts(
     weights: bool,
 ) -> set[str]:
     """The names of the convolutions whose outputs stay contiguous: those that are not called, and for the others see
-    `accel.nn.layout.settle_layout`."""
+    `accel.convert.layout.settle_layout`."""
     layers = plain_convolutions(model)
     called = {name: layer for name, layer in layers.items() if calls[name]}
     return (layers.keys() - called.keys()) | settle_layout(model, called, run, weights)
