@@ -79,6 +79,23 @@ class Verdicts:
     dense_macs: int
     units: Tensor | None
 
+    def summary(self) -> dict[str, Any]:
+        """Accuracy, executed MACs per picture, and the mean units of every adaptive stage: the columns of a table."""
+        macs = self.macs.double()
+        low, middle, high = (round(float(q)) for q in torch.quantile(macs, torch.tensor([0.05, 0.5, 0.95]).double()))
+        stages = [] if self.units is None else self.units.mean(1).tolist()
+        return {
+            "accuracy": round(float(self.right.double().mean()), 4),
+            "dense_macs": self.dense_macs,
+            "macs": round(float(macs.mean())),
+            "macs_share": round(float(macs.mean()) / self.dense_macs, 4),
+            "macs_deviation": round(float(macs.std(unbiased=False))),
+            "macs_5%": low,
+            "macs_50%": middle,
+            "macs_95%": high,
+            **{f"units_{k + 1}": round(mean, 3) for k, mean in enumerate(stages)},
+        }
+
 
 def verdicts(
     model: nn.Module,
@@ -121,34 +138,3 @@ def verdicts(
         right.append(scores.argmax(1).cpu() == labels)
     found = torch.cat(units, dim=1).cpu() if units else None
     return Verdicts(torch.cat(right), torch.cat(executed).cpu(), per_picture, found)
-
-
-def judge(
-    model: nn.Module,
-    pictures: LabelledPictures,
-    prepare: Prepare,
-    batch: int,
-    *,
-    dense: nn.Module | None = None,
-    watch: Callable[[Iterable], Iterable] = iter,
-) -> dict[str, Any]:
-    """Accuracy, executed MACs per picture, and the mean units of every adaptive stage; arguments of `verdicts`."""
-    return summarised(verdicts(model, pictures, prepare, batch, dense=dense, watch=watch))
-
-
-def summarised(found: Verdicts) -> dict[str, Any]:
-    """The columns of a table that verdicts make."""
-    macs = found.macs.double()
-    low, middle, high = (round(float(q)) for q in torch.quantile(macs, torch.tensor([0.05, 0.5, 0.95]).double()))
-    stages = [] if found.units is None else found.units.mean(1).tolist()
-    return {
-        "accuracy": round(float(found.right.double().mean()), 4),
-        "dense_macs": found.dense_macs,
-        "macs": round(float(macs.mean())),
-        "macs_share": round(float(macs.mean()) / found.dense_macs, 4),
-        "macs_deviation": round(float(macs.std(unbiased=False))),
-        "macs_5%": low,
-        "macs_50%": middle,
-        "macs_95%": high,
-        **{f"units_{k + 1}": round(mean, 3) for k, mean in enumerate(stages)},
-    }

@@ -35,7 +35,7 @@ _COLOURS = {"dense": "black", "sact": "tab:blue", "pact": "tab:red", "act": "tab
 def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     import accel
     from accel.zoo.datasets import load_pictures
-    from accel.zoo.evaluation import judge
+    from accel.zoo.evaluation import verdicts
     from accel.zoo.registry import get_model, preprocess
 
     names = [run["name"] for run in case["run"]]
@@ -62,7 +62,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
         if name in right:
             plain = accel.revert_model(right[name]) if name in errors else None
             prepare = functools.partial(preprocess, run.get("model", case["model"]))
-            found = judge(right[name], pictures, prepare, case["batch"], dense=plain)
+            found = verdicts(right[name], pictures, prepare, case["batch"], dense=plain).summary()
             row.update(reached(found, len(pictures), macs))
             row.update(times.get(name, {}))
         yield row

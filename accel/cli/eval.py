@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.data is None:
         raise ConfigError("a classifier is judged on labelled pictures: say with --data where they lie")
     from accel.zoo.datasets import load_pictures
-    from accel.zoo.evaluation import judge, prepared
+    from accel.zoo.evaluation import prepared, verdicts
 
     resolved = models.resolve_args(args)
     pictures = load_pictures(args.data, args.split, args.size).drawn(args.limit, args.seed)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     resolved.check(x[:1])
     dense = accel.revert_model(resolved.model) if resolved.converted else None
     watch = functools.partial(common.progress, args, what="evaluating")
-    found = judge(resolved.model, pictures, resolved.prepare, args.batch, dense=dense, watch=watch)
+    found = verdicts(resolved.model, pictures, resolved.prepare, args.batch, dense=dense, watch=watch).summary()
     row = {"model": args.model, "pictures": len(pictures), **found, **time_forms(args, resolved.model, dense, x)}
     common.print_rows([row], args)
     models.standardise_note(args, resolved)

@@ -1,33 +1,188 @@
-"""The conversion itself: rules to replaced modules and back, the layout of maps, and the proof of what came out."""
+"""The conversion itself: which layer gets which configuration, and turning layers over and back."""
 
-from accel.convert.layers import (
-    Conversion,
-    assign,
-    assign_stages,
-    build_sets,
-    convert_layers,
-    convolutions,
-    counted_layers,
-    left_dense,
-    perforated_layers,
-    plain_convolutions,
-    revert_model,
-    settle_layouts,
-    with_pooling,
-)
+from __future__ import annotations
 
-__all__ = [
-    "Conversion",
-    "assign",
-    "assign_stages",
-    "build_sets",
-    "convert_layers",
-    "convolutions",
-    "counted_layers",
-    "left_dense",
-    "perforated_layers",
-    "plain_convolutions",
-    "revert_model",
-    "settle_layouts",
-    "with_pooling",
-]
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from accel.config import MISSING, Config, Halting, Perforate, Rules, as_rules
+from accel.convert.layout import lay_out, settle_layout
+from accel.errors import ConfigError, ConversionError
+from accel.fills import Fit
+from accel.masks import Pooling
+from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
+from accel.nn.graph import pooling_after
+from accel.nn.perforated import STATE, PerforatedConv2d
+from accel.nn.tracing import traced_parts
+from accel.nn.twin import has_own_forward
+from accel.running import copied
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Every convolution of the model by its first full name; a shared one appears once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def plain_convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Those that do what nn.Conv2d does, perforated ones included: see `left_dense`."""
+    return {name: layer for name, layer in convolutions(model).items() if left_dense(layer) is None}
+
+
+def counted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers whose multiply-accumulates count: convolutions and linear layers, by their first full name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+
+
+def perforated_layers(model: nn.Module) -> dict[str, PerforatedConv2d]:
+    """The layers of `model` that a conversion has changed."""
+    return {name: layer for name, layer in convolutions(model).items() if isinstance(layer, PerforatedConv2d)}
+
+
+def left_dense(layer: nn.Conv2d) -> str | None:
+    """Why a rule cannot apply to this convolution, or None."""
+    if type_before_parametrizations(layer) not in (nn.Conv2d, PerforatedConv2d):
+        return f"is a {type(layer).__name__}, whose own forward would be lost"
+    if has_own_forward(layer):
+        return "has a forward set on the layer itself, which would be lost"
+    taken = [name for name in STATE if name in {**layer._parameters, **layer._buffers, **layer._modules}]
+    return f"has a parameter, buffer or module {taken[0]!r}, a name that a converted layer needs" if taken else None
+
+
+def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perforate]:
+    """The configuration of every layer to convert, by its first full name, in the model's order.
+
+    A shared layer is found under all of its names. What `left_dense` speaks of stays as it is.
+
+    Raises:
+        ConfigError: a rule that matches no convolution.
+        ConversionError: a model without convolutions, or one in which the rules leave nothing to convert.
+    """
+    rules = as_rules(rules)
+    names: dict[nn.Conv2d, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Conv2d):
+            names.setdefault(module, []).append(name)
+    if not names:
+        raise ConversionError(f"{type(model).__name__} has no nn.Conv2d: there is nothing to perforate")
+    stages = assign_stages(model, rules)
+    rules.check_used([*(name for aliases in names.values() for name in aliases), *stages])
+    assigned = {}
+    for layer, aliases in names.items():
+        decided = (rules.match(name) for name in aliases)
+        config = next((config for config in decided if config is not MISSING), None)
+        if isinstance(config, Perforate) and left_dense(layer) is None:
+            assigned[aliases[0]] = config
+            if (lacking := config.masking.lacks(layer)) is not None:
+                raise ConfigError(
+                    f"mask {config.mask!r} of layer {aliases[0]!r} needs {lacking}: "
+                    "give it another mask by a rule of its own"
+                )
+    inside = next((name for name in assigned if any(name.startswith(f"{stage}.") for stage in stages)), None)
+    if inside is not None:
+        raise ConfigError(
+            f"{inside} lies in an adaptive stage and cannot be perforated as well: put a rule that gives its stage's "
+            "convolutions None before the one that matches it"
+        )
+    if not assigned and not stages:
+        kinds = ", ".join(sorted({left_dense(layer) or type(layer).__name__ for layer in names}))
+        raise ConversionError(f"the rules leave every convolution of {type(model).__name__} dense ({kinds})")
+    return assigned
+
+
+def assign_stages(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Halting]:
+    """The configuration of every sequence of residual units that a rule with ACT, SACT or PACT names.
+
+    Raises:
+        ConfigError: such a rule names no sequence of residual units.
+    """
+    rules = as_rules(rules)
+    names = [name for name, module in model.named_modules() if is_stage(module)]
+    for pattern, config in rules.items():
+        if isinstance(config, Halting) and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            some = ", ".join(names) or "none"
+            raise ConfigError(f"rule {pattern!r} matches no sequence of residual units: the model's are {some}")
+    configs = {name: rules.match(name) for name in names}
+    return {name: config for name, config in configs.items() if isinstance(config, Halting)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """All that turns one convolution into a perforated one; see `PerforatedConv2d` for the fields."""
+
+    config: Perforate
+    pooling: Pooling | None = None
+    impact: Tensor | None = None
+    fit: Fit | None = None
+    contiguous: bool = False
+
+
+def with_pooling(model: nn.Module, conversions: Mapping[str, Conversion]) -> dict[str, Conversion]:
+    """The conversions, those whose mask asks for it completed by the pooling layer that reads the layer's output.
+
+    It is found where the model, or the part of it that holds the layer, traces.
+    """
+    wanted = [name for name, conversion in conversions.items() if conversion.config.masking.reads_pooling]
+    if not wanted:
+        return dict(conversions)
+    found = {}
+    for _, part, traced in traced_parts(model):
+        modules = dict(part.named_modules(remove_duplicate=False))
+        for node in traced.graph.nodes:
+            if node.op == "call_module":
+                found.setdefault(modules[node.target], pooling_after(node, modules))
+    layers = convolutions(model)
+    complete = {name: dataclasses.replace(conversions[name], pooling=found.get(layers[name])) for name in wanted}
+    return {**conversions, **complete}
+
+
+def convert_layers(model: nn.Module, conversions: Mapping[str, Conversion]) -> None:
+    """Turn the named layers of `model`, in place, into perforated ones."""
+    layers = convolutions(model)
+    for name, conversion in conversions.items():
+        how = (conversion.config, name, conversion.pooling, conversion.impact, conversion.fit, conversion.contiguous)
+        PerforatedConv2d.adopt(layers[name], *how)
+
+
+def settle_layouts(
+    model: nn.Module,
+    calls: Mapping[str, list[tuple[int, ...]]],
+    run: Callable[[nn.Module], object],
+    weights: bool,
+) -> set[str]:
+    """The names of the convolutions whose outputs stay contiguous: those that are not called, and for the others see
+    `accel.convert.layout.settle_layout`."""
+    layers = plain_convolutions(model)
+    called = {name: layer for name, layer in layers.items() if calls[name]}
+    return (layers.keys() - called.keys()) | settle_layout(model, called, run, weights)
+
+
+def build_sets(model: nn.Module, calls: Mapping[str, list[tuple[int, ...]]]) -> None:
+    """Build the position sets for the recorded output shapes, so that the first run (or a compiler) finds them."""
+    for name, layer in perforated_layers(model).items():
+        for shape in calls.get(name, ()):  # a stage made adaptive renames its layers
+            layer.position_set(*shape[-2:], layer.weight.device)
+
+
+def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The dense model again, with the converted model's current weights.
+
+    Args:
+        inplace: turn `model` itself back; otherwise it stays converted and a copy with its own storage, in torch's
+            default memory format, is returned.
+
+    Raises:
+        ConversionError: the model has no converted layer.
+    """
+    if not perforated_layers(model) and not adaptive_stages(model):
+        raise ConversionError(f"this {type(model).__name__} has no converted layer: it is dense already")
+    dense = make_plain(model if inplace else copied(model))
+    for layer in perforated_layers(dense).values():
+        layer.release()
+    if not inplace:
+        lay_out(convolutions(dense).values(), torch.contiguous_format)
+    return dense
