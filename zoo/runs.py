@@ -16,6 +16,7 @@ RESULTS_FILE, SUMMARY_FILE = "results.json", "summary.json"
 SECTIONS = {  # those that a recipe must have, the first of which says what is trained, and those that it may have
     "model": (("model", "data", "fit"), ("adaptive", "teacher")),
     "sequence": (("sequence", "cell", "adaptive", "data", "fit"), ()),
+    "segmentation": (("segmentation", "adaptive", "data", "fit"), ()),
     "vae": (("vae", "data", "fit"), ("bound",)),
     "vaeac": (("vaeac", "data", "fit"), ()),
 }

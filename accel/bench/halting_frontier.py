@@ -5,7 +5,8 @@ from, `data`, `seeds` (how many), `folder` of all runs, `model` (the dense netwo
 seed is trained in a folder of its own, where an interrupted training is gone on with, and is judged on the pictures
 that the recipe holds out of training and on all test pictures, once: its verdicts on each stay in the folder. The row
 has means over the seeds: accuracies, the executed share of the dense network's MACs, and of PACT by how many points
-relaxed and sampled evaluation lie above the thresholded one.
+relaxed and sampled evaluation lie above the thresholded one. With `noise` (a number of estimates) it says how noisy
+PACT's gradient is before and after training, on the first pictures of the test set: `accel.bench.halting_noise`.
 
 A case with `of` and `against` (names of networks) compares them picture by picture, and one with `timed` asks the
 clock: see `accel.bench.halting_verdicts`. With --output the networks are drawn, accuracy over MACs.
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 import accel
 from accel.bench import frontier, halting_verdicts
+from accel.bench.halting_noise import gradient_noise
 from accel.bench.runner import Row, Settings
 from accel.bench.trainings import recipe_of, run_folder, trained
 from accel.files import write_tensors
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 SHOWN = (
     *("network", "method", "seeds", "accuracy", "deviation", "held_out", "test", "macs_share", "relaxed", "sampled"),
     *("difference", "low", "high", "beyond", "time_share", "over_shallower"),
+    *("variance_start", "signal_start", "variance_end", "signal_end"),
 )
 MODES = ("relaxed", "sampled")  # of PACT, beside the thresholded one
 
@@ -79,9 +82,22 @@ def _row(case: Mapping[str, Any], settings: Settings) -> Row:
         "macs_share": round(float(macs.mean()) / dense, 4),
         **{f"share_{name}": round(value, 4) for name, value in zip(("5%", "50%", "95%"), quantiles)},
         **{mode: round(100 * statistics.fmean(values), 3) for mode, values in gaps.items()},
+        **(_noise(case, settings.seed) if "noise" in case else {}),
         "error": error,
         "correct": error <= frontier.TOLERANCE,
     }
+
+
+def _noise(case: Mapping[str, Any], seed: int) -> dict[str, float]:
+    start = {**case, "name": f"{case['name']}, start", "set": [*case["set"], "fit.steps=0"]}
+    trained(start, seed)
+    pictures = load_pictures(pathlib.Path(case["data"]), "test")
+    x, labels = preprocess(case["model"], pictures.pictures[: case["batch"]]), pictures.labels[: case["batch"]]
+    found = {}
+    for when, one in (("start", start), ("end", case)):
+        noise = gradient_noise(network_of(one, one["name"], seed), x, labels, case["noise"], seed)
+        found |= {f"{name}_{when}": value for name, value in noise.items()}
+    return found
 
 
 def _share(right: Tensor) -> float:

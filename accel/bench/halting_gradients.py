@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.bench.runner import Row, Settings
-from accel.config import PACT
+from accel.config import PACT, Halting
 from accel.mc import REBAR, Concrete, DisARM, Enumerate, Estimator, LeaveOneOut, MeasureValued, ScoreFunction
 from accel.nn.adaptive import make_adaptive
 from accel.nn.expected import expected_loss
@@ -46,7 +46,7 @@ ESTIMATORS: dict[str, tuple[Estimator, bool]] = {  # and whether it is unbiased
 
 def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     samples = case["samples"] // (10 if settings.quick else 1)
-    exact = _gradient(_network(case, Enumerate(), settings.seed), _picture(1, settings.seed), None)
+    exact = _gradient(_network(case, Enumerate(), settings.seed), picture(1, settings.seed), None)
     generator = torch.Generator().manual_seed(settings.seed)
     directions = torch.randn(_DIRECTIONS, len(exact), generator=generator, dtype=torch.float64)
     for name, (estimator, unbiased) in ESTIMATORS.items():
@@ -68,11 +68,14 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
 
 
 def _network(case: Mapping[str, Any], estimator: Estimator, seed: int) -> nn.Module:
-    """In double precision and evaluation, with heads that hesitate."""
+    return small_network(PACT(tau=case["tau"], kl=case.get("kl"), estimator=estimator, spatial=False), seed)
+
+
+def small_network(config: Halting, seed: int) -> nn.Module:
+    """Three stages of three units, in double precision and evaluation, with heads that hesitate."""
     torch.manual_seed(seed)
     stages = [nn.Sequential(*(BasicBlock(_CHANNELS, _CHANNELS, 1) for _ in range(3))) for _ in range(3)]
     model = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_CHANNELS, _CLASSES)).double()
-    config = PACT(tau=case["tau"], kl=case.get("kl"), estimator=estimator, spatial=False)
     net = make_adaptive(model, {str(k): config for k in range(3)}).eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -83,7 +86,8 @@ def _network(case: Mapping[str, Any], estimator: Estimator, seed: int) -> nn.Mod
     return net
 
 
-def _picture(copies: int, seed: int) -> Tensor:
+def picture(copies: int, seed: int) -> Tensor:
+    """One drawn picture, so many times."""
     generator = torch.Generator().manual_seed(seed)
     one = torch.randn(1, _CHANNELS, _SIDE, _SIDE, generator=generator, dtype=torch.float64)
     return one.expand(copies, -1, -1, -1).contiguous()
@@ -103,7 +107,7 @@ def _moments(
     case: Mapping[str, Any], estimator: Estimator, samples: int, directions: Tensor, seed: int
 ) -> tuple[Tensor, Tensor, float, int]:
     """(means of batches along the directions, mean gradient, variance of a sample, samples taken)."""
-    net, x = _network(case, estimator, seed), _picture(_COPIES, seed)
+    net, x = _network(case, estimator, seed), picture(_COPIES, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     each = _COPIES * _LEADING
     batches = max(2, -(-samples // each))

@@ -1,4 +1,4 @@
-"""`accel train`: train a classifier, a recurrent network, a VAE or an inpainting model, by a recipe."""
+"""`accel train`: train a classifier, a recurrent or a segmenting network, a VAE, an inpainting model, by a recipe."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "train",
         run,
-        "train a classifier, plain or with ACT, SACT or PACT, a recurrent network that repeats its steps, a VAE or an "
-        "inpainting model, by a recipe; goes on where it was interrupted",
+        "train a classifier, plain or with ACT, SACT or PACT, a recurrent network that repeats its steps, a segmenting "
+        "one, a VAE or an inpainting model, by a recipe; goes on where it was interrupted",
         "accel train zoo/recipes/resnet32_cifar_sact.toml --weights net.safetensors --data cifar.zip -o runs/sact\n"
         "  accel train vae --data fashion-mnist/ -o runs/vae\n"
         "  accel train inpaint_shapes -o runs/inpaint\n"
@@ -94,12 +94,14 @@ def _train(
 
 def _task(args: argparse.Namespace, recipe: Mapping, place: Place, seed: int) -> Task | RecipeTask:
     from accel.cli.inpainter_training import inpainter_task
+    from accel.cli.segmentation_training import segmentation_task
     from accel.cli.sequence_training import sequence_task
     from accel.cli.training import task_of
     from accel.cli.vae_training import vae_task
     from accel.zoo.runs import trained_by
 
-    drawn = {"sequence": sequence_task, "vae": vae_task, "vaeac": inpainter_task}.get(trained_by(recipe))
+    tasks = {"sequence": sequence_task, "segmentation": segmentation_task, "vae": vae_task, "vaeac": inpainter_task}
+    drawn = tasks.get(trained_by(recipe))
     if drawn is not None:
         given = [f"--{key}" for key in ("weights", "teacher") if getattr(args, key) is not None]
         if given:

@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from accel.bench import halting_frontier, halting_verdicts, trainings
+from accel.bench.halting_gradients import picture, small_network
+from accel.bench.halting_noise import gradient_noise
 from accel.bench.runner import Settings, read_cases
 from accel.cli.main import main
 from accel.cli.training import save_state
+from accel.config import PACT, VERSION, config_from_dict
 from accel.errors import ConfigError
+from accel.mc import Concrete, DisARM
 from accel.zoo.datasets import load_pictures
 from accel.zoo.registry import get_model
 
@@ -137,6 +141,31 @@ def test_held_out_pictures_are_the_same_and_not_learnt_from(file, tmp_path):
     assert torch.equal(held.pictures, same.pictures) and torch.equal(learnt.labels, again.labels)
     together = {picture.numpy().tobytes() for picture in torch.cat((learnt.pictures, held.pictures))}
     assert len(together) == len(pictures) == len(learnt) + 4 and len(held.and_then(learnt)) == 14
+
+
+@pytest.mark.parametrize("estimator", [Concrete(2 / 3), DisARM()], ids=["Concrete", "DisARM"])
+def test_the_noise_of_a_gradient(estimator):
+    """Of a network that decides what it is sure of: none; else what two estimates in a row differ by."""
+    net = small_network(PACT(tau=0.1, spatial=False, estimator=estimator), 0)
+    x, labels = picture(3, 0), torch.tensor([0, 1, 2])
+    found = gradient_noise(net, x, labels, 30, seed=0)
+    again = gradient_noise(net, x, labels, 30, seed=1)
+    assert found["variance"] > 0 and found["variance"] == pytest.approx(again["variance"], rel=1.0)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("halting.conv.bias"):
+                parameter.fill_(60.0)
+    sure = gradient_noise(net, x, labels, 5, seed=0)
+    assert sure["variance"] < 1e-12 * found["variance"]
+
+
+def test_four_estimators_are_trained_alike(request):
+    file = read_cases(request.config.rootpath / "profiles/cases/halting_estimators.toml")
+    recipes = [trainings.read_recipe(request.config.rootpath / case["recipe"], case["set"]) for case in file["case"]]
+    tables = [recipe.pop("adaptive") for recipe in recipes]
+    made = [config_from_dict({"version": VERSION, **table}).estimator for table in tables]
+    assert [type(one).__name__ for one in made] == ["Concrete", "ScoreFunction", "DisARM", "MeasureValued"]
+    assert all(recipe == recipes[0] for recipe in recipes) and {table["target"] for table in tables} == {0.75}
 
 
 def test_the_cases_of_the_file_fit_together(request):

@@ -1,10 +1,8 @@
-"""PACT networks: three ways to evaluate, the limits, sparse execution, continuity where ACT jumps, bad input."""
+"""PACT networks: three ways to evaluate, the limits, sparse execution, bad input."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,7 +11,7 @@ import torchvision
 from torch import nn
 
 import accel
-from accel.config import ACT, PACT, SACT
+from accel.config import PACT, SACT
 from accel.errors import ConfigError, ConversionError
 from accel.mc import (
     REBAR,
@@ -229,47 +227,6 @@ def test_the_divergence_stands_in_for_the_price():
     stages = [dataclasses.replace(stage, halting_logits=None) for stage in out.stages]
     with pytest.raises(ConfigError, match="without keeping its log odds"):
         accel.ponder_loss(dataclasses.replace(out, stages=stages))
-
-
-def largest_jump(f, low: float, high: float, points: int = 33, halvings: int = 30) -> float:
-    """What is left of the largest step of f on a line when one looks ever closer."""
-    where = torch.linspace(low, high, points, dtype=torch.float64).tolist()
-    values = [f(t) for t in where]
-    steps = [abs(b - a) for a, b in itertools.pairwise(values)]
-    start = max(range(len(steps)), key=steps.__getitem__)
-    (a, fa), (b, fb) = ((where[k], values[k]) for k in (start, start + 1))
-    for _ in range(halvings):
-        middle = (a + b) / 2
-        value = f(middle)
-        if abs(value - fa) > abs(fb - value):
-            b, fb = middle, value
-        else:
-            a, fa = middle, value
-    return abs(fb - fa)
-
-
-@pytest.mark.parametrize(
-    ("config", "jumps"),
-    [(PACT(tau=0.1, spatial=False), False), (PACT(tau=0.1), False), (ACT(tau=0.1), True), (SACT(tau=0.1), True)],
-    ids=["PACT, images", "PACT, positions", "ACT", "SACT"],
-)
-def test_the_relaxed_objective_is_continuous_and_acts_is_not(config, jumps):
-    """Along a line in the heads' parameters, with the noise held."""
-    net, x = tiny_net(config), torch.randn(3, 3, 4, 4, dtype=torch.float64)
-    heads = [unit.halting.conv for stage in adaptive_stages(net) for unit in list(stage)[:-1]]
-    labels = torch.tensor([0, 1, 2])
-
-    def value(bias: float) -> float:
-        with torch.no_grad():
-            for head in heads:
-                head.bias.fill_(bias)
-            torch.manual_seed(0)
-            with accel.evaluate_as(net, "relaxed") if isinstance(config, PACT) else contextlib.nullcontext():
-                out = net(x)
-            return float(nn.functional.cross_entropy(out.logits, labels) + accel.ponder_loss(out))
-
-    left = largest_jump(value, -4.0, 4.0)
-    assert left > 1e-3 if jumps else left < 1e-7
 
 
 def test_ponder_loss_of_drawn_decisions_is_refused():

@@ -1,24 +1,57 @@
-"""SACT inside torchvision's segmentation and detection models: it trains, and looks longer at the objects."""
+"""Adaptive trunks in torchvision's segmentation and detection models: they train, and look longer at the objects."""
+
+import json
 
 import pytest
 import torch
 
 import accel
+from accel.bench import shape_fcn as shape_fcn_bench
+from accel.bench.runner import Settings, read_cases
+from accel.cli.main import main
 from accel.nn.adaptive import AdaptiveOutput, adaptive_stages, dense_execution, make_adaptive
-from accel.tests.zoo import shape_fcn as segmentation
-from accel.zoo.shapes import draw_shapes, normalise
+from accel.zoo import shape_fcn
+from accel.zoo.shapes import draw_shapes
+
+BOTH = pytest.mark.parametrize("config", [accel.SACT(tau=0.01), accel.PACT(tau=0.01)], ids=["SACT", "PACT"])
 
 
-def test_ponder_maps_follow_the_objects(record_property):
-    """About 10 seconds of one core; measured: 0.51 over 32 held-out pictures."""
-    net = segmentation.train_fcn(tau=0.02, steps=60)
-    found = segmentation.object_correlation(net, count=32, seed=99)
-    record_property("rank correlation with the object's mask", found)
-    print(f"rank correlation of ponder maps with the objects' masks, 32 held-out pictures: {found:.3f}")
-    assert found > 0.1
-    with torch.inference_mode():
-        out = net(normalise(draw_shapes(8, segmentation.SIZE, torch.Generator().manual_seed(3)).images))
-    assert all(1 < stage.num_units.float().mean() < 2 for stage in out.stages)  # it halts, but not everywhere
+def drawn(count, seed):
+    return draw_shapes(count, 96, torch.Generator().manual_seed(seed))
+
+
+def test_ponder_maps_follow_the_objects(tmp_path, capsys):
+    """About 10 seconds of one core; the recipe's 600 steps reach more."""
+    changes = [part for change in ("fit.steps=60", "fit.warmup=0.1") for part in ("--set", change)]
+    assert main(["train", "shape_fcn", *changes, "--quiet", "-o", str(tmp_path / "sact")]) == 0
+    found = json.loads((tmp_path / "sact" / "results.json").read_text())
+    print(f"rank correlation of ponder maps with the objects' masks, held-out pictures: {found['correlation']:.3f}")
+    assert found["correlation"] > 0.1 and found["correlation"] > found["untrained"]
+    assert 0.3 < found["macs_share"] < 1 and found["accuracy"] > 0.5
+
+
+def test_a_run_of_pact_is_timed_and_judged(tmp_path, request):
+    file = read_cases(request.config.rootpath / "profiles/cases/shape_fcn.toml")
+    (case,) = (case for case in file["case"] if case["name"] == "PACT")
+    changes = [*case["set"], "fit.steps=2", "data.batch=2"]
+    recipe = str(request.config.rootpath / case["recipe"])
+    case = {**case, "recipe": recipe, "folder": str(tmp_path), "set": changes, "batch": 1, "compiled": False}
+    (row,) = shape_fcn_bench.rows(case, Settings(quick=True))
+    assert row["correct"] and row["time_share"] > 0 and -1 <= row["correlation"] <= 1
+    assert row["over_limit"] == pytest.approx(row["time_share"] - 1.15 * row["macs_share"] - 0.1, abs=1e-3)
+
+
+def test_what_is_refused_is_one_line(tmp_path, capsys):
+    for changes, message in (
+        (['adaptive={kind="act"}'], "kind must be sact or pact, got 'act'"),
+        (['adaptive={kind="pact",spatial=false}'], "decides by positions and takes the estimator Concrete"),
+        (['adaptive={kind="pact",estimator="DisARM"}'], "decides by positions and takes the estimator Concrete"),
+        (["segmentation.classes=3"], "holds size (pixels), [data] batch"),
+        (["fit.epochs=3"], "the recipe does not fit"),
+    ):
+        given = [part for change in changes for part in ("--set", change)]
+        assert main(["train", "shape_fcn", *given, "--quiet", "-o", str(tmp_path / "a")]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_correlation_of_known_maps():
@@ -30,19 +63,18 @@ def test_correlation_of_known_maps():
             self.even = even
 
         def forward(self, x):
-            drawn = draw_shapes(len(x), segmentation.SIZE, torch.Generator().manual_seed(7))
-            rho = torch.full_like(drawn.masks[:, 0], 2.0) if self.even else 2 + drawn.masks[:, 0]
+            masks = drawn(len(x), 7).masks[:, 0]
+            rho = torch.full_like(masks, 2.0) if self.even else 2 + masks
             stage = accel.nn.adaptive.StageOutput(rho, rho.int(), rho[:, None], rho.long(), 1)
             return AdaptiveOutput(x, [stage], 0.0)
 
-    assert segmentation.object_correlation(Given(even=False), 3, seed=7) == pytest.approx(1.0)
-    with pytest.warns(match="constant"):
-        assert segmentation.object_correlation(Given(even=True), 3, seed=7) == 0.0
+    assert shape_fcn.object_correlation(Given(even=False), drawn(3, 7)) == pytest.approx(1.0)
+    assert shape_fcn.object_correlation(Given(even=True), drawn(3, 7)) == 0.0
 
 
 def test_the_fcn_keeps_its_outputs_and_runs_sparsely():
     torch.manual_seed(0)
-    net = make_adaptive(segmentation.build_fcn(), dict.fromkeys(segmentation.TRUNK, accel.SACT(eps=0.1))).eval()
+    net = make_adaptive(shape_fcn.build_fcn(), dict.fromkeys(shape_fcn.TRUNK, accel.SACT(eps=0.1))).eval()
     for name, module in net.named_modules():
         if name.endswith("halting.conv"):
             module.bias.data.fill_(1.5)
@@ -57,8 +89,9 @@ def test_the_fcn_keeps_its_outputs_and_runs_sparsely():
     assert 0 < (sparse.stages[0].num_units == 1).float().mean() < 1
 
 
-def test_faster_rcnn_with_an_adaptive_trunk():
-    """Losses in training with the ponder loss beside them, detections in evaluation."""
+@BOTH
+def test_faster_rcnn_with_an_adaptive_trunk(config):
+    """Losses in training with the ponder loss beside them, detections in evaluation, sparsely as densely."""
     detection = pytest.importorskip("torchvision.models.detection")
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
@@ -67,8 +100,7 @@ def test_faster_rcnn_with_an_adaptive_trunk():
         backbone_name="resnet18", weights=None, trainable_layers=5, norm_layer=torch.nn.BatchNorm2d
     )
     model = detection.FasterRCNN(trunk, num_classes=3, min_size=64, max_size=96, rpn_pre_nms_top_n_test=20)
-    rules = {f"backbone.body.layer{k}": accel.SACT(tau=0.01) for k in (1, 2, 3)}
-    model = make_adaptive(model, rules)
+    model = make_adaptive(model, {f"backbone.body.layer{k}": config for k in (1, 2, 3)})
     assert len(adaptive_stages(model)) == 3
     pictures = [torch.rand(3, 64, 80), torch.rand(3, 64, 72)]
     boxes = [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 44.0]]), "labels": torch.tensor([1])} for _ in pictures]
@@ -79,7 +111,20 @@ def test_faster_rcnn_with_an_adaptive_trunk():
     halting = [p.grad for name, p in model.named_parameters() if "layer1.0.halting.conv.bias" in name]
     assert len(halting) == 1 and halting[0].abs() > 0
     with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("halting.conv.bias"):
+                parameter.fill_(-0.2)
+            if name.endswith("halting.conv.weight"):
+                parameter.mul_(20)
         found = model.eval()(pictures)
+        with dense_execution(model):
+            densely = model(pictures)
+    assert any(stage.num_units.unique().numel() > 1 for stage in found.stages)
+    for one, other in zip(found.logits, densely.logits):
+        assert torch.equal(one["labels"], other["labels"])
+        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=1e-3, atol=1e-2)
+    assert all(torch.equal(a.num_units, b.num_units) for a, b in zip(found.stages, densely.stages))
     assert len(found.logits) == 2 and {"boxes", "labels", "scores"} == found.logits[0].keys()
     assert [stage.ponder_cost.shape[0] for stage in found.stages] == [2, 2, 2]
-    assert all(stage.ponder_cost.min() >= 2 - 1e-6 and stage.ponder_cost.max() <= 3 for stage in found.stages)
+    least = 1 if isinstance(config, accel.PACT) else 2
+    assert all(stage.ponder_cost.min() >= least - 1e-6 and stage.ponder_cost.max() <= 3 for stage in found.stages)
