@@ -22,21 +22,24 @@ from accel.files import replacing
 from accel.train.parallel import is_first, mean_over_processes, synchronised
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SCHEDULES = ("cosine", "constant")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """Attributes: steps; lr, the peak learning rate, reached after `warmup` (fraction of the steps) and lowered to
-    zero along a half cosine; lr_factors, what multiplies it, by pattern of parameter names (the first that matches);
-    weight_decay, on tensors of two or more dimensions; optimizer, "adamw", or "sgd" with Nesterov momentum 0.9 (what
-    residual networks are published with); freeze_norms, batch norms use and keep the statistics they came with;
-    precision, "float32", or "bfloat16": autocast, for GPUs and for processors that compute with bfloat16 (with
-    AVX512-BF16 a step of ResNet-32 takes 0.61 of the time, one of its SACT form 0.77); checkpoint_every, in steps."""
+    """Attributes: steps; lr, the peak learning rate, reached after `warmup` (fraction of the steps); schedule,
+    "cosine", it is lowered to zero along a half cosine, or "constant"; lr_factors, what multiplies it, by pattern
+    of parameter names (the first that matches); weight_decay, on tensors of two or more dimensions; optimizer,
+    "adamw", or "sgd" with Nesterov momentum 0.9 (what residual networks are published with); freeze_norms, batch
+    norms use and keep the statistics they came with; precision, "float32", or "bfloat16": autocast, for GPUs and
+    for processors that compute with bfloat16 (with AVX512-BF16 a step of ResNet-32 takes 0.61 of the time, one of
+    its SACT form 0.77); checkpoint_every, in steps."""
 
     steps: int
     lr: float
     lr_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     warmup: float = 0.1
+    schedule: str = "cosine"
     weight_decay: float = 0.01
     optimizer: str = "adamw"
     freeze_norms: bool = False
@@ -46,6 +49,8 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
 
 
 def learning_rate(settings: FitSettings, step: int) -> float:
@@ -53,6 +58,8 @@ def learning_rate(settings: FitSettings, step: int) -> float:
     rise = max(1.0, settings.warmup * settings.steps)
     if step < rise:
         return settings.lr * (step + 1) / rise
+    if settings.schedule == "constant":
+        return settings.lr
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, settings.steps - rise)))
 
 

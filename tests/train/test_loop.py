@@ -110,3 +110,13 @@ def test_random_numbers_go_on_where_they_stopped(tmp_path):
     stop = None
     torch.manual_seed(2)
     assert torch.equal(state(fit(model(), noisy, SETTINGS, checkpoint=tmp_path / "c.pt")), state(whole))
+
+
+def test_the_learning_rate_falls_or_stays():
+    falls, stays = (FitSettings(steps=100, lr=0.2, warmup=0.1, schedule=name) for name in ("cosine", "constant"))
+    for settings in (falls, stays):
+        assert [learning_rate(settings, step) for step in (0, 4, 9)] == pytest.approx([0.02, 0.1, 0.2])
+    assert learning_rate(falls, 55) == pytest.approx(0.1) and learning_rate(falls, 99) < 1e-3
+    assert {learning_rate(stays, step) for step in range(10, 100)} == {0.2}
+    with pytest.raises(ConfigError, match="schedule must be one of cosine, constant, got 'linear'"):
+        FitSettings(steps=1, lr=0.1, schedule="linear")
