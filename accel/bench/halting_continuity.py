@@ -53,8 +53,8 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             "points": points,
             "jump": jump,
             "at": round(place, 6),
-            "biases": biases,
-            "objective": values,
+            "biases": [round(bias, 6) for bias in biases],
+            "objective": [round(value, 7) for value in values],
             "error": jump,
             "correct": right,
         }
