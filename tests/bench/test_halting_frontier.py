@@ -68,6 +68,7 @@ def file(tmp_path):
     parts = [FILE.format(tmp_path)]
     for kind in ("SACT", "PACT"):
         parts.append(ADAPTIVE.format(name=kind, kind=kind.lower()))
+    parts.append("noise = 3\n")
     path = tmp_path / "case.toml"
     path.write_text("".join([*parts, PLAIN]))
     return path
@@ -88,6 +89,7 @@ def test_networks_are_trained_and_judged_once_and_compared(file, tmp_path, monke
     assert float(found["right"][4:].double().mean()) == pytest.approx(results["accuracy"])
     assert float(found["macs"][4:].double().mean() / found["dense_macs"]) == pytest.approx(results["macs_share"])
     assert pact["macs_share"] == pytest.approx(float(found["macs"].double().mean() / found["dense_macs"]), abs=1e-4)
+    assert pact["variance_start"] > 0 and pact["variance_end"] > 0 and pact["signal_end"] > 0
     compared = rows["compared", "PACT"]
     assert compared["low"] <= compared["difference"] <= compared["high"] and rows["compared", "all"]["seeds"] == 1
     assert rows["time", "PACT"]["time_share"] > 0 and "over_shallower" in rows["time", "PACT"]
