@@ -7,12 +7,14 @@ told by `accel.refresh`.
 
 from __future__ import annotations
 
+import array
 import collections
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
 from accel.nn.perforated import CACHES
@@ -28,6 +30,7 @@ _UNREAD = frozenset((*vars(nn.Module()), "forward", "_compiled_call_impl", *CACH
 _ANY_NAME = frozenset(("getattr", "vars", "__dict__", "globals", "eval", "exec"))  # code with these may read any name
 _FOREIGN = ("torch", "builtins", "threading", "logging")  # libraries into whose objects nobody looks
 _CONTAINERS = (list, tuple, set, frozenset, collections.deque)
+_BUFFERS = (np.ndarray, array.array, memoryview, bytearray)
 _version = operator.attrgetter("_version")
 
 _Entry = tuple[Callable[[object], object], object, object]  # (reads a source, the source, what it said)
@@ -219,8 +222,8 @@ class _Elsewhere:
         elif isinstance(value, FunctionType):
             if value.__code__ in self._codes:
                 yield from self._function(value)
-        elif hasattr(value, "tobytes"):
-            yield operator.methodcaller("tobytes"), value, value.tobytes()
+        elif isinstance(value, _BUFFERS):
+            yield _content, value, _content(value)
         else:
             yield from self._object(value)
 
@@ -255,6 +258,10 @@ class _Elsewhere:
         slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
         if slots:
             yield operator.attrgetter(*slots, slots[0]), value, frozen(operator.attrgetter(*slots, slots[0])(value))
+
+
+def _content(buffer: np.ndarray | array.array | memoryview | bytearray) -> bytes:
+    return bytes(buffer) if isinstance(buffer, bytearray) else buffer.tobytes()
 
 
 def _slots(kind: type) -> tuple[str, ...]:

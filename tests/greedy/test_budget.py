@@ -8,7 +8,9 @@ from torch import nn
 
 import accel
 from accel.errors import ConfigError, ConversionError
+from accel.greedy import losses
 from accel.greedy.budget import Budget, OutOfTime
+from accel.nn.perforated import PerforatedConv2d
 
 
 class Clock:
@@ -100,6 +102,22 @@ def test_more_time_is_used_and_less_loses_little(find):
         losses.append(found.report.total["loss"])
     assert tried == sorted(tried) and tried[0] < tried[2]
     assert losses[-1] <= losses[0] and losses[2] <= 1.1 * losses[-1] <= 1.1 * 1.02 * min(losses)
+
+
+def test_time_is_kept_for_refitting_the_weights(net, find, monkeypatch):
+    """However many exchanges there are to try: what they were tried with loses more than uniform rules refitted."""
+    fit, fits = losses.fit_interpolation, []
+
+    def slow_fit(network, *given, **options):
+        made = [each.config for each in network.modules() if isinstance(each, PerforatedConv2d)]
+        seconds = sum(5.0 if config.correct == "weights" else 1.0 for config in made if config.interpolate == "fitted")
+        time.monotonic.now += seconds
+        fits.append({config.correct for config in made if config.interpolate == "fitted"})
+        return fit(network, *given, **options)
+
+    monkeypatch.setattr(losses, "fit_interpolation", slow_fit)
+    _, seconds = find(0.5)
+    assert seconds <= 33 and {"scale"} in fits and {"weights"} in fits
 
 
 def test_minutes_are_those_of_the_call(find, tmp_path):

@@ -1,5 +1,6 @@
 """A converted net whose forward ends in what a test gives it, and whether its rewritten path ran and was right."""
 
+import array
 import dataclasses
 import warnings
 
@@ -48,6 +49,7 @@ class Net(nn.Module):
         self.pair, self.options, self.nested = (1, 2), {"flip": False}, [[1.0], {"deep": (1.0,)}]
         self.config, self.slotted, self.act = Config(), Slotted(), torch.relu
         self.table, self.array = torch.zeros(2), np.zeros(2)
+        self.bytes, self.numbers = bytearray(2), array.array("d", [1.0])
         self.scaled = closure()
 
     def forward(self, x):

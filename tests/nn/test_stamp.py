@@ -4,6 +4,7 @@ import collections
 import copy
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,6 +48,8 @@ SETTINGS = {
     "class": (lambda net, y: y * net.factor, lambda net: setattr(Net, "factor", 2.0)),
     "tensor read by Python": (lambda net, y: -y if net.table[0] else y, lambda net: net.table.add_(1)),
     "array": (lambda net, y: y * float(net.array[0] + 1), lambda net: net.array.__setitem__(0, 1)),
+    "bytes": (lambda net, y: y * (net.bytes[0] + 1), lambda net: net.bytes.__setitem__(0, 1)),
+    "numbers": (lambda net, y: y * net.numbers[0], lambda net: net.numbers.__setitem__(0, 2.0)),
     "global dict": (lambda net, y: -y if SWITCH["flip"] else y, set_global_flag),
     "global": (lambda net, y: y * FACTOR, set_global_factor),
     "global object": (lambda net, y: y.clamp(LIMITS.low, LIMITS.inner.high), deep_global),
@@ -122,6 +125,31 @@ def test_containers_of_other_kinds_are_followed(ran):
     torch.testing.assert_close(assert_follows(net, ran), before * 2)
     net.queue.appendleft(5.0)
     torch.testing.assert_close(assert_follows(net, ran), before * 4)
+
+
+class Packed:
+    """Has a `tobytes`, and is no buffer."""
+
+    factor = 1.0
+
+    def tobytes(self, order):
+        raise AssertionError
+
+
+KINDS, PACKED = (np.ndarray, Packed), Packed()
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda net, y: torch.from_numpy(y) if isinstance(y, np.ndarray) else y,
+        lambda net, y: y[0] if isinstance(y, KINDS) else y,
+        lambda net, y: y * PACKED.factor,
+    ],
+    ids=["NumPy's class", "a class of one's own", "an object"],
+)
+def test_what_is_called_tobytes_is_not_called(after, ran):
+    assert_follows(converted(after), ran)
 
 
 def edit_data(net):
