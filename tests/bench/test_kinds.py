@@ -66,7 +66,7 @@ ROWS |= {"quantized": 4, "sizes": 1, "leaks": 1, "large": 2}
 
 def test_every_kind_is_tried():
     elsewhere = {"gpu", "rivals", "frontier", "foreign", "foreign_sact", "search", "vae_gradients"}
-    elsewhere |= {"halting_gradients", "inpainting", "imputation"}  # gpu: tests/triton
+    elsewhere |= {"halting_gradients", "inpainting", "imputation", "repeats", "halting_frontier"}  # gpu: tests/triton
     assert set(CASES) | elsewhere == set(runner.KINDS)
 
 
