@@ -12,29 +12,25 @@ from torch._ops import OpOverload
 from accel.kernels.checks import check_in_size
 from accel.kernels.counting import Work, register_macs
 from accel.kernels.dispatch import implementation
-from accel.kernels.geometry import CallGeometry
+from accel.kernels.geometry import FIELDS, CallGeometry
 
 
 def define_conv(
-    op: str,
-    tensors: str,
-    fields: str,
-    rest: str,
-    fake: Callable,
-    *,
-    writes: str | None = None,
-    backend_of: int | None = None,
+    op: str, schema: str, fake: Callable, *, writes: str | None = None, backend_of: int | None = None
 ) -> CustomOpDef:
-    """Register `accel::<op>(tensors, fields of the geometry, rest)`, which gives a tensor or writes to its first one.
+    """Register `accel::<op>`, which gives a tensor or writes to its first one.
 
     Args:
-        tensors, fields, rest: parts of the schema, as torch writes them.
+        schema: of its arguments, as torch writes them: tensors, the FIELDS of the geometry, with padding_mode or
+            without, and what follows.
         fake: as for `accel.kernels.dispatch.define`.
         writes: the name of the first tensor, before x, where it is the output; then `op` ends in an underscore.
         backend_of: the place of the tensor that chooses the backend; x where it is None.
     """
-    first, last, of = tensors.count(",") + 1, -1 - rest.count(","), int(writes is not None)
-    schema = f"({tensors}, {fields}, {rest}) -> {'()' if writes else 'Tensor'}"
+    before, _, behind = schema.partition(FIELDS)
+    first, of = before.count(","), int(writes is not None)
+    last = first + FIELDS.count(",") + 1 + behind.startswith(", str padding_mode")
+    schema = f"({schema}) -> {'()' if writes else 'Tensor'}"
 
     @torch.library.custom_op(f"accel::{op}", mutates_args=(writes,) if writes else (), schema=schema)
     def run(*arguments):

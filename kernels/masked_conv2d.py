@@ -163,15 +163,9 @@ def _fake(x, weight, bias, positions, counts, source_positions, residual, *rest)
 
 _SETS = "Tensor positions, Tensor counts, Tensor? source_positions"
 _TENSORS = f"Tensor x, Tensor weight, Tensor? bias, {_SETS}"
-_conv = define_conv("masked_conv2d", f"{_TENSORS}, Tensor? residual", FIELDS, "str activation", _fake)
-define_conv(
-    "masked_conv2d_",
-    f"Tensor(a!) out, {_TENSORS}",
-    FIELDS,
-    "str activation, bool accumulate",
-    lambda *_: None,
-    writes="out",
-)
+_conv = define_conv("masked_conv2d", f"{_TENSORS}, Tensor? residual, {FIELDS}, str activation", _fake)
+_IN_PLACE = f"Tensor(a!) out, {_TENSORS}, {FIELDS}, str activation, bool accumulate"
+define_conv("masked_conv2d_", _IN_PLACE, lambda *_: None, writes="out")
 _CONV_BACKWARD = register_conv_backward("masked_conv2d", _SETS, FIELDS)
 
 

@@ -164,18 +164,13 @@ def _fake(x, weight, bias, positions, nearest, source_nearest, residual, in_size
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-TENSORS = (
+_TENSORS = (
     "Tensor x, Tensor weight, Tensor? bias, Tensor positions, Tensor nearest, Tensor? source_nearest, Tensor? residual"
 )
-STATIC_FIELDS = f"{FIELDS}, str padding_mode"
-_conv = define_conv(
-    "perforated_conv2d",
-    TENSORS,
-    STATIC_FIELDS,
-    "str activation, bool compact",
-    _fake,
-)
-_CONV_BACKWARD = register_conv_backward("perforated_conv2d", "Tensor positions, Tensor? source_nearest", STATIC_FIELDS)
+_STATIC_FIELDS = f"{FIELDS}, str padding_mode"
+STATIC_CALL = f"{_TENSORS}, {_STATIC_FIELDS}, str activation, bool compact"
+_conv = define_conv("perforated_conv2d", STATIC_CALL, _fake)
+_CONV_BACKWARD = register_conv_backward("perforated_conv2d", "Tensor positions, Tensor? source_nearest", _STATIC_FIELDS)
 
 
 def _setup(ctx, inputs, output):

@@ -22,7 +22,7 @@ from accel.kernels.conv_ops import define_conv
 from accel.kernels.counting import register_macs
 from accel.kernels.dispatch import implementation, is_direct
 from accel.kernels.geometry import CallGeometry
-from accel.kernels.perforated_conv2d import STATIC_FIELDS, TENSORS, check_static, checked_before, static_work
+from accel.kernels.perforated_conv2d import STATIC_CALL, check_static, checked_before, static_work
 from accel.kernels.positions import PositionSet
 from accel.kernels.quantization import MOST_TERMS, Requantization
 
@@ -118,9 +118,7 @@ def _fake(x, weight, offset, positions, nearest, source_nearest, residual, in_si
 _LEVELS = "int x_zero, int? out_zero, int low, int high, int residual_zero, float residual_multiplier"
 define_conv(
     "quantized_conv2d",
-    TENSORS,
-    STATIC_FIELDS,
-    f"str activation, bool compact, Tensor multiplier, {_LEVELS}",
+    f"{STATIC_CALL}, Tensor multiplier, {_LEVELS}",
     _fake,
     backend_of=-7,  # multiplier: in fp32, by which the engine knows its tensors
 )

@@ -43,6 +43,15 @@ def add_minutes(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def search_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `accel.search` draws by, how long it may take and how it shows that, of a verb with --minutes."""
+    return {
+        "seed": args.seed,
+        "minutes": args.minutes,
+        "track": lambda items, what: progress(args, items, what, total=len(items)),
+    }
+
+
 def image_size(text: str) -> tuple[int, int]:
     """`240x320` (height x width) or `224` (square), for argparse."""
     try:

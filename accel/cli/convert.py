@@ -122,9 +122,7 @@ def prepare(args: argparse.Namespace) -> Job:
             example_inputs=pictures.first,
             calibration=calibration,
             speedup=args.speedup,
-            seed=args.seed,
-            minutes=args.minutes,
-            track=lambda items, what: common.progress(args, items, what, total=len(items)),
+            **common.search_options(args),
         )
         if not any(rules.values()):
             raise ConversionError(

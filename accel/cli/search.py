@@ -49,9 +49,7 @@ def run(args: argparse.Namespace) -> int:
         macs=args.macs,
         rules=dict.fromkeys(args.dense) or None,
         folder=args.output,
-        seed=args.seed,
-        minutes=args.minutes,
-        track=lambda items, what: common.progress(args, items, what, total=len(items)),
+        **common.search_options(args),
     )
     total = found.report.total
     said = [f"{key} {total[key]:.4g}" for key in ("speedup", "drop", "loss") if key in total]
