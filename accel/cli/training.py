@@ -236,7 +236,8 @@ def adaptive_config(table: Mapping, kinds: Mapping[str, type] = _KINDS) -> Halti
     fields = dict(table)
     kind = fields.pop("kind", None)
     if kind not in kinds:
-        raise ConfigError(f"the recipe's [adaptive] kind must be {' or '.join(kinds)}, got {kind!r}")
+        *others, last = kinds
+        raise ConfigError(f"the recipe's [adaptive] kind must be {', '.join(others)} or {last}, got {kind!r}")
     try:
         if "estimator" in fields:
             fields["estimator"] = estimator_of(fields["estimator"])
