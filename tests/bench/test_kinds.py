@@ -66,7 +66,8 @@ ROWS |= {"quantized": 4, "sizes": 1, "leaks": 1, "large": 2}
 
 def test_every_kind_is_tried():
     elsewhere = {"gpu", "rivals", "frontier", "foreign", "foreign_sact", "search", "vae_gradients"}
-    elsewhere |= {"halting_gradients", "inpainting", "imputation", "repeats", "halting_frontier"}  # gpu: tests/triton
+    elsewhere |= {"halting_gradients", "halting_frontier", "halting_continuity", "inpainting", "imputation"}
+    elsewhere |= {"repeats", "shape_fcn"}  # gpu: tests/triton
     assert set(CASES) | elsewhere == set(runner.KINDS)
 
 
