@@ -71,7 +71,7 @@ def test_what_is_refused_is_one_line(tmp_path, capsys):
         (["sequence.digits=2"], [], "the task parity has no such option"),
         (["cell.depth=2"], [], "the recipe does not fit"),
         (["data.pad=2"], [], "holds batch, a whole number, and nothing else"),
-        (['adaptive={kind="sact"}'], [], "kind must be act or pact or fixed, got 'sact'"),
+        (['adaptive={kind="sact"}'], [], "kind must be act, pact or fixed, got 'sact'"),
         (['model={name="zoo:resnet20_cifar"}'], [], "must have the sections"),
     ):
         assert main([*arguments(tmp_path / "a", *changes), *more]) == 1
