@@ -77,13 +77,18 @@ def small_network(config: Halting, seed: int) -> nn.Module:
     stages = [nn.Sequential(*(BasicBlock(_CHANNELS, _CHANNELS, 1) for _ in range(3))) for _ in range(3)]
     model = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_CHANNELS, _CLASSES)).double()
     net = make_adaptive(model, {str(k): config for k in range(3)}).eval()
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            if name.endswith("halting.conv.bias"):
-                parameter.fill_(-0.5)
-            if name.endswith("halting.conv.weight"):
-                parameter.mul_(3)
+    set_heads(net, bias=-0.5, times=3)
     return net
+
+
+@torch.no_grad()
+def set_heads(net: nn.Module, bias: float, times: float) -> None:
+    """Give all halting heads this bias, and so many times their weights."""
+    for name, parameter in net.named_parameters():
+        if name.endswith("halting.conv.bias"):
+            parameter.fill_(bias)
+        if name.endswith("halting.conv.weight"):
+            parameter.mul_(times)
 
 
 def picture(copies: int, seed: int) -> Tensor:

@@ -16,6 +16,9 @@ from accel.train.loop import FitSettings
 from accel.train.parallel import Place
 from accel.zoo import runs
 
+DRAWN = 2**20  # examples of an "epoch" where every step draws its own
+TEST_SEED = 2**40  # of no training step
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeTask:

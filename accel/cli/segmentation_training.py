@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import accel
-from accel.cli.recipe_task import RecipeTask
+from accel.cli.recipe_task import DRAWN, TEST_SEED, RecipeTask
 from accel.cli.training import adaptive_config, save_state
 from accel.config import PACT, SACT
 from accel.errors import ConfigError
@@ -25,9 +25,7 @@ from accel.zoo.shape_fcn import adaptive_fcn, inputs, object_correlation, target
 from accel.zoo.shapes import Shapes, draw_shapes
 
 _KINDS = {"sact": SACT, "pact": PACT}
-_EPOCH = 2**20  # pictures of an "epoch": every step draws its own
 _REPORTED = 64  # held-out pictures of what training ends by saying: seconds
-_TEST_SEED = 2**40  # of no training step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ class SegmentationTask(RecipeTask):
         with heads that were drawn anew; macs_share, executed of the dense network's.
         """
         save_state(self.model, folder / runs.WEIGHTS_FILE)
-        drawn = self.draw(_REPORTED, torch.Generator().manual_seed(_TEST_SEED))
+        drawn = self.draw(_REPORTED, torch.Generator().manual_seed(TEST_SEED))
         model, x = self.model.to("cpu"), inputs(drawn)
         with torch.inference_mode():
             right = model(x).logits["out"].argmax(1) == targets(drawn)
@@ -104,7 +102,7 @@ def segmentation_task(
     torch.manual_seed(seed)  # drawn weights, and the noise of relaxed decisions
     try:
         settings = FitSettings(**recipe["fit"])
-        epochs = Epochs(_EPOCH, recipe["data"]["batch"], seed, place.rank, place.world)
+        epochs = Epochs(DRAWN, recipe["data"]["batch"], seed, place.rank, place.world)
     except TypeError as error:
         raise ConfigError(f"the recipe does not fit: {error}") from error
     model = adaptive_fcn(config).to(place.device)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from accel.cli.recipe_task import RecipeTask
+from accel.cli.recipe_task import DRAWN, TEST_SEED, RecipeTask
 from accel.cli.training import adaptive_config, save_state
 from accel.config import ACT, PACT, FixedRepeats
 from accel.errors import ConfigError
@@ -27,9 +27,7 @@ from accel.zoo.sequence_nets import SequenceNet, is_right, judge
 from accel.zoo.sequence_tasks import CLASSES, Examples, draw
 
 _KINDS = {"act": ACT, "pact": PACT, "fixed": FixedRepeats}
-_EPOCH = 2**20  # examples of an "epoch": every step draws its own
 _REPORTED = 20_000  # examples of what training ends by saying: a standard error of 0.1 % at 98 %, and seconds
-_TEST_SEED = 2**40  # of no training step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ class SequenceTask(RecipeTask):
     def finish(self, folder: pathlib.Path) -> dict[str, float]:
         """Save the trained weights, and say and return what they reach on new examples."""
         save_state(self.model, folder / runs.WEIGHTS_FILE)
-        generator = torch.Generator().manual_seed(_TEST_SEED)
+        generator = torch.Generator().manual_seed(TEST_SEED)
         found = judge(self.model, lambda count: self.draw(count, generator), _REPORTED)
         said = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
         print(f"of {_REPORTED} new examples: {said}; weights in {folder / runs.WEIGHTS_FILE}")
@@ -108,6 +106,6 @@ def sequence_task(recipe: Mapping[str, Any], data: pathlib.Path | None, seed: in
         net = SequenceNet(*sizes, adaptive_config(recipe["adaptive"], _KINDS), **recipe["cell"])
     except TypeError as error:
         raise ConfigError(f"the recipe does not fit: {error}") from error
-    epochs = Epochs(_EPOCH, batch, seed, place.rank, place.world)
+    epochs = Epochs(DRAWN, batch, seed, place.rank, place.world)
     given = {"settings": settings, "epochs": epochs, "place": place}
     return SequenceTask(recipe=recipe, model=net.to(place.device), **given)

@@ -256,8 +256,8 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
         const int64_t depth = panel_bytes(job->kind, job->taps, job->run),
                       column = group * s->k_group + vector0 * lanes;
         const int64_t run = run_bytes(job->kind, job->run), size = job->kind == KIND_FLOATS ? sizeof(float) : 1;
-        const char *panel = (const char *)job->packed + (group * s->cut.all_vectors + vector0) * lanes * depth;
-        const char *weights = panel + (depth - job->taps * run) * width;
+        const char *head = (const char *)job->packed + (group * s->cut.all_vectors + vector0) * lanes * depth;
+        const char *weights = head + (depth - job->taps * run) * width;
         TileArgs g = {
             .stride = stride,
             .column = column,
@@ -267,7 +267,7 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
             .bias = job->bias ? job->bias + column : NULL,
             .multiplier = job->multiplier ? job->multiplier + column : NULL,
             .levels = job->narrow ? job : NULL,
-            .start = (const float *)panel,
+            .start = (const float *)head,
             .weight_pitch = run * width,
             .stream = s->stream,
         };

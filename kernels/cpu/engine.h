@@ -91,8 +91,8 @@ typedef void (*FootprintFn)(const FootprintArgs *);
 typedef void (*OuterFn)(const OuterArgs *);
 typedef void (*PairFn)(const PairArgs *);
 
-/* What one instruction set offers, for bytes tile, depthwise and finish alone. rows_for[nv] is the tallest tile that keeps all its
- * accumulators in registers. */
+/* What one instruction set offers, for bytes tile, depthwise and finish alone. rows_for[nv] is the tallest tile that
+ * keeps all its accumulators in registers. */
 typedef struct {
     const char *name;
     int lanes, max_vectors;

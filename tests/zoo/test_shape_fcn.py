@@ -7,6 +7,7 @@ import torch
 
 import accel
 from accel.bench import shape_fcn as shape_fcn_bench
+from accel.bench.halting_gradients import set_heads
 from accel.bench.runner import Settings, read_cases
 from accel.cli.main import main
 from accel.nn.adaptive import AdaptiveOutput, adaptive_stages, dense_execution, make_adaptive
@@ -110,12 +111,8 @@ def test_faster_rcnn_with_an_adaptive_trunk(config):
     assert torch.isfinite(loss) and {"loss_classifier", "loss_objectness"} <= out.logits.keys()
     halting = [p.grad for name, p in model.named_parameters() if "layer1.0.halting.conv.bias" in name]
     assert len(halting) == 1 and halting[0].abs() > 0
+    set_heads(model, bias=-0.2, times=20)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("halting.conv.bias"):
-                parameter.fill_(-0.2)
-            if name.endswith("halting.conv.weight"):
-                parameter.mul_(20)
         found = model.eval()(pictures)
         with dense_execution(model):
             densely = model(pictures)
