@@ -77,8 +77,8 @@ def convert_model(
             `inplace`.
         rules: one configuration for every convolution (or stage), or Rules by module name.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments that the model runs on.
-        calibration: a re-iterable of batches, see `accel.inputs`; impact masks, interpolate 'fitted' and targets need
-            it.
+        calibration: a re-iterable of batches, see `accel.inputs`; impact masks, interpolate 'fitted', precision 'int8'
+            and targets need it.
         loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.impact.default_loss`.
         inplace: convert `model` itself, whose parameters stay where they are; bring it to channels_last for speed.
         verify: compare the converted model on the example with what it was made from, see `accel.convert.proof`; it
@@ -119,7 +119,7 @@ def _convert(
     conversions = all_impacts(model, with_pooling(model, conversions), calibration, loss)
     convert_layers(fast, conversions)
     warn_of_faulty_gradients({n: layer for n, layer in plain_convolutions(fast).items() if n not in conversions})
-    if any(config.filling.needs_data for config in assigned.values()):
+    if any(config.filling.needs_data or config.in_bytes for config in assigned.values()):
         fit_interpolation(fast, calibration)
     if stages:
         adopt_stages(fast, stages)  # installs the inference path as well

@@ -9,6 +9,7 @@ import os
 import pathlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -25,11 +26,17 @@ from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_configs, make_adaptive
 from accel.nn.inference import install, refused_parts
 from accel.nn.perforated import PerforatedConv2d
+from accel.nn.quantized import Quantization
 from accel.running import copied
 
 FORMAT, VERSION = "skimconv converted model", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_IMPACT, _FIT = "impact:", "fit:"  # prefixes of what calibration found: no state_dict key holds a colon
+_Found = TypeVar("_Found", Fit, Quantization)
+_IMPACT, _FIT, _QUANTIZATION = (
+    "impact:",
+    "fit:",
+    "quantization:",
+)  # prefixes of what calibration found: no state_dict key holds a colon
 
 
 def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
@@ -81,7 +88,8 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     config = _read_config(folder / CONFIG)
     tensors = _read_tensors(folder / WEIGHTS, config["sha256"])
     impacts = {key.removeprefix(_IMPACT): tensors.pop(key) for key in list(tensors) if key.startswith(_IMPACT)}
-    fits = _take_fits(folder, tensors)
+    fits = _take(folder, tensors, _FIT, Fit)
+    quantizations = _take(folder, tensors, _QUANTIZATION, Quantization)
     state = tensors | {alias: tensors[name] for alias, name in config["aliases"].items() if name in tensors}
     fast = _with_stages(folder, copied(model), config["stages"])
     _check_same_architecture(folder, state, fast)
@@ -94,7 +102,10 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     for name, conversion in layers.items():
         if conversion.config.filling.needs_data and name not in fits:
             raise WeightsError(f"{folder} lacks the fit of layer {name!r}: save the converted model again")
-        found = {"impact": impacts.get(name), "fit": fits.get(name), "contiguous": name in config["contiguous"]}
+        if conversion.config.in_bytes and name not in quantizations:
+            raise WeightsError(f"{folder} lacks the scales of layer {name!r}: save the converted model again")
+        found = {"impact": impacts.get(name), "fit": fits.get(name), "quantization": quantizations.get(name)}
+        found["contiguous"] = name in config["contiguous"]
         layers[name] = dataclasses.replace(conversion, **found)
     convert_layers(fast, layers)
     fast.load_state_dict(_with_versions(state, fast))
@@ -125,19 +136,22 @@ def _calibrated(name: str, layer: PerforatedConv2d) -> Iterator[tuple[str, Tenso
     if layer.fit is not None and layer.config.filling.needs_data:
         for field, tensor in layer.fit.tensors().items():
             yield f"{_FIT}{name}:{field}", tensor
+    if layer.quantization is not None:
+        for field, tensor in layer.quantization.tensors().items():
+            yield f"{_QUANTIZATION}{name}:{field}", tensor
 
 
-def _take_fits(folder: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Fit]:
-    """The fits among the tensors, by layer; their tensors are taken out."""
+def _take(folder: pathlib.Path, tensors: dict[str, Tensor], prefix: str, kind: type[_Found]) -> dict[str, _Found]:
+    """What a calibration found, of one kind, by layer; its tensors are taken out."""
     found: dict[str, dict[str, Tensor]] = {}
-    for key in [key for key in tensors if key.startswith(_FIT)]:
-        name, _, field = key.removeprefix(_FIT).rpartition(":")
+    for key in [key for key in tensors if key.startswith(prefix)]:
+        name, _, field = key.removeprefix(prefix).rpartition(":")
         found.setdefault(name, {})[field] = tensors.pop(key)
     try:
-        return {name: Fit(**fields) for name, fields in found.items()}
+        return {name: kind(**fields) for name, fields in found.items()}
     except (TypeError, ValueError) as error:
         raise WeightsError(
-            f"{folder / WEIGHTS} holds a damaged fit ({error}): save the converted model again"
+            f"{folder / WEIGHTS} holds a damaged {prefix.removesuffix(':')} ({error}): save the converted model again"
         ) from error
 
 

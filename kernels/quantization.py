@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from accel.kernels.quantize import quantize
+
 BYTE = 255  # the largest
 MOST_TERMS = (2**31 - 1) // (255 * 128)  # of a sum in 32 bits
 
@@ -32,18 +34,14 @@ class Affine:
     def __post_init__(self) -> None:
         if not (self.scale > 0 and math.isfinite(self.scale)):
             raise ValueError(f"Affine: scale must be positive and finite, got {self.scale}")
+        if not math.isfinite(_single(1 / self.scale)):
+            raise ValueError(f"Affine: 1 / scale is no fp32 number, got scale {self.scale}")
         if not _is_byte(self.zero_point):
             raise ValueError(f"Affine: zero_point must be an int of 0 to {BYTE}, got {self.zero_point!r}")
 
     def quantize(self, x: Tensor) -> Tensor:
-        """The nearest bytes (halves to even) of a floating tensor, in its memory format.
-
-        Raises:
-            ValueError: a NaN or an infinity, which no byte stands for.
-        """
-        if not x.isfinite().all():
-            raise ValueError("Affine.quantize: x holds a NaN or an infinity, which no byte stands for")
-        return ((x / self.scale).round() + self.zero_point).clamp(0, BYTE).to(torch.uint8)
+        """The nearest bytes of an fp32 tensor, in its memory format; raises what `accel.kernels.quantize` does."""
+        return quantize(x, 1 / self.scale, self.zero_point)
 
     def dequantize(self, q: Tensor) -> Tensor:
         """fp32, what the bytes stand for."""

@@ -148,6 +148,8 @@ def is_adaptive(name: str) -> bool:
 def default_rules(name: str, config: Perforate | None = None) -> Rules:
     """Rules that give `config` (half the positions unless told otherwise) to every layer worth perforating.
 
+    Layers that are not stay dense; in eight bits they are quantized, every position.
+
     Raises:
         ConfigError: an unknown model, or an adaptive one, whose stages choose their positions themselves.
     """
@@ -156,7 +158,8 @@ def default_rules(name: str, config: Perforate | None = None) -> Rules:
     if _entry(name).adaptive:
         raise ConfigError(f"{name} is adaptive already: perforate the plain network instead")
     chosen = Perforate(keep=0.5) if config is None else config
-    return Rules({**dict.fromkeys(_entry(name).dense), "*": chosen})
+    whole = Perforate(keep=1.0, seed=chosen.seed, precision=chosen.precision) if chosen.in_bytes else None
+    return Rules({**dict.fromkeys(_entry(name).dense, whole), "*": chosen})
 
 
 def input_size(name: str | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What calibration data tells of the positions left out: how to fill them in."""
+"""What calibration data tells of the positions left out, how to fill them in, and of the ranges of bytes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
+from accel.calibrate.ranges import quantization_of, widened
 from accel.calibrate.settling import settle
 from accel.config import Perforate
 from accel.errors import ConfigError, DataError
@@ -27,17 +28,21 @@ LIMIT = 1 << 20  # input pixels that a fit uses
 def check_calibration(assigned: Mapping[str, Perforate], calibration: object) -> None:
     """ConfigError for the first layer whose configuration needs calibration data when there is none."""
     for name, config in assigned.items():
-        for field, kind in (("mask", config.masking), ("interpolate", config.filling)):
-            if kind.needs_data and calibration is None:
+        needs = {"mask": (config.mask, config.masking.needs_data)}
+        needs["interpolate"] = (config.interpolate, config.filling.needs_data)
+        needs["precision"] = (config.precision, config.in_bytes)
+        for field, (value, needs_data) in needs.items():
+            if needs_data and calibration is None:
                 raise ConfigError(
-                    f"{field} {kind.name!r} of layer {name!r} needs data: pass calibration= a loader or list of inputs"
+                    f"{field} {value!r} of layer {name!r} needs data: pass calibration= a loader or list of inputs"
                 )
 
 
 def fit_interpolation(
     model: nn.Module, calibration: Iterable, limit: int = LIMIT, before: Callable[[], object] = lambda: None
 ) -> None:
-    """Fit, in place, every layer of a converted model whose fill needs data, in the order they run.
+    """Fit, in place, every layer of a converted model whose fill needs data, or that computes in eight bits, in the
+    order they run.
 
     What a layer gives in the dense network is the target of its fill's `fit`, see `accel.fills.fitted`. The perforated
     network goes on with what that finds, so that the layers behind are fitted to the inputs they will get.
@@ -47,6 +52,8 @@ def fit_interpolation(
     worse. Then the other channels are fitted on all pictures. A layer that the pictures do not reach, or of which they
     only reach computed positions, is filled in by nearest values.
 
+    In eight bits the range of a layer's input comes first: what it then computes is what is fitted.
+
     Args:
         model: converted; its weights, statistics and modes are left as they are.
         calibration: batches of inputs of one size, see `accel.inputs`.
@@ -54,37 +61,59 @@ def fit_interpolation(
         before: called before every fit; what it raises ends the work.
 
     Raises:
-        DataError: unusable calibration data, pictures of differing sizes, or no layer is reached.
+        DataError: unusable calibration data, pictures of differing sizes, or none of the layers is reached, or not
+            all of those in eight bits.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PerforatedConv2d)}
-    waiting = {name: layer for name, layer in layers.items() if layer.config.filling.needs_data}
+    fitted = {name: layer for name, layer in layers.items() if layer.config.filling.needs_data}
+    quantized = {name: layer for name, layer in layers.items() if layer.config.in_bytes}
+    waiting = {name: layer for name, layer in layers.items() if name in fitted or name in quantized}
     pictures = pictures_of_one_size(calibration, model, limit)
     dense = {layer: layer.forward_densely for layer in layers.values()}
     own = {layer: functools.partial(PerforatedConv2d.forward, layer) for layer in layers.values()}
+    own |= {layer: functools.partial(_widening, name, layer) for name, layer in quantized.items()}
     left: dict[str, Tensor] = {}  # bool [C], the channels left to nearest filling
 
     def judge(name: str, x: Tensor, target: Tensor) -> None:
         before()
-        found = _judged(layers[name], x, target)
-        layers[name].set_fit(found)
-        left[name] = found.nearest
+        quantize(name, x)
+        if name in fitted:
+            found = _judged(layers[name], x, target)
+            layers[name].set_fit(found)
+            left[name] = found.nearest
 
     def refit(name: str, x: Tensor, target: Tensor) -> None:
-        if not left[name].all():
+        quantize(name, x)
+        if name in left and not left[name].all():
             before()
             layers[name].set_fit(_refitted(layers[name], x, target, left[name]))
 
+    def quantize(name: str, x: Tensor) -> None:
+        if name in quantized:
+            layers[name].quantization = quantization_of(layers[name], name, x)
+
     with one_by_one():
-        _leave_to_nearest(waiting)
+        _leave_to_nearest(fitted)
         unreached = settle(model, pictures, waiting, judge, dense, own)
-        if waiting and len(unreached) == len(waiting):
-            name = unreached[0]
+        missed = [name for name in unreached if name in quantized]
+        if missed or (waiting and len(unreached) == len(waiting)):
+            name = (missed or unreached)[0]
             raise DataError(
                 f"the calibration data never reaches layer {name!r}: leave it out by a rule {{{name!r}: None}}"
             )
-        if _loses(model, pictures.part(_known(len(pictures)), len(pictures)), waiting, dense):
+        if not fitted:
             return
-        settle(model, pictures, {name: waiting[name] for name in left}, refit, dense, own)
+        if _loses(model, pictures.part(_known(len(pictures)), len(pictures)), fitted, dense):
+            left, again = {}, quantized
+        else:
+            again = {name: layer for name, layer in waiting.items() if name not in unreached}
+        settle(model, pictures, again, refit, dense, own)
+
+
+def _widening(name: str, layer: PerforatedConv2d, x: Tensor) -> Tensor:
+    """The forward of a layer in eight bits that may be called again, with inputs of another range."""
+    layer.quantization = widened(layer.quantization, name, x)
+    return PerforatedConv2d.forward(layer, x)
 
 
 def _leave_to_nearest(layers: Mapping[str, PerforatedConv2d]) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from accel.config import Config, Perforate, Rules
 
 DEFAULT_KEEP = 0.5
+_SETTINGS = ("keep", "mask", "interpolate", "precision")
+SETTINGS = ", ".join(f"--{name}" for name in _SETTINGS)
 CALIBRATED = 12  # pictures that impact maps and fits are made from, at most
 
 
@@ -27,6 +29,7 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep", type=float, metavar="K", help="fraction of positions to compute, in (0, 1]")
     group.add_argument("--mask", metavar="KIND", help="which positions ('accel list masks' names the kinds)")
     group.add_argument("--interpolate", metavar="HOW", help="fill of the others ('accel list fills' names them)")
+    group.add_argument("--precision", metavar="P", help="fp32 (default) or int8, which is calibrated on --images")
     group.add_argument("--rules", type=pathlib.Path, metavar="FILE", help="Rules as .toml or .json, instead of --keep")
 
 
@@ -58,13 +61,13 @@ def add_input(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def wants_conversion(args: argparse.Namespace) -> bool:
-    return any(value is not None for value in (args.keep, args.mask, args.interpolate, args.rules))
+    return any(getattr(args, name) is not None for name in (*_SETTINGS, "rules"))
 
 
 def refuse_conversion(args: argparse.Namespace) -> None:
     """ConfigError where options ask to convert what is converted already."""
     if wants_conversion(args):
-        raise ConfigError(f"{args.model} is converted already: leave out --keep, --mask, --interpolate and --rules")
+        raise ConfigError(f"{args.model} is converted already: leave out {SETTINGS} and --rules")
 
 
 def read_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforate:
@@ -76,11 +79,11 @@ def read_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforate:
     from accel.config import Perforate
 
     if args.rules is not None:
-        if any(value is not None for value in (args.keep, args.mask, args.interpolate)):
-            raise ConfigError("--rules already says what to keep: leave out --keep, --mask and --interpolate")
+        if any(getattr(args, name) is not None for name in _SETTINGS):
+            raise ConfigError(f"--rules already says what to keep: leave out {SETTINGS}")
         return _rules_of(args.rules)
-    chosen = {key: getattr(args, key) for key in ("mask", "interpolate") if getattr(args, key) is not None}
-    config = Perforate(keep=DEFAULT_KEEP if args.keep is None else args.keep, seed=args.seed, **chosen)
+    chosen = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+    config = Perforate(**{"keep": DEFAULT_KEEP, "seed": args.seed, **chosen})
     if name is None:
         return config
     from accel.zoo.registry import default_rules

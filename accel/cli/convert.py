@@ -143,7 +143,7 @@ def wanted_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforat
     if args.speedup is None:
         return conversion.read_rules(args, name)
     if conversion.wants_conversion(args):
-        raise ConfigError("--speedup finds what to keep: leave out --keep, --mask, --interpolate and --rules")
+        raise ConfigError(f"--speedup finds what to keep: leave out {conversion.SETTINGS} and --rules")
     return Perforate(speedup=args.speedup, seed=args.seed)
 
 

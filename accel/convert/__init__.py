@@ -17,7 +17,8 @@ from accel.fills import Fit
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.graph import pooling_after
-from accel.nn.perforated import STATE, PerforatedConv2d
+from accel.nn.perforated import FOUND, STATE, PerforatedConv2d
+from accel.nn.quantized import Quantization, why_not
 from accel.nn.tracing import traced_parts
 from accel.nn.twin import has_own_forward
 from accel.running import copied
@@ -77,6 +78,10 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
         config = next((config for config in decided if config is not MISSING), None)
         if isinstance(config, Perforate) and left_dense(layer) is None:
             assigned[aliases[0]] = config
+            if config.in_bytes and (reason := why_not(layer)) is not None:
+                raise ConversionError(
+                    f"precision {config.precision!r}: layer {aliases[0]!r} {reason}; give it fp32 by a rule of its own"
+                )
             if (lacking := config.masking.lacks(layer)) is not None:
                 raise ConfigError(
                     f"mask {config.mask!r} of layer {aliases[0]!r} needs {lacking}: "
@@ -119,6 +124,7 @@ class Conversion:
     impact: Tensor | None = None
     fit: Fit | None = None
     contiguous: bool = False
+    quantization: Quantization | None = None
 
 
 def with_pooling(model: nn.Module, conversions: Mapping[str, Conversion]) -> dict[str, Conversion]:
@@ -144,8 +150,8 @@ def convert_layers(model: nn.Module, conversions: Mapping[str, Conversion]) -> N
     """Turn the named layers of `model`, in place, into perforated ones."""
     layers = convolutions(model)
     for name, conversion in conversions.items():
-        how = (conversion.config, name, conversion.pooling, conversion.impact, conversion.fit, conversion.contiguous)
-        PerforatedConv2d.adopt(layers[name], *how)
+        found = {field: getattr(conversion, field) for field in FOUND}
+        PerforatedConv2d.adopt(layers[name], conversion.config, name, **found)
 
 
 def settle_layouts(

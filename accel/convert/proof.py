@@ -1,9 +1,9 @@
 """The proof of a converted model, on its example inputs, before it is handed out.
 
-Every perforated layer is compared with torch's convolution at the positions that it computes, and every rewritten path
-(see `accel.nn.inference`) with the own forward of its part of the model: the outputs, and what became of the inputs,
-given the same random numbers. A layer that differs is an error; a part whose rewritten path differs runs its own
-forward from then on, with a warning.
+Every perforated layer is compared with torch's convolution at the positions that it computes (in eight bits, of the
+numbers that its bytes stand for), and every rewritten path (see `accel.nn.inference`), in fp32, with the own forward of
+its part of the model: the outputs, and what became of the inputs, given the same random numbers. A layer that differs
+is an error; a part whose rewritten path differs runs its own forward from then on, with a warning.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from accel.errors import ConversionError
 from accel.nn.inference import InferencePath, installed
 from accel.nn.perforated import PerforatedConv2d
+from accel.nn.quantized import floating
 from accel.profiling.distances import difference
 from accel.running import cloned, one_by_one, replaced_forwards, state_kept, undisturbed
 
@@ -83,6 +84,9 @@ def _compared(name: str, layer: PerforatedConv2d) -> Callable:
                 f"layer {name!r} {said} from torch's convolution at the positions that it computes: leave it dense by "
                 f"a rule {{{name!r}: None}}"
             )
+        if layer.config.in_bytes:
+            with floating():
+                return PerforatedConv2d.forward(layer, input)
         return out
 
     return forward
@@ -98,7 +102,7 @@ def _difference_of(path: InferencePath, call: _Call) -> str | None:
         inputs = cloned(call.inputs)
         torch.set_rng_state(call.random)
         try:
-            with state_kept(path.root):
+            with state_kept(path.root), floating():
                 outputs = code(path.root, *inputs)
         except Exception as error:  # of whatever kind: the own forward did not raise
             return f"rewritten path raises {type(error).__name__} ({error})"

@@ -51,7 +51,8 @@ def label_of(config: Perforate) -> str:
     summed = f" {config.neighbors}" if config.filling.sums else ""
     shifted = f" shifted {config.shift}" if config.shift else ""
     corrected = f" {config.correct}" if config.effort > 1 else ""
-    return f"{config.mask} {config.keep:.3g}{shifted} {config.interpolate}{summed}{corrected}"
+    precise = f" {config.precision}" if config.in_bytes else ""
+    return f"{config.mask} {config.keep:.3g}{shifted} {config.interpolate}{summed}{corrected}{precise}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +166,9 @@ def open_space(
     configs = {label_of(config): config for config in candidates}
     if any(config.keep is None for config in configs.values()):
         raise ConfigError("a candidate of a search needs keep=")
+    decided = [config for config in (() if rules is None else rules.values()) if isinstance(config, Perforate)]
+    if any(config.in_bytes for config in (*configs.values(), *decided)):
+        raise ConfigError("a search is of networks in fp32 yet: leave precision out of its candidates and rules")
     if hidden := {*candidates} - {*configs.values()}:
         raise ConfigError(f"two candidates of a search are both called {label_of(hidden.pop())!r}: leave one out")
     layers = convolutions(model)

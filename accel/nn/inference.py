@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from accel.inputs import Inputs
 from accel.kernels.dispatch import is_direct
 from accel.nn.graph import modules_of
+from accel.nn.perforated import PerforatedConv2d
 from accel.nn.pipeline import Chains, Rewritten, build
+from accel.nn.quantized import floating, is_floating
 from accel.nn.stage_outputs import close_list, open_list
 from accel.nn.stamp import CHANGED, OBSERVED, SAME, WEIGHTS, Stamp
 from accel.nn.tracing import Traced, retrace, trace, traced_parts
@@ -222,6 +224,17 @@ class InferencePath:
         """(how the rewritten path differs from the own forward on these inputs, or None; the outputs)."""
         if not self.verify:
             return None, plan.rewritten.fast(self.root, *args)
+        if is_floating() or not any(isinstance(m, PerforatedConv2d) and m.config.in_bytes for m in self.root.modules()):
+            return self._compared(plan, args)
+        random = torch.get_rng_state()
+        with floating(), state_kept(self.root):
+            reason, _ = self._compared(plan, cloned(args))
+        torch.set_rng_state(random)
+        run = plan.rewritten.fast if reason is None else type(self.root).forward
+        return reason, run(self.root, *args)
+
+    def _compared(self, plan: PathPlan, args: tuple[Tensor, ...]) -> tuple[str | None, object]:
+        """The same, in one precision."""
         inputs, random = cloned(args), torch.get_rng_state()
         reason, expected = self.way(inputs)
         if not torch.equal(random, torch.get_rng_state()):

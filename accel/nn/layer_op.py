@@ -22,11 +22,13 @@ from accel.masks import Pooling
 from accel.nn.captured import CONFIG
 from accel.nn.folding import Folded, fold
 from accel.nn.perforated import PerforatedConv2d
+from accel.nn.quantized import Quantization
 from accel.nn.witness import unwatched
 
 _LAYER = (
-    "Tensor x, Tensor weight, Tensor? bias, Tensor? impact, Tensor[] fit, int[] stride, int[] padding, "
-    "int[] dilation, int groups, str padding_mode, int[] pooling, bool contiguous, str name, str[] config"
+    "Tensor x, Tensor weight, Tensor? bias, Tensor? impact, Tensor[] fit, Tensor[] quantization, int[] stride, "
+    "int[] padding, int[] dilation, int groups, str padding_mode, int[] pooling, bool contiguous, str name, "
+    "str[] config"
 )
 _KEPT = 512  # layers whose position sets are kept: a DenseNet-201 has 200
 _FORMATS = (torch.channels_last, torch.contiguous_format, torch.contiguous_format)  # of the gradients
@@ -45,13 +47,14 @@ class _StandIn(PerforatedConv2d):
         return fold(self, norm, self._fit_for(positions))
 
 
-def _layer(_x, weight, bias, impact, fit, *words) -> _StandIn:
+def _layer(_x, weight, bias, impact, fit, quantization, *words) -> _StandIn:
     """The layer of a call; its position sets are kept for the next one."""
     fit = Fit(*fit) if fit else None
     sources = _bytes(impact), None if fit is None else (fit.weights.shape[:2], _bytes(fit.offsets))
     kept = _bare(weight.shape, *sources, *(tuple(word) if isinstance(word, list) else word for word in words))
     layer = _StandIn.__new__(_StandIn)
-    layer.__dict__ = {**kept.__dict__, "_parameters": {"weight": weight, "bias": bias}, "impact": impact, "fit": fit}
+    tensors = {"_parameters": {"weight": weight, "bias": bias}, "impact": impact, "fit": fit}
+    layer.__dict__ = {**kept.__dict__, **tensors, "quantization": Quantization(*quantization) if quantization else None}
     layer._nearest = fit is not None and bool(fit.nearest.all())
     return layer
 
@@ -91,7 +94,9 @@ def _run(x, *rest):
 
 
 @_run.register_fake
-def _(x, weight, _bias, _impact, _fit, stride, padding, dilation, _groups, _mode, _pooling, contiguous, *_):
+def _(
+    x, weight, _bias, _impact, _fit, _quantization, stride, padding, dilation, _groups, _mode, _pooling, contiguous, *_
+):
     size = output_size(tuple(x.shape[2:]), tuple(weight.shape[2:]), stride, padding, dilation)
     layout = torch.contiguous_format if contiguous else torch.channels_last
     return torch.empty((x.shape[0], weight.shape[0], *size), dtype=x.dtype, device=x.device, memory_format=layout)
@@ -122,16 +127,19 @@ def _formatted(gradient: Tensor, memory_format: torch.memory_format) -> Tensor:
 
 
 def _setup(ctx, inputs, output):
-    x, weight, bias, impact, fit, *ctx.words = inputs
-    ctx.save_for_backward(x, weight, bias, impact, *fit)
+    x, weight, bias, impact, fit, quantization, *ctx.words = inputs
+    ctx.fitted = len(fit)
+    ctx.save_for_backward(x, weight, bias, impact, *fit, *quantization)
 
 
 def _grad(ctx, grad):
-    x, weight, bias, impact, *fit = ctx.saved_tensors
+    *tensors, impact = ctx.saved_tensors[:4]
+    found = list(ctx.saved_tensors[4:])
+    lists = found[: ctx.fitted], found[ctx.fitted :]
     needs = list(ctx.needs_input_grad[:3])
-    found = torch.ops.accel.perforated_layer_backward(grad, needs, x, weight, bias, impact, fit, *ctx.words)
-    grads = [gradient if needed else None for gradient, needed in zip(found, needs)]
-    return *grads, None, [None] * len(fit), *(word if word == [] else None for word in ctx.words)
+    given = torch.ops.accel.perforated_layer_backward(grad, needs, *tensors, impact, *lists, *ctx.words)
+    grads = [gradient if needed else None for gradient, needed in zip(given, needs)]
+    return *grads, None, *([None] * len(each) for each in lists), *(word if word == [] else None for word in ctx.words)
 
 
 _run.register_autograd(_grad, setup_context=_setup)
@@ -140,7 +148,7 @@ _run.register_autograd(_grad, setup_context=_setup)
 def _work(args: Sequence, out: Tensor) -> Work:
     weight, images, size = args[1], out.shape[0], out.shape[2:]
     dense = dense_macs(images, size, weight)
-    if type(out) is not Tensor or out.is_meta or None in args[5:]:  # shapes alone
+    if type(out) is not Tensor or out.is_meta or None in args[6:]:  # shapes alone
         return Work(images, dense, dense)
     layer = _layer(*args)
     computed = len(layer.position_set(*size))

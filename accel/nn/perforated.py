@@ -22,6 +22,7 @@ from accel.kernels.interpolate import interpolate
 from accel.kernels.masked_conv2d import masked_conv2d, masked_conv2d_
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.positions import Neighbors, PositionSet, tap_map
+from accel.kernels.quantized_conv2d import quantized_conv2d
 from accel.kernels.reference.activation import activate
 from accel.masks import Pooling, build_mask, layer_generator
 from accel.nn import captured
@@ -30,11 +31,13 @@ from accel.nn.compact import Compact
 from accel.nn.dense import joins
 from accel.nn.folding import Folded, FoldedWeights, normed
 from accel.nn.geometry import geometry_of
+from accel.nn.quantized import KeptIntegers, Quantization, is_floating
 from accel.profiling.flops import SavesMacs
 
 # what a conversion adds to a convolution's attributes
-CACHES = ("_sets", "_neighbors", "_distances", "_folded")
-STATE = (*("config", "layer_name", "pooling", "impact", "fit", "contiguous"), *CACHES, "_aside", "_nearest")
+CACHES = ("_sets", "_neighbors", "_distances", "_folded", "_integers")
+FOUND = ("pooling", "impact", "fit", "quantization", "contiguous")  # by a conversion
+STATE = ("config", "layer_name", *FOUND, *CACHES, "_aside", "_nearest")
 _Kept = TypeVar("_Kept", PositionSet, Neighbors, Fit)
 
 
@@ -49,6 +52,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         pooling: the pooling layer that reads the output, for a mask that asks; None where there is none.
         impact: float [H, W] on the CPU, the loss change per position at the calibrated size, for impact masks.
         fit: what a calibration found, for a fill that needs data; set it by `set_fit`.
+        quantization: what it found for precision "int8".
         contiguous: whether the output is contiguous, for a model that views it, and not channels_last.
     """
 
@@ -68,6 +72,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         impact: Tensor | None = None,
         fit: Fit | None = None,
         contiguous: bool = False,
+        quantization: Quantization | None = None,
     ) -> PerforatedConv2d:
         """Turn `conv` itself into a perforated convolution, so that hooks and every reference to it stay valid.
 
@@ -81,6 +86,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         conv.pooling = pooling
         conv.impact = impact
         conv.contiguous = contiguous
+        conv.quantization = quantization
         conv._sets = {}  # (height, width, device) -> PositionSet
         conv.set_fit(fit)
         return conv
@@ -92,6 +98,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         self._neighbors = {}  # (height, width, device) -> Neighbors
         self._distances = {}  # (height, width) -> Fit
         self._folded = FoldedWeights()
+        self._integers = KeptIntegers()
 
     def release(self) -> nn.Conv2d:
         """Turn this very module back into the `nn.Conv2d` it was adopted from."""
@@ -112,15 +119,17 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             "_neighbors": {},
             "_distances": {},
             "_folded": FoldedWeights(),
+            "_integers": KeptIntegers(),
         }
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, keep={self.config.keep:g}, mask={self.config.mask}"
 
     def facts(self) -> dict[str, str | None]:
-        note = None
+        note = f"in {self.config.precision}" if self.config.in_bytes else None
         if self.config.filling.needs_data and self.fit is not None and (lost := int(self.fit.nearest.sum())):
-            note = f"nearest in {lost} of {self.out_channels} channels, no fit served better"  # see accel.calibrate
+            lossy = f"nearest in {lost} of {self.out_channels} channels, no fit served better"  # see accel.calibrate
+            note = "; ".join(filter(None, (note, lossy)))
         return {"mask": self.config.mask, "interpolate": self.config.interpolate, "note": note}
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
@@ -204,12 +213,15 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         return out.contiguous() if self.contiguous else out
 
     def dense_output(self, image: Tensor) -> Tensor:
-        """What torch's convolution gives with the weights that this layer computes with, a fit's correction included.
+        """What torch's convolution gives with the weights that this layer computes with, a fit's correction included;
+        in eight bits with the numbers that its bytes stand for.
 
         `forward` gives the same at the positions that are computed.
         """
         positions = self.position_set(*self.output_size(*image.shape[-2:]), image.device)
         weights = self._weights(None, positions if self._sums(positions) else None)
+        if self.config.in_bytes:
+            image, weights = self._known_quantization().imitate(image, weights)
         return self._conv_forward(image, weights.weight, weights.bias)
 
     def _forward_unbatched(
@@ -292,21 +304,24 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         residual: Tensor | None = None,
     ) -> Tensor:
         now = geometry_of(self)
-        return perforated_conv2d(
-            x,
-            weights.weight,
-            weights.bias,
-            positions,
-            stride=now.stride,
-            padding=now.padding,
-            dilation=now.dilation,
-            groups=now.groups,
-            padding_mode=now.padding_mode,
-            activation=activation,
-            residual=residual,
-            compact=compact,
-            source=source,
-        )
+        how = {"stride": now.stride, "padding": now.padding, "dilation": now.dilation, "groups": now.groups}
+        how |= {"padding_mode": now.padding_mode, "activation": activation, "residual": residual}
+        how |= {"compact": compact, "source": source}
+        if self.config.in_bytes and not is_floating():
+            quantization = self._known_quantization()
+            if not torch.is_grad_enabled():
+                made, x = self._integers.get(weights, quantization), quantization.input.quantize(x)
+                return quantized_conv2d(x, made.weight, made.requantization, positions, **how)
+            x, weights = quantization.imitate(x, weights)
+        return perforated_conv2d(x, weights.weight, weights.bias, positions, **how)
+
+    def _known_quantization(self) -> Quantization:
+        if self.quantization is None:
+            raise ConfigError(
+                f"layer {self.layer_name!r} was never quantized: pass calibration= to convert_model, or call "
+                "accel.calibrate.fit_interpolation"
+            )
+        return self.quantization
 
     def _weights(self, norm: nn.Module | None, positions: PositionSet | None) -> Folded:
         """What to compute with; `positions` where skipped ones are filled in by weighted sums."""

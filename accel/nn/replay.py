@@ -59,7 +59,8 @@ def _is_repeatable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     layer = module_of(node, modules)
     if not isinstance(layer, PerforatedConv2d) or is_computed(layer):
         return False
-    return layer.config.masking.is_static and layer.config.filling.from_rows and not layer.contiguous
+    config = layer.config
+    return config.masking.is_static and config.filling.from_rows and not layer.contiguous and not config.in_bytes
 
 
 def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module]) -> Segment:

@@ -12,7 +12,7 @@ from accel.kernels.cpu import _engine
 from accel.kernels.cpu.backward import masked_conv2d_backward, perforated_conv2d_backward
 from accel.kernels.cpu.fitted import interpolate_fitted, interpolate_fitted_backward
 from accel.kernels.cpu.forward import masked_conv2d, masked_conv2d_, perforated_conv2d
-from accel.kernels.cpu.quantized import quantized_conv2d
+from accel.kernels.cpu.quantized import quantize, quantized_conv2d
 from accel.kernels.cpu.replay import isa, prepare_replay
 from accel.kernels.cpu.sets import (
     active_positions,
@@ -48,6 +48,7 @@ __all__ = [
     "plan_stage",
     "ponder_cost",
     "prepare_replay",
+    "quantize",
     "quantized_conv2d",
     "select_positions",
 ]

@@ -90,6 +90,14 @@ static PyObject *py_replay(ARGUMENTS)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_quantize(ARGUMENTS)
+{
+    READ(Quantizing, job)
+    int odd;
+    WITHOUT_GIL(odd = accel_quantize(&job))
+    return PyBool_FromLong(!odd);
+}
+
 static PyObject *py_packed_size(ARGUMENTS)
 {
     READ(PanelSize, size)
@@ -114,6 +122,7 @@ static PyMethodDef methods[] = {
     METHOD(interpolate, "Rows to maps: Fill."),
     METHOD(interpolate_backward, "Its adjoint: Fill."),
     METHOD(max_rows, "The largest of several rows: MaxJob."),
+    METHOD(quantize, "Numbers to bytes; whether all are finite: Quantizing."),
     METHOD(interpolate_fitted_backward, "The adjoint of fitted interpolation: FittedGradJob."),
     METHOD(active, "Mask to positions: ActiveJob."),
     METHOD(invert, "The row of every position: Inversion."),

@@ -91,8 +91,8 @@ typedef void (*FootprintFn)(const FootprintArgs *);
 typedef void (*OuterFn)(const OuterArgs *);
 typedef void (*PairFn)(const PairArgs *);
 
-/* What one instruction set offers, for bytes tile, depthwise and finish alone. rows_for[nv] is the tallest tile that
- * keeps all its accumulators in registers. */
+/* What one instruction set offers, for bytes tile, depthwise, finish and quantize alone. rows_for[nv] is the tallest tile
+ * that keeps all its accumulators in registers. */
 typedef struct {
     const char *name;
     int lanes, max_vectors;
@@ -100,6 +100,7 @@ typedef struct {
     TileFn tile[MAX_VECTORS + 1][MAX_ROWS + 1];
     TileFn depthwise[MAX_VECTORS + 1][MAX_ROWS + 1];
     FinishFn finish[MAX_VECTORS + 1]; /* of bytes */
+    int (*quantize)(const float *from, uint8_t *to, int64_t count, float inverse, int32_t zero);
     FootprintFn footprint[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1], narrow[MAX_ROWS + 1];
     OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];
     void (*sum_rows)(const Rows *rows, int64_t first, int64_t width, float *sums);
@@ -164,6 +165,7 @@ void accel_frame(const Frame *f);
 void accel_interpolate(const Fill *f);
 void accel_interpolate_backward(const Fill *f);
 void accel_max_rows(const MaxJob *job);
+int accel_quantize(const Quantizing *job); /* 0, or -1 for a NaN or an infinity */
 void accel_interpolate_fitted_backward(const FittedGradJob *job);
 int accel_active(const ActiveJob *job);
 void accel_invert(const Inversion *job);

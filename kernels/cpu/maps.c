@@ -1,5 +1,5 @@
 /* Compact rows to dense maps by the nearest map, the adjoint (a segment sum in a fixed order, without atomics), and
- * max pooling of such maps without making them; how large maps are written. */
+ * max pooling of such maps without making them; numbers to bytes; how large maps are written. */
 #include <string.h>
 
 #include "engine.h"
@@ -85,4 +85,21 @@ void accel_max_rows(const MaxJob *job)
                 to[c] = from[c] > to[c] || from[c] != from[c] ? from[c] : to[c]; /* a NaN wins, as torch's does */
         }
     }
+}
+
+int accel_quantize(const Quantizing *job)
+{
+    REQUIRE(IS_ARRAY(job->x, job->count) && IS_ARRAY(job->out, job->count));
+    REQUIRE(job->zero_point >= 0 && job->zero_point <= 255 && job->inverse > 0);
+    enum { CHUNK = 1 << 14 }; /* 80 KB in and out: below, threads cost more than they save */
+    const int threads = accel_threads(job->threads);
+    const int64_t chunks = (job->count + CHUNK - 1) / CHUNK;
+    int odd = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : odd) if (threads > 1 && chunks > 1)
+    for (int64_t i = 0; i < chunks; i++) {
+        const int64_t at = i * CHUNK, count = job->count - at < CHUNK ? job->count - at : CHUNK;
+        odd |= !accel_isa_bytes->quantize(job->x + at, job->out + at, count, (float)job->inverse,
+                                          (int32_t)job->zero_point);
+    }
+    return odd ? -1 : 0;
 }

@@ -1,4 +1,4 @@
-"""Convolutions of bytes on the engine."""
+"""Numbers to bytes, and convolutions of bytes, on the engine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import torch
 
 from accel.kernels.caches import IdentityCache
 from accel.kernels.cpu import _engine, record
-from accel.kernels.cpu.arguments import address, empty, pixels_first
+from accel.kernels.cpu.arguments import address, empty, pixels_first, require_float32
 from accel.kernels.cpu.forward import Call, by_pointers, forward_kind
 from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.quantization import Levels
+from accel.kernels.quantize import refuse_odd
 
 _calls = IdentityCache()
 
@@ -41,3 +42,18 @@ def _prepare(x, sets, kernel, geometry, activation, compact, levels) -> Call:
         **{name: getattr(levels, name) for name in ("low", "high", "residual_zero", "residual_multiplier")},
     }
     return by_pointers(x, sets, kernel, geometry, activation, compact, False, elements)
+
+
+def quantize(x, inverse, zero_point):
+    """Numbers to bytes; arguments and result as in `accel.kernels.reference.quantize`."""
+    require_float32(x)
+    if not x.is_contiguous() and not (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.contiguous()
+    out = torch.empty_like(x, dtype=torch.uint8)
+    finite = _engine.quantize(
+        x=x.data_ptr(), out=out.data_ptr(), count=x.numel(), zero_point=zero_point, inverse=inverse,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    if not finite:
+        refuse_odd()
+    return out

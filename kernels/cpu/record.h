@@ -209,6 +209,17 @@ typedef struct {
     F(MaxJob, "int64_t", images) F(MaxJob, "int64_t", count) F(MaxJob, "int64_t", windows) \
     F(MaxJob, "int64_t", tap_count) F(MaxJob, "int64_t", channels) F(MaxJob, "int64_t", threads)
 
+/* out = zero_point + the nearest integer of x * inverse, a byte. */
+typedef struct {
+    const float *x;
+    uint8_t *out;
+    int64_t count, zero_point, threads;
+    double inverse;
+} Quantizing;
+#define Quantizing_FIELDS(F) \
+    F(Quantizing, "const float *", x) F(Quantizing, "uint8_t *", out) F(Quantizing, "int64_t", count) \
+    F(Quantizing, "int64_t", zero_point) F(Quantizing, "int64_t", threads) F(Quantizing, "double", inverse)
+
 /* The adjoint of fitted interpolation, where a skipped position holds a weighted sum of `taps` computed rows:
  * gradients of the rows, of the weights [classes][taps][channels] and of the constants [classes][channels] from
  * those of the maps. positions: [count]. skipped: sorted by class; class k holds those from starts[k] to starts[k
@@ -442,9 +453,9 @@ typedef struct {
 
 #define EVERY_RECORD(R) \
     R(Job) R(Step) R(FootprintRun) R(FootprintJob) R(RecordedCall) R(ReplayBuffer) R(Replay) R(PanelSize) R(Packing) \
-    R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(FittedGradJob) R(ActiveJob) R(Inversion) R(Deviation) \
-    R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(StageBuffer) R(StageConv) R(StageUnit) R(Stage) \
-    R(GradJob) R(ColumnSums) R(Elementwise)
+    R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(Quantizing) R(FittedGradJob) R(ActiveJob) R(Inversion) \
+    R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(StageBuffer) R(StageConv) R(StageUnit) \
+    R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
 
 #define EVERY_CONSTANT(C) \
     C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \

@@ -173,6 +173,15 @@ MAX_JOB = Record(
     (NUMBERS, "images count windows tap_count channels threads"),
 )
 
+QUANTIZING = Record(
+    "Quantizing",
+    "out = zero_point + the nearest integer of x * inverse, a byte.",
+    (FLOATS, "x"),
+    ("uint8_t *", "out"),
+    (NUMBERS, "count zero_point threads"),
+    ("double", "inverse"),
+)
+
 FITTED_GRAD_JOB = Record(
     "FittedGradJob",
     "The adjoint of fitted interpolation, where a skipped position holds a weighted sum of `taps` computed rows: "

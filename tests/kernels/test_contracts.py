@@ -35,7 +35,7 @@ def test_every_function_on_a_record_says_what_it_requires():
     records = "|".join(r.name for r in record.RECORDS)
     declared = re.findall(rf"\b(accel_\w+)\(const (?:{records}) \*", (SOURCES / "engine.h").read_text())
     found = bodies("*.c")
-    assert len(declared) == 21 and set(declared) <= found.keys()
+    assert len(declared) == 22 and set(declared) <= found.keys()
     for name in declared:
         head = found[name].split(";")[:3]
         assert any("REQUIRE(" in line or re.search(r"\brequire_\w+\(", line) for line in head), name
@@ -89,6 +89,7 @@ BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
     "interpolate": (record.FILL, {"source": NULL, "result": ODD, "nearest": NULL, "count": 1, "images": -1}),
     "interpolate_backward": (record.FILL, {"source": NULL, "starts": NULL, "targets": NULL, "pixels": 1}),
     "max_rows": (record.MAX_JOB, {"rows": NULL, "out": ODD, "taps": NULL, "tap_count": 0, "count": 1}),
+    "quantize": (record.QUANTIZING, {"x": NULL, "out": NULL, "zero_point": 256, "inverse": -1.0, "count": 1}),
     "interpolate_fitted_backward": (record.FITTED_GRAD_JOB, {
         "grad": NULL, "rows_grad": ODD, "starts": NULL, "reader_starts": NULL, "pixels": 2, "count": 1, "taps": -1,
     }),
@@ -135,6 +136,7 @@ def run_everything() -> None:
     rows = torch.randn(60, 8)
     binding.interpolate(rows, where.nearest, 2, (5, 6))
     binding.interpolate_backward(torch.randn(2, 8, 5, 6), where.nearest, 30)
+    binding.quantize(rows, 0.5, 128)
     binding.max_rows(rows, torch.arange(30, dtype=torch.int32).view(2, 15), 2)
     lists = [torch.tensor(v, dtype=torch.int32) for v in ([0, 2], [1, 3], [[0, 1], [1, 0]], [0, 2])]
     binding.interpolate_fitted_backward(torch.randn(1, 8, 2, 2), torch.randn(2, 8), *lists, torch.randn(1, 2, 8))

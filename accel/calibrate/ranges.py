@@ -1,0 +1,85 @@
+"""What calibration data tells of a layer in eight bits: the range of its input's bytes, and how far its weights'
+integers reach."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from accel.errors import DataError
+from accel.kernels.quantization import BYTE, Affine
+from accel.nn.quantized import Quantization, round_weights
+
+_SHARES = (0.999, 0.9999)  # of the values, within a range that leaves out those beyond
+_SEEN = 1 << 20  # values that ranges are compared on
+_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)  # of weights
+
+
+@torch.no_grad()
+def quantization_of(layer: nn.Conv2d, name: str, x: Tensor) -> Quantization:
+    """The least squared errors of x [N, C, H, W] or [C, H, W] in bytes, and of the layer's weights in signed ones.
+
+    Raises:
+        DataError: x is zero everywhere, or not finite.
+    """
+    affine = _as_bytes(name, *_range_of(name, x))
+    return _quantization(affine, _clips(layer.weight), x.transpose(0, -3).flatten(1).float().mean(1))
+
+
+@torch.no_grad()
+def widened(quantization: Quantization, name: str, x: Tensor) -> Quantization:
+    """The same for a layer that is called again, with x: its bytes hold both."""
+    old = quantization.input
+    low, high = _range_of(name, x) if x.numel() and bool((x != 0).any()) else (0.0, 0.0)
+    ends = [(end - old.zero_point) * old.scale for end in (0, BYTE)]
+    if ends[0] - old.scale <= low and high <= ends[1] + old.scale:
+        return quantization
+    affine = _as_bytes(name, min(ends[0], low), max(ends[1], high))
+    return _quantization(affine, quantization.clip, quantization.mean)
+
+
+def _quantization(affine: Affine, clip: Tensor, mean: Tensor) -> Quantization:
+    scale = torch.tensor(affine.scale, dtype=torch.float64, device="cpu")
+    return Quantization(scale, torch.tensor(affine.zero_point, dtype=torch.int64, device="cpu"), clip, mean)
+
+
+def _range_of(name: str, x: Tensor) -> tuple[float, float]:
+    """Of the ranges that leave out the values beyond some share on either side, or none, the best for x in bytes."""
+    least, most = map(float, x.aminmax()) if x.numel() else (0.0, 0.0)
+    if not (abs(least) < float("inf") and abs(most) < float("inf")):
+        raise DataError(f"layer {name!r} reads NaN or infinities in the calibration data: mend the pictures")
+    if least == most == 0:
+        raise DataError(
+            f"layer {name!r} reads nothing but zeros in the calibration data, which gives its bytes no range: give "
+            f"other pictures, or leave the layer in fp32 by a rule of its own"
+        )
+    seen = x.flatten()[:: -(-x.numel() // _SEEN)].float()
+    ends = torch.quantile(seen, torch.tensor([edge for share in _SHARES for edge in (1 - share, share)]).to(seen))
+    ranges = [(least, most), *((float(low), float(high)) for low, high in ends.view(-1, 2))]
+    ranges = [(min(low, 0.0), max(high, 0.0)) for low, high in ranges]
+    return min((each for each in ranges if each[0] < each[1]), key=lambda each: _error(seen, _as_bytes(name, *each)))
+
+
+def _as_bytes(name: str, low: float, high: float) -> Affine:
+    """The bytes that reach from low to high, which zero lies between: it is one of their values."""
+    scale = (high - low) / BYTE
+    try:
+        return Affine(scale, min(max(round(-low / scale), 0), BYTE))
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise DataError(
+            f"layer {name!r} reads values from {low:g} to {high:g} in the calibration data, which bytes cannot hold: "
+            "leave it in fp32 by a rule of its own"
+        ) from error
+
+
+def _error(x: Tensor, affine: Affine) -> float:
+    return float((affine.dequantize(affine.quantize(x)) - x).square().mean())
+
+
+def _clips(weight: Tensor) -> Tensor:
+    """[K], for every output channel the clip of the least squared error."""
+    errors = []
+    for share in _CLIPS:
+        steps, scale = round_weights(weight, weight.new_full((len(weight),), share))
+        errors.append((steps * scale[:, None, None, None] - weight).square().flatten(1).sum(1))
+    return torch.tensor(_CLIPS)[torch.stack(errors).argmin(0)]

@@ -1,0 +1,140 @@
+"""What a layer in eight bits computes with: what the bytes of its input stand for, and its weights as integers.
+
+Jacob et al. 2017, arXiv 1712.05877: bytes per tensor, trained through fake quantization; Krishnamoorthi 2018, arXiv
+1806.08342: signed weights, a scale for every output channel; Nagel et al. 2019, arXiv 1906.04721: the bias takes what
+rounding the weights adds to the mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from accel.kernels.quantization import MOST_TERMS, Affine, Requantization
+from accel.nn.folding import Folded
+
+STEPS = 127  # of weights, on either side of zero
+_FLOATING = contextvars.ContextVar("accel_floating", default=False)
+
+
+@contextlib.contextmanager
+def floating() -> Iterator[None]:
+    """Within the block, layers in eight bits compute in fp32: two ways to run a network can then be compared, which
+    differ by rounding; a byte that rounds the other way is a hundred times as much as that."""
+    token = _FLOATING.set(True)
+    try:
+        yield
+    finally:
+        _FLOATING.reset(token)
+
+
+def is_floating() -> bool:
+    """Whether layers in eight bits compute in fp32 here."""
+    return _FLOATING.get()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Quantization:
+    """What a calibration found for one layer, on the CPU.
+
+    Attributes:
+        scale, zero_point: float64 [] and int64 [], of the input's bytes.
+        clip: [K], the share of an output channel's largest weight that `STEPS` steps reach.
+        mean: [C], of the input.
+
+    Raises:
+        ValueError: other shapes, or numbers that make no scale.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    clip: Tensor
+    mean: Tensor
+
+    def __post_init__(self) -> None:
+        for name, rank in (("scale", 0), ("zero_point", 0), ("clip", 1), ("mean", 1)):
+            if getattr(self, name).dim() != rank:
+                raise ValueError(f"{name} must have rank {rank}, got shape {tuple(getattr(self, name).shape)}")
+        if not ((self.clip > 0) & (self.clip <= 1)).all() or not self.mean.isfinite().all():
+            raise ValueError("clip must lie in (0, 1] and mean be finite")
+        _ = self.input  # which raises
+
+    @functools.cached_property
+    def input(self) -> Affine:
+        """What the bytes of the input stand for."""
+        return Affine(float(self.scale), int(self.zero_point))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def imitate(self, x: Tensor, weights: Folded) -> tuple[Tensor, Folded]:
+        """(x, weights) in fp32 that hold only what bytes can: gradients pass as if they had not been rounded, and stop
+        where a range ends."""
+        of_x, (weight, bias) = self.input, weights[:2]
+        low, high = ((end - of_x.zero_point) * of_x.scale for end in (0, 255))
+        steps, scale, shift = self._rounded(weight.detach())
+        near = x.clamp(low, high)
+        x = near + (of_x.dequantize(of_x.quantize(x.detach())) - near.detach())
+        weight = weight + (steps * scale[:, None, None, None] - weight.detach())
+        return x, weights._replace(weight=weight, bias=shift if bias is None else bias + shift)
+
+    def integers(self, weights: Folded) -> Integers:
+        """The weights for `accel.ops.quantized_conv2d`, whose output is fp32."""
+        steps, scale, shift = self._rounded(weights.weight)
+        bias = shift if weights.bias is None else weights.bias + shift
+        return Integers(steps.to(torch.int8), Requantization.of(self.input, scale, bias))
+
+    def _rounded(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(steps like the weight, the scale of one [K], what the rounding takes from the mean of the output [K])."""
+        steps, scale = round_weights(weight, self.clip.to(weight))
+        lost = (weight - steps * scale[:, None, None, None]).sum((2, 3))
+        groups = len(self.mean) // weight.shape[1]
+        means = self.mean.to(weight).view(groups, -1).repeat_interleave(len(weight) // groups, 0)
+        return steps, scale, (lost * means).sum(1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Integers:
+    """weight: int8 [K, C / groups, kh, kw]; requantization: of the sums, to fp32."""
+
+    weight: Tensor
+    requantization: Requantization
+
+
+class KeptIntegers:
+    """The integers of the weights that a layer computed with last."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Folded | None, Quantization | None, Integers | None] = (None, None, None)  # threads share it
+
+    def get(self, weights: Folded, quantization: Quantization) -> Integers:
+        """Made anew where they are of other weights, or for other bytes."""
+        made_from, made_for, integers = self._made
+        if made_from is not weights or made_for is not quantization:
+            with torch.inference_mode(False):  # nobody counts the writes to inference tensors: packed at every call
+                integers = quantization.integers(weights)
+            self._made = (weights, quantization, integers)
+        return integers
+
+
+def round_weights(weight: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
+    """(integers of -127 to 127 in the dtype of the weight, the scale of one step [K]) for a `clip` [K]."""
+    largest = weight.flatten(1).abs().amax(1)
+    scale = torch.where(largest > 0, largest * clip / STEPS, 1.0).clamp_min(torch.finfo(weight.dtype).tiny)
+    return (weight / scale[:, None, None, None]).round().clamp(-STEPS, STEPS), scale
+
+
+def why_not(layer: nn.Conv2d) -> str | None:
+    """Why the layer cannot compute in eight bits, or None."""
+    weight = layer.weight
+    if weight.dtype is not torch.float32 or weight.device.type != "cpu":
+        return f"has {weight.dtype} weights on {weight.device}, and eight bits are made of float32 ones on the CPU"
+    if weight[0].numel() > MOST_TERMS:
+        return f"sums {weight[0].numel()} products, and 32 bits hold {MOST_TERMS} of bytes"
+    return None
