@@ -174,15 +174,18 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         activation: str = "none",
         compact: bool = False,
         residual: Tensor | None = None,
+        reader: PerforatedConv2d | None = None,
     ) -> Tensor | Compact:
         """The convolution, and what the inference path fuses into it.
 
         Args:
-            input: [N, C, H, W] or [C, H, W]; the inference path may hand over compact rows.
+            input: [N, C, H, W] or [C, H, W]; the inference path may hand over compact rows, in eight bits as bytes.
             norm: the batch norm behind, folded into a cached copy of the weights; without gradients, in evaluation.
             activation: applied last; see `accel.ops.perforated_conv2d`.
             compact: return rows; the caller reads them through the nearest map.
             residual: what the model adds to the map, before the activation.
+            reader: the layer in eight bits that alone reads the output, if this one may give it bytes: it then does
+                where nothing is added or summed up.
         """
         if isinstance(input, Compact):
             if not input.batched:
@@ -204,7 +207,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         elif residual is not None and not joins(residual, x, shape):
             out = activate(self._fill(x, positions, source, batch, norm, "none", False) + residual, activation)
         else:
-            out = self._fill(x, positions, source, batch, norm, activation, compact, residual)
+            out = self._fill(x, positions, source, batch, norm, activation, compact, residual, reader)
         return out.contiguous() if self.contiguous and not compact else out
 
     def forward_densely(self, input: Tensor) -> Tensor:
@@ -252,6 +255,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         activation: str,
         compact: bool,
         residual: Tensor | None = None,
+        reader: PerforatedConv2d | None = None,
     ) -> Tensor | Compact:
         """Convolve at a static set and fill in the rest."""
         summed = self._sums(positions)
@@ -266,7 +270,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             rows = rows.view(batch, len(positions), self.out_channels)
             dense = laid_over(filling.background(rows, positions), rows, positions)
             return activate(dense if residual is None else dense + residual, activation)
-        out = self._convolve(x, weights, positions, source, activation, compact, residual)
+        out = self._convolve(x, weights, positions, source, activation, compact, residual, reader)
         return Compact(out, positions, batch) if compact else out
 
     def _fill_adaptively(self, x: Tensor, positions: PositionSet, norm: nn.Module | None, activation: str) -> Tensor:
@@ -302,18 +306,34 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         activation: str,
         compact: bool,
         residual: Tensor | None = None,
+        reader: PerforatedConv2d | None = None,
     ) -> Tensor:
         now = geometry_of(self)
         how = {"stride": now.stride, "padding": now.padding, "dilation": now.dilation, "groups": now.groups}
-        how |= {"padding_mode": now.padding_mode, "activation": activation, "residual": residual}
-        how |= {"compact": compact, "source": source}
+        how |= {"padding_mode": now.padding_mode, "residual": residual, "compact": compact, "source": source}
         if self.config.in_bytes and not is_floating():
             quantization = self._known_quantization()
             if not torch.is_grad_enabled():
-                made, x = self._integers.get(weights, quantization), quantization.input.quantize(x)
-                return quantized_conv2d(x, made.weight, made.requantization, positions, **how)
+                return self._convolve_bytes(x, weights, quantization, positions, activation, reader, how)
             x, weights = quantization.imitate(x, weights)
-        return perforated_conv2d(x, weights.weight, weights.bias, positions, **how)
+        return perforated_conv2d(x, weights.weight, weights.bias, positions, activation=activation, **how)
+
+    def _convolve_bytes(
+        self,
+        x: Tensor,
+        weights: Folded,
+        quantization: Quantization,
+        positions: PositionSet,
+        activation: str,
+        reader: PerforatedConv2d | None,
+        how: dict[str, object],
+    ) -> Tensor:
+        """In eight bits: of bytes that were handed over, or of numbers; to bytes where a reader takes them."""
+        out = None if reader is None or activation not in ("none", "relu") else reader._known_quantization().input
+        made = self._integers.get(quantization, weights, out, activation)
+        x = x if how["source"] is not None and x.dtype is torch.uint8 else quantization.input.quantize(x)
+        activation = activation if out is None else "none"  # the bounds of the bytes are it
+        return quantized_conv2d(x, made.weight, made.requantization, positions, activation=activation, **how)
 
     def _known_quantization(self) -> Quantization:
         if self.quantization is None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from accel.kernels.quantization import MOST_TERMS, Affine, Requantization
+from accel.kernels.quantization import BYTE, MOST_TERMS, Affine, Requantization
 from accel.nn.folding import Folded
 
 STEPS = 127  # of weights, on either side of zero
@@ -77,18 +77,20 @@ class Quantization:
         """(x, weights) in fp32 that hold only what bytes can: gradients pass as if they had not been rounded, and stop
         where a range ends."""
         of_x, (weight, bias) = self.input, weights[:2]
-        low, high = ((end - of_x.zero_point) * of_x.scale for end in (0, 255))
+        low, high = ((end - of_x.zero_point) * of_x.scale for end in (0, BYTE))
         steps, scale, shift = self._rounded(weight.detach())
         near = x.clamp(low, high)
         x = near + (of_x.dequantize(of_x.quantize(x.detach())) - near.detach())
         weight = weight + (steps * scale[:, None, None, None] - weight.detach())
         return x, weights._replace(weight=weight, bias=shift if bias is None else bias + shift)
 
-    def integers(self, weights: Folded) -> Integers:
-        """The weights for `accel.ops.quantized_conv2d`, whose output is fp32."""
+    def integers(self, weights: Folded, out: Affine | None = None, activation: str = "none") -> Integers:
+        """The weights for `accel.ops.quantized_conv2d`, whose output is fp32; or bytes that stand for what `out` says,
+        "none" or "relu" being their activation."""
         steps, scale, shift = self._rounded(weights.weight)
         bias = shift if weights.bias is None else weights.bias + shift
-        return Integers(steps.to(torch.int8), Requantization.of(self.input, scale, bias))
+        bounds = (out.zero_point, BYTE) if out is not None and activation == "relu" else None
+        return Integers(steps.to(torch.int8), Requantization.of(self.input, scale, bias, out, bounds=bounds))
 
     def _rounded(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(steps like the weight, the scale of one [K], what the rounding takes from the mean of the output [K])."""
@@ -101,7 +103,7 @@ class Quantization:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Integers:
-    """weight: int8 [K, C / groups, kh, kw]; requantization: of the sums, to fp32."""
+    """weight: int8 [K, C / groups, kh, kw]; requantization: of the sums."""
 
     weight: Tensor
     requantization: Requantization
@@ -111,15 +113,15 @@ class KeptIntegers:
     """The integers of the weights that a layer computed with last."""
 
     def __init__(self) -> None:
-        self._made: tuple[Folded | None, Quantization | None, Integers | None] = (None, None, None)  # threads share it
+        self._made: tuple[tuple, Integers | None] = ((), None)  # threads share it
 
-    def get(self, weights: Folded, quantization: Quantization) -> Integers:
-        """Made anew where they are of other weights, or for other bytes."""
-        made_from, made_for, integers = self._made
-        if made_from is not weights or made_for is not quantization:
+    def get(self, quantization: Quantization, *given: object) -> Integers:
+        """`quantization.integers(*given)`, made anew where one of these is another object."""
+        sources, integers = self._made
+        if len(sources) != 1 + len(given) or any(a is not b for a, b in zip(sources, (quantization, *given))):
             with torch.inference_mode(False):  # nobody counts the writes to inference tensors: packed at every call
-                integers = quantization.integers(weights)
-            self._made = (weights, quantization, integers)
+                integers = quantization.integers(*given)
+            self._made = ((quantization, *given), integers)
         return integers
 
 

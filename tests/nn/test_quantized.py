@@ -14,9 +14,11 @@ from accel import Perforate, Rules
 from accel.convert import perforated_layers
 from accel.errors import ConfigError, ConversionError, DataError, WeightsError
 from accel.files import write_tensors
+from accel.kernels.quantization import Affine
 from accel.nn.inference import installed
 from accel.nn.quantized import floating
 from accel.profiling.distances import relative_norm
+from accel.running import one_by_one
 
 WHOLE = Perforate(keep=1.0, precision="int8")
 PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
@@ -130,7 +132,7 @@ def test_rows_are_passed_on_and_read_in_bytes(dense):
     fast = convert(net, config)
     (_, path), x = installed(fast)[0], pictures(seed=3)
     assert path.chains.compact == {"0": ["2"]} and path.doubt is None
-    with accel.nn.inference.one_by_one():
+    with one_by_one():
         own = fast(x)
     assert torch.equal(fast(x), own)
 
@@ -302,3 +304,32 @@ def test_the_plan_names_the_precision(dense):
     plan = accel.plan_conversion(dense, FILLS["nearest"], example_inputs=pictures(2), calibration=[pictures()])
     notes = {row["layer"]: row["note"] for row in plan.rows}
     assert "in int8" in notes["a"] and notes["head"] is None
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+@torch.no_grad()
+def test_a_layer_gives_bytes_to_the_one_that_alone_reads_it(keep, monkeypatch):
+    torch.manual_seed(0)
+    units = [(nn.Conv2d(c, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for c in (3, 16, 16)]
+    net = nn.Sequential(*(module for unit in units for module in unit)).eval()
+    config = Perforate(keep=keep, mask="lattice", precision="int8")
+    fast, x, seen = convert(net, config), pictures(seed=7), []
+    (_, path) = installed(fast)[0]
+    assert path.chains.bytes == {"0": "3", "3": "6"} and path.doubt is None
+    own_quantize = Affine.quantize
+    monkeypatch.setattr(Affine, "quantize", lambda self, x: seen.append(1) or own_quantize(self, x))
+    found, calls = fast(x), len(seen)
+    seen.clear()
+    with one_by_one():
+        own = fast(x)
+    assert (calls - len(seen), len(seen)) == (-2, 3), "only the picture is quantized"
+    assert relative_norm(found, own) < 2e-3  # requantized in another order of rounding: a few bytes by one step
+    assert torch.equal(found == 0, own == 0)
+    plan = accel.plan_conversion(net, config, example_inputs=x[:2], calibration=[x])
+    assert "bytes to 3" in next(row["note"] for row in plan.rows if row["layer"] == "0")
+
+
+@torch.no_grad()
+def test_bytes_of_the_user_are_not_taken_for_those_of_a_layer(dense):
+    with pytest.raises(TypeError, match=r"x must be float32, got torch.uint8"):
+        convert(dense).stem(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
