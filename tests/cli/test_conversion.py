@@ -11,7 +11,7 @@ from accel.errors import ConfigError
 
 
 def options(**given):
-    base = {"keep": None, "mask": None, "interpolate": None, "rules": None, "seed": 3}
+    base = {"keep": None, "mask": None, "interpolate": None, "precision": None, "rules": None, "seed": 3}
     return argparse.Namespace(**(base | given))
 
 
@@ -19,6 +19,16 @@ def test_options_become_one_config():
     assert conversion.read_rules(options(), None) == Perforate(keep=0.5, seed=3)
     chosen = conversion.read_rules(options(keep=0.25, mask="lattice", interpolate="zero"), None)
     assert chosen == Perforate(keep=0.25, mask="lattice", interpolate="zero", seed=3)
+
+
+def test_eight_bits_by_options_take_the_whole_network_of_the_zoo():
+    rules = conversion.read_rules(options(keep=1.0, precision="int8"), None)
+    assert rules == Perforate(keep=1.0, precision="int8", seed=3)
+    assert conversion.needs_calibration(rules) and conversion.wants_conversion(options(precision="int8"))
+    rules = conversion.read_rules(options(precision="int8"), "zoo:hed_vgg16")
+    whole, half = Perforate(keep=1.0, precision="int8", seed=3), Perforate(keep=0.5, precision="int8", seed=3)
+    assert rules.match("features.0") == whole and rules.match("features.2") == half
+    assert conversion.read_rules(options(), "zoo:hed_vgg16").match("features.0") is None
 
 
 @pytest.mark.parametrize("keep", [0.0, -1.0, 1.5, float("nan")])

@@ -1,0 +1,153 @@
+"""Cases of kind `eight_bits`: whole networks in bytes, perforated or not, beside torch and, where it is installed,
+OpenVINO in its own precisions.
+
+A case: `model`, `weights` (none: drawn), `images` (a folder), `size` [H, W], `batch` (list), `calibrate` (pictures to
+calibrate on; the others are judged), and `forms`, tables of what `accel.Perforate` takes. Paths are relative to the
+working directory. OpenVINO (`pip install openvino nncf`) is asked for latency on as many threads, its int8 is nncf's
+post-training quantization on the same pictures.
+
+Rows, one a form or rival and batch: interleaved times in milliseconds; `speedup`, over the fastest of torch's forms;
+`openvino`, the time of OpenVINO in int8 over this one's; the mean absolute difference of the outputs and, of maps, the
+intersection over union at 0.5. `error`: of a converted network, see `_error`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from accel.bench.runner import Row, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SHOWN = ("case", "batch", "form", "ms", "speedup", "openvino", "mean_abs_difference", "iou_at_0.5", "top1_agreement")
+# Relative norms: in fp32 as of kind `networks`; bytes that round the other way by one step add up to 1e-3 on HED.
+TOLERANCE = {"fp32": 1e-4, "int8": 5e-3}
+_PRECISIONS = {"f32": "f32", "bf16": "bf16", "int8": "f32"}  # of OpenVINO: what its hint says
+
+Side = Callable[["Tensor"], object]
+
+
+def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
+    import torch
+
+    from accel.profiling.latency import compare, ratio
+    from accel.profiling.sides import DENSE, FORMATS, fastest, in_format
+    from accel.zoo.registry import get_model
+
+    torch.manual_seed(settings.seed)
+    dense = get_model(case["model"], weights=case.get("weights", "none"))
+    pictures = _pictures(case)
+    known, judged = pictures[: case["calibrate"]], pictures[case["calibrate"] :]
+    for batch in case["batch"]:
+        x = known[:batch]
+        forms = {_name(form): _converted(dense, case["model"], form, x, known) for form in case["forms"]}
+        rivals = _openvino(dense, x, known)
+        errors = {name: _error(network, name.split()[-1], x) for name, network in forms.items()}
+        with torch.inference_mode():
+            sides = {name: in_format(dense, x, form) for name, form in FORMATS.items()}
+            sides |= {name: in_format(network, x, torch.channels_last) for name, network in forms.items()}
+            sides |= {name: functools.partial(run, x) for name, run in rivals.items()}
+            timing = compare(sides, settings.repeats)
+            best = fastest(timing, DENSE)
+            for name, run in {best: dense, **forms, **rivals}.items():
+                error, most = errors.get(name, 0.0), TOLERANCE.get(name.split()[-1], 0.0)
+                row = {"batch": batch, "form": name, "error": error, "correct": error <= most}
+                if row["correct"]:
+                    row |= {
+                        **{"ms": round(timing[name].median_ms, 3), "q10_ms": round(timing[name].quantile_ms(0.1), 3)},
+                        **{"q90_ms": round(timing[name].quantile_ms(0.9), 3), "samples": len(timing[name].samples_ms)},
+                        "speedup": round(ratio(timing[best], timing[name]).median, 3),
+                        **_beside(timing, name),
+                        **_quality(dense, run, judged),
+                    }
+                yield row
+
+
+def _beside(timing: Mapping[str, Any], name: str) -> Row:
+    from accel.profiling.latency import ratio
+
+    rival = timing.get("openvino int8")
+    return {} if rival is None else {"openvino": round(ratio(rival, timing[name]).median, 3)}
+
+
+def _name(form: Mapping[str, Any]) -> str:
+    """Such as "0.5 fitted int8"."""
+    kept = "whole" if form["keep"] == 1 else f"{form['keep']:g} {form.get('interpolate', 'nearest')}"
+    return f"{kept} {form.get('precision', 'fp32')}"
+
+
+def _converted(dense: nn.Module, model: str, form: Mapping[str, Any], x: Tensor, known: Tensor) -> nn.Module:
+    import accel
+    from accel.zoo.registry import default_rules
+
+    rules = default_rules(model, accel.Perforate(**form))
+    return accel.convert_model(dense, rules, example_inputs=x, calibration=[known])
+
+
+def _error(network: nn.Module, precision: str, x: Tensor) -> float:
+    """Against the readable reference; of bytes, whose reference takes minutes, against the fp32 numbers they stand for,
+    module by module, as training has it."""
+    import torch
+
+    from accel import ops
+    from accel.profiling.distances import relative_norm
+
+    with torch.no_grad():
+        found = network(x)
+    if precision == "int8":
+        with torch.enable_grad():
+            return relative_norm(found, network(x).detach())
+    with torch.no_grad(), ops.use_backend("reference"):
+        return relative_norm(found, network(x))
+
+
+def _quality(dense: nn.Module, run: Side, judged: Tensor) -> Row:
+    from accel.profiling.distances import Fidelity
+
+    found = Fidelity()
+    for picture in judged.split(1):
+        found.add(dense(picture), run(picture))
+    return {name: round(value, 5) for name, value in found.summary().items()}
+
+
+def _pictures(case: Mapping[str, Any]) -> Tensor:
+    import torch
+
+    from accel.zoo.picture_files import find_images, read_picture
+    from accel.zoo.registry import preprocess
+
+    paths = find_images(pathlib.Path(case["images"]))
+    return preprocess(case["model"], torch.stack([read_picture(path, tuple(case["size"])) for path in paths]))
+
+
+def _openvino(dense: nn.Module, x: Tensor, known: Tensor) -> dict[str, Side]:
+    """The network in OpenVINO's precisions; nothing where it is not installed."""
+    if not all(map(importlib.util.find_spec, ("openvino", "nncf"))):
+        return {}
+    import nncf
+    import openvino
+    import torch
+
+    with torch.no_grad():
+        network = openvino.convert_model(dense, example_input=x)
+    quantized = nncf.quantize(network, nncf.Dataset([known[i : i + 1].numpy() for i in range(len(known))]))
+    networks = {"f32": network, "bf16": network, "int8": quantized}
+    return {f"openvino {name}": _compiled(networks[name], hint) for name, hint in _PRECISIONS.items()}
+
+
+def _compiled(network: object, hint: str) -> Side:
+    import openvino
+    import torch
+
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(network, "CPU", {**settings, "INFERENCE_PRECISION_HINT": hint})
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(compiled(x.numpy())[0])
+
+    return run
