@@ -3,7 +3,7 @@ OpenVINO in its own precisions.
 
 A case: `model`, `weights` (none: drawn), `images` (a folder), `size` [H, W], `batch` (list), `calibrate` (pictures to
 calibrate on; the others are judged), and `forms`, tables of what `accel.Perforate` takes. Paths are relative to the
-working directory. OpenVINO (`pip install openvino nncf`) is asked for latency on as many threads, its int8 is nncf's
+working directory. OpenVINO (extra `bench`) is asked for latency on as many threads, its int8 is nncf's
 post-training quantization on the same pictures.
 
 Rows, one a form or rival and batch: interleaved times in milliseconds; `speedup`, over the fastest of torch's forms;

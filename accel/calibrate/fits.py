@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from accel.calibrate.ranges import quantization_of, widened
 from accel.calibrate.settling import settle
-from accel.config import Perforate
+from accel.config import PRECISIONS, Perforate
 from accel.errors import ConfigError, DataError
 from accel.fills.fitted import noise
 from accel.fills.sums import Fit, nearest_fit
@@ -52,7 +53,8 @@ def fit_interpolation(
     worse. Then the other channels are fitted on all pictures. A layer that the pictures do not reach, or of which they
     only reach computed positions, is filled in by nearest values.
 
-    In eight bits the range of a layer's input comes first: what it then computes is what is fitted.
+    In eight bits the range of a layer's input comes first: what it then computes is what is fitted. A layer that the
+    pictures do not reach stays in fp32, with a warning.
 
     Args:
         model: converted; its weights, statistics and modes are left as they are.
@@ -61,8 +63,7 @@ def fit_interpolation(
         before: called before every fit; what it raises ends the work.
 
     Raises:
-        DataError: unusable calibration data, pictures of differing sizes, or none of the layers is reached, or not
-            all of those in eight bits.
+        DataError: unusable calibration data, pictures of differing sizes, or no layer is reached.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PerforatedConv2d)}
     fitted = {name: layer for name, layer in layers.items() if layer.config.filling.needs_data}
@@ -95,12 +96,12 @@ def fit_interpolation(
     with one_by_one():
         _leave_to_nearest(fitted)
         unreached = settle(model, pictures, waiting, judge, dense, own)
-        missed = [name for name in unreached if name in quantized]
-        if missed or (waiting and len(unreached) == len(waiting)):
-            name = (missed or unreached)[0]
+        if waiting and len(unreached) == len(waiting):
+            name = unreached[0]
             raise DataError(
                 f"the calibration data never reaches layer {name!r}: leave it out by a rule {{{name!r}: None}}"
             )
+        _leave_in_fp32({name: quantized.pop(name) for name in unreached if name in quantized})
         if not fitted:
             return
         if _loses(model, pictures.part(_known(len(pictures)), len(pictures)), fitted, dense):
@@ -110,9 +111,20 @@ def fit_interpolation(
         settle(model, pictures, again, refit, dense, own)
 
 
+def _leave_in_fp32(layers: Mapping[str, PerforatedConv2d]) -> None:
+    """Layers that nothing is known of, such as heads that only training runs."""
+    for layer in layers.values():
+        layer.config = dataclasses.replace(layer.config, precision=PRECISIONS[0])
+    if layers:
+        warnings.warn(
+            f"left in {PRECISIONS[0]}, as the calibration data never reaches them: {', '.join(layers)}", stacklevel=4
+        )
+
+
 def _widening(name: str, layer: PerforatedConv2d, x: Tensor) -> Tensor:
     """The forward of a layer in eight bits that may be called again, with inputs of another range."""
-    layer.quantization = widened(layer.quantization, name, x)
+    if layer.quantization is not None:  # else it is left in fp32
+        layer.quantization = widened(layer.quantization, name, x)
     return PerforatedConv2d.forward(layer, x)
 
 

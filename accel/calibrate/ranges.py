@@ -54,7 +54,8 @@ def _range_of(name: str, x: Tensor) -> tuple[float, float]:
             f"other pictures, or leave the layer in fp32 by a rule of its own"
         )
     seen = x.flatten()[:: -(-x.numel() // _SEEN)].float()
-    ends = torch.quantile(seen, torch.tensor([edge for share in _SHARES for edge in (1 - share, share)]).to(seen))
+    edges = [edge for share in _SHARES for edge in (1 - share, share)]
+    ends = torch.quantile(seen, torch.tensor(edges, dtype=seen.dtype, device=seen.device))
     ranges = [(least, most), *((float(low), float(high)) for low, high in ends.view(-1, 2))]
     ranges = [(min(low, 0.0), max(high, 0.0)) for low, high in ranges]
     return min((each for each in ranges if each[0] < each[1]), key=lambda each: _error(seen, _as_bytes(name, *each)))
@@ -82,4 +83,5 @@ def _clips(weight: Tensor) -> Tensor:
     for share in _CLIPS:
         steps, scale = round_weights(weight, weight.new_full((len(weight),), share))
         errors.append((steps * scale[:, None, None, None] - weight).square().flatten(1).sum(1))
-    return torch.tensor(_CLIPS)[torch.stack(errors).argmin(0)]
+    best = torch.stack(errors).argmin(0)
+    return torch.tensor(_CLIPS, dtype=weight.dtype, device=weight.device)[best]

@@ -309,8 +309,10 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         reader: PerforatedConv2d | None = None,
     ) -> Tensor:
         now = geometry_of(self)
-        how = {"stride": now.stride, "padding": now.padding, "dilation": now.dilation, "groups": now.groups}
-        how |= {"padding_mode": now.padding_mode, "residual": residual, "compact": compact, "source": source}
+        how = {
+            "stride": now.stride, "padding": now.padding, "dilation": now.dilation, "groups": now.groups,
+            "padding_mode": now.padding_mode, "residual": residual, "compact": compact, "source": source,
+        }  # fmt: skip
         if self.config.in_bytes and not is_floating():
             quantization = self._known_quantization()
             if not torch.is_grad_enabled():
@@ -337,10 +339,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
 
     def _known_quantization(self) -> Quantization:
         if self.quantization is None:
-            raise ConfigError(
-                f"layer {self.layer_name!r} was never quantized: pass calibration= to convert_model, or call "
-                "accel.calibrate.fit_interpolation"
-            )
+            raise ConfigError(f"layer {self.layer_name!r} was never quantized: pass calibration= to convert_model")
         return self.quantization
 
     def _weights(self, norm: nn.Module | None, positions: PositionSet | None) -> Folded:

@@ -87,8 +87,8 @@ class Quantization:
     def integers(self, weights: Folded, out: Affine | None = None, activation: str = "none") -> Integers:
         """The weights for `accel.ops.quantized_conv2d`, whose output is fp32; or bytes that stand for what `out` says,
         "none" or "relu" being their activation."""
-        steps, scale, shift = self._rounded(weights.weight)
-        bias = shift if weights.bias is None else weights.bias + shift
+        steps, scale, shift = self._rounded(weights.weight.detach())
+        bias = shift if weights.bias is None else weights.bias.detach() + shift
         bounds = (out.zero_point, BYTE) if out is not None and activation == "relu" else None
         return Integers(steps.to(torch.int8), Requantization.of(self.input, scale, bias, out, bounds=bounds))
 

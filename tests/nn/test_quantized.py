@@ -249,10 +249,19 @@ def test_bad_calibration_is_refused(dense):
         convert(dense, x=torch.zeros(2, 3, 16, 16))
     with pytest.raises(DataError, match=r"NaN|finite"):
         convert(dense, x=torch.full((2, 3, 16, 16), float("nan")))
-    with pytest.raises(DataError, match="never reaches layer 'other'"):
-        convert(Unreached())
     with pytest.raises(ValueError, match="NaN or an infinity"), torch.no_grad():
         convert(dense).stem(torch.full((1, 3, 8, 8), float("inf")))
+
+
+@torch.no_grad()
+def test_a_layer_that_no_picture_reaches_stays_in_fp32():
+    net = Unreached().eval()
+    with pytest.warns(UserWarning, match="left in fp32, as the calibration data never reaches them: other"):
+        fast = convert(net)
+    wide = torch.randn(1, 3, 8, 104, generator=torch.Generator().manual_seed(0))
+    assert relative_norm(fast(wide), net(wide)) < 1e-5 and fast.conv.config == WHOLE
+    plan = {name: layer.facts()["note"] for name, layer in perforated_layers(fast).items()}
+    assert plan == {"conv": "in int8", "other": None}
 
 
 def test_one_colour_is_a_range():
