@@ -76,14 +76,11 @@ class Perforate:
             raise ConfigError(
                 f"correct {self.correct!r} is part of a fit: give interpolate='fitted' with it, or leave it"
             )
-        if isinstance(self.neighbors, bool) or not isinstance(self.neighbors, int) or self.neighbors < 1:
-            raise ConfigError(f"neighbors must be a positive integer, got {self.neighbors!r}")
-        if isinstance(self.shift, bool) or not isinstance(self.shift, int) or self.shift < 0:
-            raise ConfigError(f"shift must be an integer of at least 0, got {self.shift!r}")
+        _check_integer("neighbors", self.neighbors, 1)
+        _check_integer("shift", self.shift, 0)
+        _check_integer("seed", self.seed)
         if self.shift and not masking.shifts:
             raise ConfigError(f"shift moves a lattice: mask {self.mask!r} takes none, leave it 0")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ConfigError(f"seed must be an integer, got {self.seed!r}")
         self._check_precision()
         if self.keep is not None:
             masking.check(self.keep, filling)
@@ -292,8 +289,14 @@ class FixedRepeats:
     repeats: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < 1:
-            raise ConfigError(f"repeats must be an integer of at least 1, got {self.repeats!r}")
+        _check_integer("repeats", self.repeats, 1)
+
+
+def _check_integer(name: str, value: object, least: int | None = None) -> None:
+    fits = type(value) is int and (least is None or value >= least)
+    if not fits:
+        wanted = "an integer" if least is None else f"an integer of at least {least}"
+        raise ConfigError(f"{name} must be {wanted}, got {value!r}")
 
 
 _KINDS = {"perforate": Perforate, "act": ACT, "sact": SACT, "pact": PACT}

@@ -32,11 +32,8 @@ from accel.running import copied
 FORMAT, VERSION = "skimconv converted model", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _Found = TypeVar("_Found", Fit, Quantization)
-_IMPACT, _FIT, _QUANTIZATION = (
-    "impact:",
-    "fit:",
-    "quantization:",
-)  # prefixes of what calibration found: no state_dict key holds a colon
+# prefixes of what calibration found: no state_dict key holds a colon
+_IMPACT, _FIT, _QUANTIZATION = "impact:", "fit:", "quantization:"
 
 
 def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
@@ -104,9 +101,13 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
             raise WeightsError(f"{folder} lacks the fit of layer {name!r}: save the converted model again")
         if conversion.config.in_bytes and name not in quantizations:
             raise WeightsError(f"{folder} lacks the scales of layer {name!r}: save the converted model again")
-        found = {"impact": impacts.get(name), "fit": fits.get(name), "quantization": quantizations.get(name)}
-        found["contiguous"] = name in config["contiguous"]
-        layers[name] = dataclasses.replace(conversion, **found)
+        layers[name] = dataclasses.replace(
+            conversion,
+            impact=impacts.get(name),
+            fit=fits.get(name),
+            quantization=quantizations.get(name),
+            contiguous=name in config["contiguous"],
+        )
     convert_layers(fast, layers)
     fast.load_state_dict(_with_versions(state, fast))
     layers = [layer for name, layer in plain_convolutions(fast).items() if name not in config["contiguous"]]

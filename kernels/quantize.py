@@ -1,8 +1,8 @@
 """quantize: numbers to the bytes that stand for them.
 
-| backward | dtypes            | layouts                       | granularity | limits      |
-|----------|-------------------|-------------------------------|-------------|-------------|
-| none     | float32 to uint8  | any map or rows, kept as it is | element    | CPU tensors |
+| backward | dtypes           | layouts                        | granularity | limits      |
+|----------|------------------|--------------------------------|-------------|-------------|
+| none     | float32 to uint8 | any map or rows, kept as it is | element     | CPU tensors |
 
 Jacob et al. 2017, arXiv 1712.05877, eq. 1.
 """

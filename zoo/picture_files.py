@@ -83,6 +83,11 @@ def read_picture(path: pathlib.Path, size: tuple[int, int] | None = None) -> Ten
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 
+def read_folder(folder: pathlib.Path, size: tuple[int, int]) -> Tensor:
+    """uint8 [N, 3, H, W], every picture in the folder and below, resized; DataError as of `read_picture`."""
+    return torch.stack([read_picture(path, size) for path in find_images(folder)])
+
+
 def read_each(entries: Iterable[_Entry], read: Callable[[_Entry], _Read], where: str) -> Iterator[tuple[_Entry, _Read]]:
     """(entry, what `read` makes of it) of all that can be read; a warning counts those that cannot.
 

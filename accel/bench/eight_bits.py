@@ -39,17 +39,21 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
 
     from accel.profiling.latency import compare, ratio
     from accel.profiling.sides import DENSE, FORMATS, fastest, in_format
-    from accel.zoo.registry import get_model
+    from accel.zoo.picture_files import read_folder
+    from accel.zoo.registry import get_model, preprocess
 
     torch.manual_seed(settings.seed)
     dense = get_model(case["model"], weights=case.get("weights", "none"))
-    pictures = _pictures(case)
+    pictures = preprocess(case["model"], read_folder(pathlib.Path(case["images"]), tuple(case["size"])))
     known, judged = pictures[: case["calibrate"]], pictures[case["calibrate"] :]
     for batch in case["batch"]:
         x = known[:batch]
         forms = {_name(form): _converted(dense, case["model"], form, x, known) for form in case["forms"]}
         rivals = _openvino(dense, x, known)
         errors = {name: _error(network, name.split()[-1], x) for name, network in forms.items()}
+        for name in [name for name, error in errors.items() if error > TOLERANCE[name.split()[-1]]]:
+            yield {"batch": batch, "form": name, "error": errors[name], "correct": False}
+            del forms[name]
         with torch.inference_mode():
             sides = {name: in_format(dense, x, form) for name, form in FORMATS.items()}
             sides |= {name: in_format(network, x, torch.channels_last) for name, network in forms.items()}
@@ -57,17 +61,14 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             timing = compare(sides, settings.repeats)
             best = fastest(timing, DENSE)
             for name, run in {best: dense, **forms, **rivals}.items():
-                error, most = errors.get(name, 0.0), TOLERANCE.get(name.split()[-1], 0.0)
-                row = {"batch": batch, "form": name, "error": error, "correct": error <= most}
-                if row["correct"]:
-                    row |= {
-                        **{"ms": round(timing[name].median_ms, 3), "q10_ms": round(timing[name].quantile_ms(0.1), 3)},
-                        **{"q90_ms": round(timing[name].quantile_ms(0.9), 3), "samples": len(timing[name].samples_ms)},
-                        "speedup": round(ratio(timing[best], timing[name]).median, 3),
-                        **_beside(timing, name),
-                        **_quality(dense, run, judged),
-                    }
-                yield row
+                yield {
+                    **{"batch": batch, "form": name, "error": errors.get(name, 0.0), "correct": True},
+                    **{"ms": round(timing[name].median_ms, 3), "q10_ms": round(timing[name].quantile_ms(0.1), 3)},
+                    **{"q90_ms": round(timing[name].quantile_ms(0.9), 3), "samples": len(timing[name].samples_ms)},
+                    "speedup": round(ratio(timing[best], timing[name]).median, 3),
+                    **_beside(timing, name),
+                    **_quality(dense, run, judged),
+                }
 
 
 def _beside(timing: Mapping[str, Any], name: str) -> Row:
@@ -115,16 +116,6 @@ def _quality(dense: nn.Module, run: Side, judged: Tensor) -> Row:
     for picture in judged.split(1):
         found.add(dense(picture), run(picture))
     return {name: round(value, 5) for name, value in found.summary().items()}
-
-
-def _pictures(case: Mapping[str, Any]) -> Tensor:
-    import torch
-
-    from accel.zoo.picture_files import find_images, read_picture
-    from accel.zoo.registry import preprocess
-
-    paths = find_images(pathlib.Path(case["images"]))
-    return preprocess(case["model"], torch.stack([read_picture(path, tuple(case["size"])) for path in paths]))
 
 
 def _openvino(dense: nn.Module, x: Tensor, known: Tensor) -> dict[str, Side]:

@@ -249,12 +249,10 @@ def _photos(case: Mapping[str, Any], dense: nn.Module) -> Task:
     import torch
 
     from accel.profiling.distances import Fidelity
-    from accel.zoo.picture_files import find_images, read_picture
+    from accel.zoo.picture_files import read_folder
     from accel.zoo.registry import preprocess
 
-    paths = find_images(pathlib.Path(case["images"]))
-    pictures = torch.stack([read_picture(path, tuple(case["size"])) for path in paths])
-    x = preprocess(case["model"], pictures)
+    x = preprocess(case["model"], read_folder(pathlib.Path(case["images"]), tuple(case["size"])))
     known, lessons = x[: case["calibrate"]], x[: case.get("train", 0)]
     judged = x[max(len(known), len(lessons)) :]
     with torch.inference_mode():

@@ -101,15 +101,14 @@ def _pictures(case: Mapping[str, Any], seed: int) -> Tensor:
     import torch
 
     from accel.zoo.datasets import load_pictures
-    from accel.zoo.picture_files import find_images, read_picture
+    from accel.zoo.picture_files import read_folder
     from accel.zoo.registry import preprocess
     from accel.zoo.shapes import draw_shapes, normalise
 
     if "shapes" in case:
         return normalise(draw_shapes(case["shapes"], case["size"][0], torch.Generator().manual_seed(seed)).images)
     if "images" in case:
-        paths = find_images(pathlib.Path(case["images"]))
-        return preprocess(case["model"], torch.stack([read_picture(path, tuple(case["size"])) for path in paths]))
+        return preprocess(case["model"], read_folder(pathlib.Path(case["images"]), tuple(case["size"])))
     return preprocess(case["model"], load_pictures(pathlib.Path(case["data"]), "test").pictures[: case["judge"]])
 
 

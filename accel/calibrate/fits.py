@@ -29,14 +29,11 @@ LIMIT = 1 << 20  # input pixels that a fit uses
 def check_calibration(assigned: Mapping[str, Perforate], calibration: object) -> None:
     """ConfigError for the first layer whose configuration needs calibration data when there is none."""
     for name, config in assigned.items():
-        needs = {"mask": (config.mask, config.masking.needs_data)}
-        needs["interpolate"] = (config.interpolate, config.filling.needs_data)
-        needs["precision"] = (config.precision, config.in_bytes)
-        for field, (value, needs_data) in needs.items():
+        needs = {"mask": config.masking.needs_data, "interpolate": config.filling.needs_data}
+        for field, needs_data in {**needs, "precision": config.in_bytes}.items():
             if needs_data and calibration is None:
-                raise ConfigError(
-                    f"{field} {value!r} of layer {name!r} needs data: pass calibration= a loader or list of inputs"
-                )
+                said = f"{field} {getattr(config, field)!r} of layer {name!r} needs data"
+                raise ConfigError(f"{said}: pass calibration= a loader or list of inputs")
 
 
 def fit_interpolation(

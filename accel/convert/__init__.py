@@ -18,7 +18,7 @@ from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.graph import pooling_after
 from accel.nn.perforated import FOUND, STATE, PerforatedConv2d
-from accel.nn.quantized import Quantization, why_not
+from accel.nn.quantized import Quantization, why_not_bytes
 from accel.nn.tracing import traced_parts
 from accel.nn.twin import has_own_forward
 from accel.running import copied
@@ -78,7 +78,7 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
         config = next((config for config in decided if config is not MISSING), None)
         if isinstance(config, Perforate) and left_dense(layer) is None:
             assigned[aliases[0]] = config
-            if config.in_bytes and (reason := why_not(layer)) is not None:
+            if config.in_bytes and (reason := why_not_bytes(layer)) is not None:
                 raise ConversionError(
                     f"precision {config.precision!r}: layer {aliases[0]!r} {reason}; give it fp32 by a rule of its own"
                 )

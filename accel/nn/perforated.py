@@ -22,7 +22,6 @@ from accel.kernels.interpolate import interpolate
 from accel.kernels.masked_conv2d import masked_conv2d, masked_conv2d_
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.positions import Neighbors, PositionSet, tap_map
-from accel.kernels.quantized_conv2d import quantized_conv2d
 from accel.kernels.reference.activation import activate
 from accel.masks import Pooling, build_mask, layer_generator
 from accel.nn import captured
@@ -31,7 +30,7 @@ from accel.nn.compact import Compact
 from accel.nn.dense import joins
 from accel.nn.folding import Folded, FoldedWeights, normed
 from accel.nn.geometry import geometry_of
-from accel.nn.quantized import KeptIntegers, Quantization, is_floating
+from accel.nn.quantized import KeptIntegers, Quantization, convolve_bytes, is_floating
 from accel.profiling.flops import SavesMacs
 
 # what a conversion adds to a convolution's attributes
@@ -316,26 +315,10 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         if self.config.in_bytes and not is_floating():
             quantization = self._known_quantization()
             if not torch.is_grad_enabled():
-                return self._convolve_bytes(x, weights, quantization, positions, activation, reader, how)
+                out = None if reader is None else reader._known_quantization().input
+                return convolve_bytes(x, weights, positions, quantization, self._integers, out, activation, **how)
             x, weights = quantization.imitate(x, weights)
         return perforated_conv2d(x, weights.weight, weights.bias, positions, activation=activation, **how)
-
-    def _convolve_bytes(
-        self,
-        x: Tensor,
-        weights: Folded,
-        quantization: Quantization,
-        positions: PositionSet,
-        activation: str,
-        reader: PerforatedConv2d | None,
-        how: dict[str, object],
-    ) -> Tensor:
-        """In eight bits: of bytes that were handed over, or of numbers; to bytes where a reader takes them."""
-        out = None if reader is None or activation not in ("none", "relu") else reader._known_quantization().input
-        made = self._integers.get(quantization, weights, out, activation)
-        x = x if how["source"] is not None and x.dtype is torch.uint8 else quantization.input.quantize(x)
-        activation = activation if out is None else "none"  # the bounds of the bytes are it
-        return quantized_conv2d(x, made.weight, made.requantization, positions, activation=activation, **how)
 
     def _known_quantization(self) -> Quantization:
         if self.quantization is None:

@@ -4,8 +4,8 @@ First the batch norm and the activation behind a perforated convolution move int
 convolution whose every reader can work on compact rows hands these over: position-wise layers run on the rows, and the
 next convolution or pooling reads them through the nearest map (Figurnov et al., NIPS 2016, implicit interpolation), so
 that nothing of dense size is written between them. In eight bits a layer that one other alone reads gives it bytes.
-Where a dense map is written and a residual added to it, the sum and
-the activation behind it move into the convolution's call as well.
+Where a dense map is written and a residual added to it, the sum and the activation behind it move into the
+convolution's call as well.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ class Chains:
     """What the rewriting did, by the names of the convolutions: what was fused into each, and who reads its rows.
 
     Attributes: fused, such as ["norm", "relu"], into a perforated convolution; dense, the same into one that stays
-    dense; compact, names of modules, or of graph nodes where a function reads; bytes, the name of the layer in eight
-    bits that reads another one's.
+    dense; compact, names of modules, or of graph nodes where a function reads; bytes, names of layers in eight bits.
     """
 
     fused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     dense: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     compact: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    bytes: dict[str, str] = dataclasses.field(default_factory=dict)
+    bytes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,13 +242,13 @@ def _pass_rows(graph: fx.Graph, modules: Modules, chains: Chains) -> None:
 def _pass_bytes(conv: fx.Node, modules: Modules, chains: Chains) -> None:
     """Let a layer in eight bits know that another one alone reads what it gives."""
     reader = _only_reader(conv)
-    if reader is None or "residual" in conv.kwargs:
+    if reader is None or "residual" in conv.kwargs or conv in reader.kwargs.values():  # what is added is no bytes
         return
     layers = module_of(conv, modules), module_of(reader, modules)
     if all(isinstance(layer, PerforatedConv2d) and layer.config.in_bytes for layer in layers):
         with conv.graph.inserting_before(conv):
             conv.kwargs = {**conv.kwargs, "compact": True, "reader": conv.graph.get_attr(reader.target)}
-        chains.bytes[conv.target] = reader.target
+        chains.bytes.setdefault(conv.target, []).append(reader.target)
 
 
 def _read_rows(node: fx.Node, modules: Modules, dense: bool) -> None:

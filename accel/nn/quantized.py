@@ -16,10 +16,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from accel.kernels.positions import PositionSet
 from accel.kernels.quantization import BYTE, MOST_TERMS, Affine, Requantization
+from accel.kernels.quantized_conv2d import quantized_conv2d
 from accel.nn.folding import Folded
 
 STEPS = 127  # of weights, on either side of zero
+_KEPT = 3  # integers of a layer, as foldings of its weights
 _FLOATING = contextvars.ContextVar("accel_floating", default=False)
 
 
@@ -110,19 +113,46 @@ class Integers:
 
 
 class KeptIntegers:
-    """The integers of the weights that a layer computed with last."""
+    """The integers that a layer computed with last: of its weights, for each reader of its bytes."""
 
     def __init__(self) -> None:
-        self._made: tuple[tuple, Integers | None] = ((), None)  # threads share it
+        # by what they are made of, whose objects are held beside them; replaced as a whole: threads share it
+        self._kept: dict[tuple, tuple[tuple, Integers]] = {}
 
-    def get(self, quantization: Quantization, *given: object) -> Integers:
-        """`quantization.integers(*given)`, made anew where one of these is another object."""
-        sources, integers = self._made
-        if len(sources) != 1 + len(given) or any(a is not b for a, b in zip(sources, (quantization, *given))):
+    def get(self, quantization: Quantization, weights: Folded, out: Affine | None, activation: str) -> Integers:
+        """`quantization.integers(weights, out, activation)`."""
+        slot = (id(quantization), id(weights), id(out), activation)
+        found = self._kept.get(slot)
+        if found is None:
             with torch.inference_mode(False):  # nobody counts the writes to inference tensors: packed at every call
-                integers = quantization.integers(*given)
-            self._made = ((quantization, *given), integers)
-        return integers
+                integers = quantization.integers(weights, out, activation)
+            found = ((quantization, weights, out), integers)
+            self._kept = dict([*list(self._kept.items())[1 - _KEPT :], (slot, found)])
+        return found[1]
+
+
+def convolve_bytes(
+    x: Tensor,
+    weights: Folded,
+    positions: PositionSet,
+    quantization: Quantization,
+    kept: KeptIntegers,
+    out: Affine | None,
+    activation: str,
+    **how: object,
+) -> Tensor:
+    """`accel.ops.quantized_conv2d` of numbers, or of the rows in bytes that another layer handed over.
+
+    Args:
+        out: what the output's bytes stand for; None, or an activation that bytes cannot have: fp32.
+        how: geometry, residual, compact and source.
+    """
+    out = out if activation in ("none", "relu") else None
+    made = kept.get(quantization, weights, out, activation)
+    handed_over = how["source"] is not None and x.dtype is torch.uint8  # a user's bytes stand for something else
+    x = x if handed_over else quantization.input.quantize(x)
+    activation = activation if out is None else "none"  # the bounds of the bytes are it
+    return quantized_conv2d(x, made.weight, made.requantization, positions, activation=activation, **how)
 
 
 def round_weights(weight: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +162,7 @@ def round_weights(weight: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None, None, None]).round().clamp(-STEPS, STEPS), scale
 
 
-def why_not(layer: nn.Conv2d) -> str | None:
+def why_not_bytes(layer: nn.Conv2d) -> str | None:
     """Why the layer cannot compute in eight bits, or None."""
     weight = layer.weight
     if weight.dtype is not torch.float32 or weight.device.type != "cpu":

@@ -16,7 +16,7 @@ from accel.errors import ConfigError, ConversionError, DataError, WeightsError
 from accel.files import write_tensors
 from accel.kernels.quantization import Affine
 from accel.nn.inference import installed
-from accel.nn.quantized import floating
+from accel.nn.quantized import Quantization, floating
 from accel.profiling.distances import relative_norm
 from accel.running import one_by_one
 
@@ -324,7 +324,7 @@ def test_a_layer_gives_bytes_to_the_one_that_alone_reads_it(keep, monkeypatch):
     config = Perforate(keep=keep, mask="lattice", precision="int8")
     fast, x, seen = convert(net, config), pictures(seed=7), []
     (_, path) = installed(fast)[0]
-    assert path.chains.bytes == {"0": "3", "3": "6"} and path.doubt is None
+    assert path.chains.bytes == {"0": ["3"], "3": ["6"]} and path.doubt is None
     own_quantize = Affine.quantize
     monkeypatch.setattr(Affine, "quantize", lambda self, x: seen.append(1) or own_quantize(self, x))
     found, calls = fast(x), len(seen)
@@ -342,3 +342,42 @@ def test_a_layer_gives_bytes_to_the_one_that_alone_reads_it(keep, monkeypatch):
 def test_bytes_of_the_user_are_not_taken_for_those_of_a_layer(dense):
     with pytest.raises(TypeError, match=r"x must be float32, got torch.uint8"):
         convert(dense).stem(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+class Shortcut(nn.Module):
+    """What a layer reads is added to what it gives: it is no sum of bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return F.relu(self.second(x) + x)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+@torch.no_grad()
+def test_what_is_added_is_not_handed_over_as_bytes(keep):
+    torch.manual_seed(0)
+    net, x = Shortcut().eval(), pictures(seed=8)
+    fast = convert(net, Perforate(keep=keep, mask="lattice", precision="int8"))
+    (_, path) = installed(fast)[0]
+    assert path.chains.bytes == {} and "residual" in path.chains.fused["second"] and path.doubt is None
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(fast(x), own) < 2e-3
+
+
+@torch.no_grad()
+def test_integers_for_two_readers_are_kept_side_by_side(monkeypatch):
+    torch.manual_seed(0)
+    first, second, third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+    net = nn.Sequential(first, second, first, third).eval()
+    fast, x, made = convert(net), pictures(seed=9), []
+    assert installed(fast)[0][1].chains.bytes == {"0": ["1", "3"], "1": ["0"]}
+    first = fast(x)
+    integers = Quantization.integers
+    monkeypatch.setattr(Quantization, "integers", lambda self, *given: made.append(1) or integers(self, *given))
+    assert torch.equal(fast(x), first) and not made
