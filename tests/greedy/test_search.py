@@ -16,6 +16,7 @@ from accel.greedy import measure as measure_module
 from accel.greedy import search as search_module
 from accel.greedy.losses import Losses
 from accel.greedy.table import DENSE, Table, time_layers
+from accel.greedy.uniform import uniform_rules
 from accel.inputs import Batch
 
 CONFIGS = [Perforate(keep=keep, mask="lattice") for keep in (1 / 2, 1 / 4)]
@@ -70,6 +71,22 @@ def test_steps_are_those_of_brute_force(net, pictures, monkeypatch):
     space = search_module.open_space(net, pictures[:1], [pictures], CONFIGS, None, None)
     expected = brute_force(Losses(space.model, space.candidates, Batch((pictures,)), None, at_once=1), 1.7)
     assert [(step.layer, step.label) for step in found.steps] == expected and len(expected) >= 2
+
+
+def test_a_uniform_rule_is_mixed_with_one_that_there_was_no_time_to_measure(net, pictures, monkeypatch):
+    def measure_one(run):
+        run.uniform = uniform_rules(run.measured, 1.5)
+        run.measured.tried(run.uniform[0].state, run.uniform[0].origin, "uniform")
+
+    monkeypatch.setattr(search_module._Search, "_try_uniform", measure_one)
+    found = find(net, pictures, speedup=1.5)
+    mixed = [tried for tried in found.tried if tried.kind == "mixture"]
+    assert [tried.kind for tried in found.tried].count("uniform") == 1
+    assert mixed and all({*tried.state.values()} == {HALF, QUARTER} for tried in mixed)
+    assert {tried.origin.split(", then ")[0] for tried in mixed} <= {
+        f"first {each} everywhere" for each in (HALF, QUARTER)
+    }
+    assert all(tried.price <= TABLE.price({}) / 1.5 for tried in mixed)
 
 
 def test_the_cost_is_relative_to_the_original(net, pictures):
