@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 _every: list[IdentityCache] = []
+_Kept = TypeVar("_Kept")
 MOST_SIZES, MOST_POSITIONS = 8, 1 << 22  # of a layer's sets: one of 512x512 positions takes 1.5 MB, with its lists 3 MB
 MOST_KINDS = 256  # of values from the same tensors: layers and batch sizes that share a position set
 
@@ -59,6 +61,16 @@ def keep_newest_sizes(cache: dict) -> None:
         positions += size[0] * size[1]
         if index >= MOST_SIZES or (index and positions > MOST_POSITIONS):
             cache.pop(size, None)
+
+
+def kept_by_size(cache: dict, key: tuple, make: Callable[[], _Kept]) -> _Kept:
+    """What `make` made once for this key, which starts with a height and a width; the oldest make room for new ones."""
+    found = cache.get(key)
+    if found is None:
+        with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
+            found = cache[key] = make()
+        keep_newest_sizes(cache)
+    return found
 
 
 def entries() -> int:

@@ -49,8 +49,7 @@ def interpolate(
             without neighbors, or something lies on another device.
         TypeError: dtypes that differ.
     """
-    if rows.dim() != 2 or len(rows) % len(positions):
-        raise ValueError(f"interpolate: rows must be [N * {len(positions)}, C], got shape {tuple(rows.shape)}")
+    _check_rows("interpolate", rows, positions)
     check_device("interpolate", rows, "positions", positions.nearest)
     check_activation("interpolate", activation)
     rows, weights, constant, residual = autocast(rows, weights, constant, residual)
@@ -63,7 +62,7 @@ def interpolate(
         arguments, fused = (rows, positions.nearest, batch, size), "none"
         run = implementation("interpolate", rows) if is_direct(rows) else _INTERPOLATE
     else:
-        _check_fitted(rows, positions, neighbors, weights, constant)
+        check_fitted("interpolate", rows, positions, neighbors, weights, constant)
         if residual is not None:
             check_shape("interpolate", "residual", residual, (batch, rows.shape[1], *size))
             check_same("interpolate", rows, residual=residual)
@@ -77,21 +76,27 @@ def interpolate(
     return out if fused == activation else activate(out, activation)
 
 
-def _check_fitted(rows, positions, neighbors, weights, constant):
-    """ValueError where neighbours, weights and constant do not fit the rows and the set."""
+def _check_rows(op, rows, positions):
+    if rows.dim() != 2 or len(rows) % len(positions):
+        raise ValueError(f"{op}: rows must be [N * {len(positions)}, C], got shape {tuple(rows.shape)}")
+
+
+def check_fitted(op, rows, positions, neighbors, weights, constant):
+    """ValueError where rows, neighbours, weights and constant do not fit the set and each other."""
+    _check_rows(op, rows, positions)
     if weights is None or constant is None:
-        raise ValueError("interpolate: neighbors come with weights and constant: give all three or none")
+        raise ValueError(f"{op}: neighbors come with weights and constant: give all three or none")
     total = positions.height * positions.width
     if len(neighbors.skipped) + len(positions) != total:
         raise ValueError(
-            f"interpolate: {len(positions)} computed and {len(neighbors.skipped)} skipped positions do not make up "
+            f"{op}: {len(positions)} computed and {len(neighbors.skipped)} skipped positions do not make up "
             f"a {positions.height}x{positions.width} map: build the neighbours from this very set"
         )
     shape = (neighbors.classes, neighbors.rows.shape[1], rows.shape[1])
-    check_shape("interpolate", "weights", weights, shape)
-    check_shape("interpolate", "constant", constant, (shape[0], shape[2]))
-    check_same("interpolate", rows, weights=weights, constant=constant)
-    check_device("interpolate", rows, "neighbors", neighbors.rows)
+    check_shape(op, "weights", weights, shape)
+    check_shape(op, "constant", constant, (shape[0], shape[2]))
+    check_same(op, rows, weights=weights, constant=constant)
+    check_device(op, rows, "neighbors", neighbors.rows)
 
 
 def _fake_map(rows, batch, size):
@@ -103,7 +108,7 @@ def _fake_fitted_backward(grad, rows, positions, skipped, neighbors, starts, wei
     return torch.empty_like(rows), torch.empty_like(weights), weights.new_empty(weights.shape[0], weights.shape[2])
 
 
-_LISTS = "Tensor positions, Tensor skipped, Tensor neighbors, Tensor starts, Tensor weights"
+FITTED_LISTS = "Tensor positions, Tensor skipped, Tensor neighbors, Tensor starts, Tensor weights"
 _interpolate = define(
     "interpolate",
     "(Tensor rows, Tensor nearest, SymInt batch, SymInt[] size) -> Tensor",
@@ -111,14 +116,14 @@ _interpolate = define(
 )
 _fitted = define(
     "interpolate_fitted",
-    f"(Tensor rows, {_LISTS}, Tensor constant, SymInt batch, SymInt[] size, str activation, Tensor? residual=None) "
-    "-> Tensor",
+    f"(Tensor rows, {FITTED_LISTS}, Tensor constant, SymInt batch, SymInt[] size, str activation, "
+    "Tensor? residual=None) -> Tensor",
     lambda rows, _p, _s, _n, _t, _w, _c, batch, size, *_: _fake_map(rows, batch, size),
     module="interpolate",
 )
 define(
     "interpolate_fitted_backward",
-    f"(Tensor grad, Tensor rows, {_LISTS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor rows, {FITTED_LISTS}) -> (Tensor, Tensor, Tensor)",
     _fake_fitted_backward,
     module="interpolate",
 )

@@ -39,6 +39,11 @@ class Affine:
         if not _is_byte(self.zero_point):
             raise ValueError(f"Affine: zero_point must be an int of 0 to {BYTE}, got {self.zero_point!r}")
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The numbers that the lowest and the highest byte stand for."""
+        return -self.zero_point * self.scale, (BYTE - self.zero_point) * self.scale
+
     def quantize(self, x: Tensor) -> Tensor:
         """The nearest bytes of an fp32 tensor, in its memory format; raises what `accel.kernels.quantize` does."""
         return quantize(x, 1 / self.scale, self.zero_point)
@@ -122,7 +127,7 @@ class Requantization:
         """From what the numbers mean; derived in fp64, then rounded to fp32 once.
 
         Args:
-            x, out, residual: of the input, of the output (None: fp32) and of a residual in bytes.
+            x, out, residual: of the input, of the output (None: fp32) and of a residual that is added to bytes.
             weight_scale: floating [K], what one step of the weights of each output channel stands for.
             bias: floating [K].
             bounds: the lowest and highest byte of the output: (out.zero_point, 255) is a ReLU; (0, 255) by default.
@@ -160,3 +165,6 @@ def _is_byte(value: object) -> bool:
 def _single(value: float) -> float:
     """Rounded to fp32."""
     return torch.tensor(value, dtype=torch.float32, device="cpu").item()
+
+
+NUMBERS = Affine(1.0, 0)  # of a residual in fp32

@@ -51,8 +51,9 @@ def quantized_conv2d(
         weight: int8 [K, C / groups, kh, kw], symmetric, a scale for each of the K.
         requantization: the scales and zero points of all that goes in and comes out, on the device of x.
         activation: of an fp32 output, as `perforated_conv2d` has them; that of bytes lies in their bounds.
-        residual: added before the activation or the bounds, of the output's dtype: [N, K, H_out, W_out], at every
-            position; or, with `compact`, rows [N * P, K].
+        residual: added before the activation or the bounds, of the output's dtype or fp32: [N, K, H_out, W_out], at
+            every position; or, with `compact`, rows [N * P, K]. Numbers stand for themselves: to bytes they are added
+            by the requantization of the residual `NUMBERS`.
         positions, stride, padding, dilation, groups, padding_mode, compact, source: as of `perforated_conv2d`.
 
     Returns:
@@ -60,8 +61,9 @@ def quantized_conv2d(
         residual); or rows [N * P, K]. uint8, or fp32 if the requantization has no output scale.
 
     Raises:
-        ValueError: shapes, sizes, devices or names that do not fit; a residual without its scale; an activation of
-            bytes; sums of more than 65793 terms; tensors that are not on the CPU.
+        ValueError: shapes, sizes, devices or names that do not fit; a residual without its scale, or of numbers that
+            are not finite, added to bytes; an activation of bytes; sums of more than 65793 terms; tensors that are not
+            on the CPU.
         TypeError: another dtype.
     """
     multiplier, offset, levels = requantization.multiplier, requantization.offset, requantization.levels
@@ -82,11 +84,8 @@ def _check(tensors, positions, source, geometry, activation, compact, levels):
     op, in_bytes = "quantized_conv2d", levels.out_zero is not None
     *tensors, multiplier = tensors
     x, weight, _, residual = tensors
-    for name, tensor, dtype in (
-        ("x", x, torch.uint8),
-        ("weight", weight, torch.int8),
-        ("residual", residual, torch.uint8 if in_bytes else torch.float32),
-    ):
+    added = torch.uint8 if in_bytes and residual is not None and residual.dtype is not torch.float32 else torch.float32
+    for name, tensor, dtype in (("x", x, torch.uint8), ("weight", weight, torch.int8), ("residual", residual, added)):
         if tensor is not None and tensor.dtype is not dtype:
             raise TypeError(f"{op}: {name} must be {dtype}, got {tensor.dtype}: quantize it, or convert it")
         if tensor is not None and tensor.device.type not in ("cpu", "meta"):
@@ -99,6 +98,8 @@ def _check(tensors, positions, source, geometry, activation, compact, levels):
         raise ValueError(f"{op}: the activation of bytes is their bounds, got activation={activation!r}: give bounds=")
     if in_bytes and residual is not None and not levels.residual_multiplier:
         raise ValueError(f"{op}: nothing is known of the residual's bytes: give residual= to Requantization.of")
+    if in_bytes and residual is not None and residual.dtype is torch.float32 and levels.residual_zero:
+        raise ValueError(f"{op}: a residual of numbers has no zero point: give residual=NUMBERS to Requantization.of")
     if len(multiplier) != len(weight):
         raise ValueError(f"{op}: weight has {len(weight)} output channels, the requantization {len(multiplier)}")
     if weight[0].numel() > MOST_TERMS:

@@ -31,7 +31,7 @@ def widened(quantization: Quantization, name: str, x: Tensor) -> Quantization:
     """The same for a layer that is called again, with x: its bytes hold both."""
     old = quantization.input
     low, high = _range_of(name, x) if x.numel() and bool((x != 0).any()) else (0.0, 0.0)
-    ends = [(end - old.zero_point) * old.scale for end in (0, BYTE)]
+    ends = old.ends
     if ends[0] - old.scale <= low and high <= ends[1] + old.scale:
         return quantization
     affine = _as_bytes(name, min(ends[0], low), max(ends[1], high))

@@ -12,13 +12,15 @@ import functools
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.kernels.caches import IdentityCache
 from accel.kernels.interpolate import interpolate
 from accel.kernels.max_rows import max_rows
-from accel.kernels.positions import PositionSet, tap_map
+from accel.kernels.positions import PositionSet, every_position, tap_map
 from accel.nn import dense
+from accel.nn.graph import Pool
 
 _taps = IdentityCache()
 _ADDED = 1024  # rows added up in one product of matrices: with 65,536 the mean of a 512x512 map was off by 4e-4
@@ -45,9 +47,14 @@ class Compact:
         """The rows as a channels_last map [N, C, P, 1]: a view, so that writing in place reaches the rows."""
         return self.images[:, :, None].permute(0, 3, 1, 2)
 
+    def as_image(self) -> Tensor:
+        """The rows of every position as a channels_last map [N, C, H, W]: a view."""
+        size = (self.batch, self.positions.height, self.positions.width, self.rows.shape[1])
+        return self.rows.view(size).permute(0, 3, 1, 2)
+
     def with_map(self, values: Tensor) -> Compact:
         """The compact value whose `as_map` is `values`."""
-        return self.with_rows(values.permute(0, 2, 3, 1).flatten(0, 2))
+        return self.with_rows(rows_of_map(values))
 
     def with_rows(self, rows: Tensor) -> Compact:
         """Other rows at the same positions."""
@@ -56,6 +63,16 @@ class Compact:
     def leave(self, values: Tensor) -> Tensor:
         """`values` [N, ...] that were read from the rows, in the rank of the map."""
         return values if self.batched else values[0]
+
+
+def rows_of_map(image: Tensor) -> Tensor:
+    """[N * H * W, C], the positions of a map [N, C, H, W]; of a channels_last one, a view."""
+    return image.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def handed_over(image: Tensor) -> Compact:
+    """A map in bytes, told from a user's bytes by its form."""
+    return Compact(rows_of_map(image), every_position(*image.shape[2:]), len(image))
 
 
 def to_dense(value: Compact) -> Tensor:
@@ -104,16 +121,22 @@ def global_mean(value: Compact) -> Tensor:
 
 
 def max_pool(
-    value: Compact,
+    value: Compact | Tensor,
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
     ceil_mode: bool,
-) -> Tensor:
-    """nn.MaxPool2d of the interpolated map, which is never made; [N, C, H', W'] channels_last."""
+    compact: bool = False,
+) -> Tensor | Compact:
+    """nn.MaxPool2d of the interpolated map, which is never made; [N, C, H', W'] channels_last, or its rows; of a map, a
+    map."""
+    if isinstance(value, Tensor):
+        return F.max_pool2d(value, kernel, stride, padding, dilation, ceil_mode)
     taps, _, size = _pool_taps(value.positions, kernel, stride, padding, dilation, ceil_mode)
     out = max_rows(value.rows, taps, value.batch)
+    if compact:
+        return Compact(out, every_position(*size), value.batch, value.batched)
     return value.leave(out.view(value.batch, *size, value.rows.shape[1]).permute(0, 3, 1, 2))
 
 
@@ -134,6 +157,14 @@ def avg_pool(
     for tap, weight in zip(taps, weights):
         out.addcmul_(rows.index_select(1, tap), weight[:, None])
     return value.leave(out.view(value.batch, *size, rows.shape[2]).permute(0, 3, 1, 2))
+
+
+def pool_call(pool: Pool, source: object) -> tuple[Callable, tuple]:
+    """(function, arguments) of a pooling that reads `source` in this form."""
+    kernel, stride, padding, ceil_mode = pool.window
+    if pool.kind == "max":
+        return max_pool, (source, kernel, stride, padding, pool.dilation, ceil_mode)
+    return avg_pool, (source, kernel, stride, padding, pool.count_include_pad, pool.divisor)
 
 
 def _pool_taps(positions, kernel, stride, padding, dilation, ceil_mode) -> tuple[Tensor, Tensor, tuple[int, int]]:

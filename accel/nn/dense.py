@@ -11,7 +11,7 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from accel.kernels.caches import keep_newest_sizes
+from accel.kernels.caches import kept_by_size
 from accel.kernels.dispatch import active_backend
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.positions import PositionSet, every_position
@@ -74,7 +74,7 @@ def _convolve(
         x,
         weight,
         bias,
-        _every_position(own, size),
+        kept_by_size(own.sets, size, lambda: every_position(*size)),
         stride=now.stride,
         padding=now.padding,
         dilation=now.dilation,
@@ -91,11 +91,3 @@ def joins(residual: Tensor | float, x: Tensor, shape: tuple[int, ...]) -> bool:
     if not isinstance(residual, Tensor):
         return False
     return residual.shape == shape and residual.dtype == x.dtype and residual.device == x.device
-
-
-def _every_position(own: _Own, size: tuple[int, int]) -> PositionSet:
-    found = own.sets.get(size)
-    if found is None:
-        found = own.sets[size] = every_position(*size)
-        keep_newest_sizes(own.sets)
-    return found

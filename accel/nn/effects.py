@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -192,3 +192,17 @@ def _returns_own_memory(overload: torch._ops.OpOverload) -> bool:
     if not torch._C._dispatch_has_kernel(name) or any(value.alias_info is not None for value in schema.returns):
         return False
     return not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
+
+
+def replace(
+    node: fx.Node, target: Callable, args: tuple, kwargs: dict | None = None, then: Callable | None = None
+) -> None:
+    """Put a call of `target` in the node's place, and of `then` behind it."""
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(target, args, kwargs)
+        stand_in(new, node)
+        if then is not None:
+            new = node.graph.call_function(then, (new,))
+            stand_in(new, node)
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,29 +13,29 @@ from torch.nn.utils.parametrize import is_parametrized
 from accel.config import Perforate
 from accel.errors import ConfigError
 from accel.fills import Fit, laid_over
-from accel.kernels.caches import keep_newest_sizes
+from accel.kernels.caches import kept_by_size
 from accel.kernels.checks import sizes
 from accel.kernels.dispatch import is_direct
 from accel.kernels.interpolate import interpolate
 from accel.kernels.masked_conv2d import masked_conv2d, masked_conv2d_
 from accel.kernels.perforated_conv2d import perforated_conv2d
 from accel.kernels.positions import Neighbors, PositionSet, tap_map
+from accel.kernels.quantized_interpolate import quantized_interpolate
 from accel.kernels.reference.activation import activate
 from accel.masks import Pooling, build_mask, layer_generator
 from accel.nn import captured
 from accel.nn.chosen import choose_positions
-from accel.nn.compact import Compact
+from accel.nn.compact import Compact, handed_over
 from accel.nn.dense import joins
 from accel.nn.folding import Folded, FoldedWeights, normed
 from accel.nn.geometry import geometry_of
-from accel.nn.quantized import KeptIntegers, Quantization, convolve_bytes, is_floating
+from accel.nn.quantized import OWN, KeptIntegers, Meaning, Quantization, convolve_bytes, is_floating
 from accel.profiling.flops import SavesMacs
 
 # what a conversion adds to a convolution's attributes
 CACHES = ("_sets", "_neighbors", "_distances", "_folded", "_integers")
 FOUND = ("pooling", "impact", "fit", "quantization", "contiguous")  # by a conversion
 STATE = ("config", "layer_name", *FOUND, *CACHES, "_aside", "_nearest")
-_Kept = TypeVar("_Kept", PositionSet, Neighbors, Fit)
 
 
 class PerforatedConv2d(SavesMacs, nn.Conv2d):
@@ -144,7 +142,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
     def position_set(self, out_h: int, out_w: int, device: torch.device | str = "cpu") -> PositionSet:
         """The position set for an output of `out_h` x `out_w`; built once per size."""
         key = (out_h, out_w, torch.device(device))
-        return _kept(self._sets, key, lambda: self._build_set(out_h, out_w).to(device))
+        return kept_by_size(self._sets, key, lambda: self._build_set(out_h, out_w).to(device))
 
     def _build_set(self, height: int, width: int) -> PositionSet:
         impact = self.impact
@@ -172,8 +170,8 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         norm: nn.Module | None = None,
         activation: str = "none",
         compact: bool = False,
-        residual: Tensor | None = None,
-        reader: PerforatedConv2d | None = None,
+        residual: Tensor | Compact | None = None,
+        meaning: Meaning = OWN,
     ) -> Tensor | Compact:
         """The convolution, and what the inference path fuses into it.
 
@@ -182,9 +180,8 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             norm: the batch norm behind, folded into a cached copy of the weights; without gradients, in evaluation.
             activation: applied last; see `accel.ops.perforated_conv2d`.
             compact: return rows; the caller reads them through the nearest map.
-            residual: what the model adds to the map, before the activation.
-            reader: the layer in eight bits that alone reads the output, if this one may give it bytes: it then does
-                where nothing is added or summed up.
+            residual: what the model adds to the map, before the activation; in eight bits also a map in bytes.
+            meaning: of the bytes that are read, added and given.
         """
         if isinstance(input, Compact):
             if not input.batched:
@@ -201,13 +198,28 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             x, source, batch, size = input, None, len(input), sizes(input)[2:]
         positions = self.position_set(*self.output_size(*size), x.device)
         shape = (batch, self.out_channels, positions.height, positions.width)
+        if isinstance(residual, Compact):
+            residual = self._residual(residual, shape, positions, activation, meaning)
+            joined = residual.shape == shape
+        else:
+            joined = residual is None or joins(residual, x if x.is_floating_point() else self.weight, shape)
         if not self.config.masking.is_static:
             out = self._fill_adaptively(x, positions, norm, activation)
-        elif residual is not None and not joins(residual, x, shape):
-            out = activate(self._fill(x, positions, source, batch, norm, "none", False) + residual, activation)
+        elif not joined:
+            filled = self._fill(x, positions, source, batch, norm, "none", False, meaning=Meaning(meaning.read))
+            out = activate(filled + residual, activation)
         else:
-            out = self._fill(x, positions, source, batch, norm, activation, compact, residual, reader)
-        return out.contiguous() if self.contiguous and not compact else out
+            out = self._fill(x, positions, source, batch, norm, activation, compact, residual, meaning)
+        return out.contiguous() if self.contiguous and isinstance(out, Tensor) else out
+
+    def _residual(
+        self, residual: Compact, shape: tuple[int, ...], positions: PositionSet, activation: str, meaning: Meaning
+    ) -> Tensor:
+        """A map in bytes as it is, where this layer gives bytes, else as numbers."""
+        image = residual.as_image()
+        if meaning.gives(activation) and image.shape == shape and not self._sums(positions):
+            return image
+        return meaning.added._known_quantization().input.dequantize(image)
 
     def forward_densely(self, input: Tensor) -> Tensor:
         """The convolution as torch computes it, at every position and without what a fit corrects."""
@@ -242,7 +254,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             out = normed(norm, PerforatedConv2d.forward(self, image)[0])
             return activate(out if residual is None else out + residual, activation)
         out = PerforatedConv2d.forward(self, image, norm, activation, compact)  # watched already, if at all
-        return dataclasses.replace(out, batched=False) if compact else out[0]
+        return dataclasses.replace(out, batched=False) if isinstance(out, Compact) else out[0]
 
     def _fill(
         self,
@@ -254,23 +266,30 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         activation: str,
         compact: bool,
         residual: Tensor | None = None,
-        reader: PerforatedConv2d | None = None,
+        meaning: Meaning = OWN,
     ) -> Tensor | Compact:
         """Convolve at a static set and fill in the rest."""
         summed = self._sums(positions)
         weights = self._weights(norm, positions if summed else None)
         if summed:
-            rows = self._convolve(x, weights, positions, source, "none", compact=True)
+            rows = self._convolve(x, weights, positions, source, "none", True, meaning=Meaning(meaning.read))
             filled_from = (self.neighbors(positions), weights.sums, weights.constant)
-            return interpolate(rows, positions, *filled_from, activation, residual)
+            if meaning.given is None or residual is not None or is_floating():
+                return interpolate(rows, positions, *filled_from, activation, residual)
+            to = meaning.given._known_quantization().input
+            return handed_over(
+                quantized_interpolate(rows, positions, *filled_from, 1 / to.scale, to.zero_point, activation)
+            )
         filling = self.config.filling
         if not filling.from_rows:
-            rows = self._convolve(x, weights, positions, source, "none", compact=True)
+            rows = self._convolve(x, weights, positions, source, "none", True, meaning=Meaning(meaning.read))
             rows = rows.view(batch, len(positions), self.out_channels)
             dense = laid_over(filling.background(rows, positions), rows, positions)
             return activate(dense if residual is None else dense + residual, activation)
-        out = self._convolve(x, weights, positions, source, activation, compact, residual, reader)
-        return Compact(out, positions, batch) if compact else out
+        out = self._convolve(x, weights, positions, source, activation, compact, residual, meaning)
+        if compact:
+            return Compact(out, positions, batch)
+        return handed_over(out) if out.dtype is torch.uint8 else out
 
     def _fill_adaptively(self, x: Tensor, positions: PositionSet, norm: nn.Module | None, activation: str) -> Tensor:
         """Convolve at the lattice, fill in the rest, and put the exact values at the positions chosen in each image."""
@@ -305,7 +324,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         activation: str,
         compact: bool,
         residual: Tensor | None = None,
-        reader: PerforatedConv2d | None = None,
+        meaning: Meaning = OWN,
     ) -> Tensor:
         now = geometry_of(self)
         how = {
@@ -315,8 +334,8 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         if self.config.in_bytes and not is_floating():
             quantization = self._known_quantization()
             if not torch.is_grad_enabled():
-                out = None if reader is None else reader._known_quantization().input
-                return convolve_bytes(x, weights, positions, quantization, self._integers, out, activation, **how)
+                levels = [None if layer is None else layer._known_quantization().input for layer in meaning]
+                return convolve_bytes(x, weights, positions, quantization, self._integers, *levels, activation, **how)
             x, weights = quantization.imitate(x, weights)
         return perforated_conv2d(x, weights.weight, weights.bias, positions, activation=activation, **how)
 
@@ -351,13 +370,15 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
                 "or call accel.calibrate.fit_interpolation"
             )
         key = (positions.height, positions.width)
-        return _kept(self._distances, key, lambda: filling.weigh(positions.to("cpu"), count, self.out_channels))
+        return kept_by_size(self._distances, key, lambda: filling.weigh(positions.to("cpu"), count, self.out_channels))
 
     def neighbors(self, positions: PositionSet) -> Neighbors:
         """What the skipped positions of one of this layer's position sets are weighted sums of; found once per size."""
         key = (positions.height, positions.width, positions.positions.device)
         device = positions.positions.device
-        return _kept(self._neighbors, key, lambda: self._fit_for(positions).neighbors(positions.to("cpu")).to(device))
+        return kept_by_size(
+            self._neighbors, key, lambda: self._fit_for(positions).neighbors(positions.to("cpu")).to(device)
+        )
 
 
 def _as_kind(conv: nn.Conv2d, kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
@@ -373,13 +394,3 @@ def shallow_copy(layer: nn.Module) -> nn.Module:
     other = type(layer).__new__(type(layer))
     other.__dict__ = dict(PerforatedConv2d.__getstate__(layer) if isinstance(layer, PerforatedConv2d) else vars(layer))
     return other
-
-
-def _kept(cache: dict, key: tuple, make: Callable[[], _Kept]) -> _Kept:
-    """What `make` made once for this key, which starts with a height and a width; the oldest make room for new ones."""
-    found = cache.get(key)
-    if found is None:
-        with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
-            found = cache[key] = make()
-        keep_newest_sizes(cache)
-    return found

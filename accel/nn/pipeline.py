@@ -3,7 +3,8 @@
 First the batch norm and the activation behind a perforated convolution move into its call. Then a perforated
 convolution whose every reader can work on compact rows hands these over: position-wise layers run on the rows, and the
 next convolution or pooling reads them through the nearest map (Figurnov et al., NIPS 2016, implicit interpolation), so
-that nothing of dense size is written between them. In eight bits a layer that one other alone reads gives it bytes.
+that nothing of dense size is written between them. In eight bits a layer gives bytes to those in eight bits that alone
+read it, some behind a max pooling.
 Where a dense map is written and a residual added to it, the sum and the activation behind it move into the
 convolution's call as well.
 """
@@ -19,9 +20,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from accel.nn import compact, dense
-from accel.nn.effects import annotate, following, is_read_only_after, may_move, stand_in
+from accel.nn.byte_chains import pass_bytes
+from accel.nn.effects import annotate, following, is_read_only_after, may_move, replace, stand_in
 from accel.nn.graph import (
-    Pool,
     is_addition,
     is_pointwise,
     is_pointwise_conv,
@@ -90,7 +91,7 @@ def build(graph: fx.Graph, modules: Modules) -> Rewritten | None:
             _fuse_sum(node, modules, chains)
     for node in list(graph.nodes):
         if isinstance(module_of(node, modules), PerforatedConv2d):
-            _pass_bytes(node, modules, chains)
+            pass_bytes(node, modules, chains.bytes)
     if not (chains.fused or chains.dense or chains.compact or chains.bytes):
         return None
     inputs = sum(node.op == "placeholder" for node in graph.nodes)
@@ -135,7 +136,7 @@ def _fuse_dense(conv: fx.Node, modules: Modules, chains: Chains) -> None:
         chains.dense[conv.target] = fused
         with conv.graph.inserting_before(conv):
             owner = conv.graph.get_attr(conv.target)
-        _replace(conv, dense.convolve, (owner, *conv.args), options)
+        replace(conv, dense.convolve, (owner, *conv.args), options)
 
 
 def _fuse_sum(addition: fx.Node, modules: Modules, chains: Chains) -> None:
@@ -239,29 +240,17 @@ def _pass_rows(graph: fx.Graph, modules: Modules, chains: Chains) -> None:
         _read_rows(node, modules, dense=node not in compacted)
 
 
-def _pass_bytes(conv: fx.Node, modules: Modules, chains: Chains) -> None:
-    """Let a layer in eight bits know that another one alone reads what it gives."""
-    reader = _only_reader(conv)
-    if reader is None or "residual" in conv.kwargs or conv in reader.kwargs.values():  # what is added is no bytes
-        return
-    layers = module_of(conv, modules), module_of(reader, modules)
-    if all(isinstance(layer, PerforatedConv2d) and layer.config.in_bytes for layer in layers):
-        with conv.graph.inserting_before(conv):
-            conv.kwargs = {**conv.kwargs, "compact": True, "reader": conv.graph.get_attr(reader.target)}
-        chains.bytes.setdefault(conv.target, []).append(reader.target)
-
-
 def _read_rows(node: fx.Node, modules: Modules, dense: bool) -> None:
     """Let the node, whose first input is compact, work on rows; `dense` if its readers want a map."""
     module, pool, source = module_of(node, modules), pool_of(node, modules), node.args[0]
     if isinstance(module, PerforatedConv2d):
         return  # reads rows by itself
     if pool is not None:
-        _replace(node, *_pool_call(pool, source))
+        replace(node, *compact.pool_call(pool, source))
     elif _is_global_mean(module):
-        _replace(node, compact.global_mean, (source,))
+        replace(node, compact.global_mean, (source,))
     elif is_addition(node):
-        _replace(node, compact.add_ if node.target is operator.iadd else compact.add, node.args)
+        replace(node, compact.add_ if node.target is operator.iadd else compact.add, node.args)
     else:
         _replace_pointwise(node, source, dense)
 
@@ -324,13 +313,6 @@ def _is_global_mean(module: nn.Module | None) -> bool:
     return type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1))
 
 
-def _pool_call(pool: Pool, source: fx.Node) -> tuple[Callable, tuple]:
-    kernel, stride, padding, ceil_mode = pool.window
-    if pool.kind == "max":
-        return compact.max_pool, (source, kernel, stride, padding, pool.dilation, ceil_mode)
-    return compact.avg_pool, (source, kernel, stride, padding, pool.count_include_pad, pool.divisor)
-
-
 def _replace_pointwise(node: fx.Node, source: fx.Node, dense: bool) -> None:
     """Let a position-wise node work on rows; with `dense`, fill in the map behind it."""
     if node.op == "call_module":
@@ -342,18 +324,4 @@ def _replace_pointwise(node: fx.Node, source: fx.Node, dense: bool) -> None:
     else:
         call = (compact.lifted(node.target), (source, *node.args[1:]))
     kwargs = node.kwargs if node.op == "call_function" else {}
-    _replace(node, *call, kwargs, then=compact.to_dense if dense else None)
-
-
-def _replace(
-    node: fx.Node, target: Callable, args: tuple, kwargs: dict | None = None, then: Callable | None = None
-) -> None:
-    """Put a call of `target` in the node's place, and of `then` behind it."""
-    with node.graph.inserting_before(node):
-        new = node.graph.call_function(target, args, kwargs)
-        stand_in(new, node)
-        if then is not None:
-            new = node.graph.call_function(then, (new,))
-            stand_in(new, node)
-    node.replace_all_uses_with(new)
-    node.graph.erase_node(node)
+    replace(node, *call, kwargs, then=compact.to_dense if dense else None)

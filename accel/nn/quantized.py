@@ -12,16 +12,18 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from accel.kernels.positions import PositionSet
-from accel.kernels.quantization import BYTE, MOST_TERMS, Affine, Requantization
+from accel.kernels.quantization import BYTE, MOST_TERMS, NUMBERS, Affine, Requantization
 from accel.kernels.quantized_conv2d import quantized_conv2d
 from accel.nn.folding import Folded
 
 STEPS = 127  # of weights, on either side of zero
+BYTE_ACTIVATIONS = ("none", "relu")  # bounds of bytes
 _KEPT = 3  # integers of a layer, as foldings of its weights
 _FLOATING = contextvars.ContextVar("accel_floating", default=False)
 
@@ -40,6 +42,22 @@ def floating() -> Iterator[None]:
 def is_floating() -> bool:
     """Whether layers in eight bits compute in fp32 here."""
     return _FLOATING.get()
+
+
+class Meaning(NamedTuple):
+    """The layers whose inputs say what bytes stand for: those that a layer reads (None: its own input does), those that
+    it adds, and those that it gives (None: it gives numbers)."""
+
+    read: nn.Module | None = None
+    added: nn.Module | None = None
+    given: nn.Module | None = None
+
+    def gives(self, activation: str) -> bool:
+        """Whether the layer gives bytes, if that is its activation."""
+        return self.given is not None and activation in BYTE_ACTIVATIONS
+
+
+OWN = Meaning()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,20 +98,28 @@ class Quantization:
         """(x, weights) in fp32 that hold only what bytes can: gradients pass as if they had not been rounded, and stop
         where a range ends."""
         of_x, (weight, bias) = self.input, weights[:2]
-        low, high = ((end - of_x.zero_point) * of_x.scale for end in (0, BYTE))
+        low, high = of_x.ends
         steps, scale, shift = self._rounded(weight.detach())
         near = x.clamp(low, high)
         x = near + (of_x.dequantize(of_x.quantize(x.detach())) - near.detach())
         weight = weight + (steps * scale[:, None, None, None] - weight.detach())
         return x, weights._replace(weight=weight, bias=shift if bias is None else bias + shift)
 
-    def integers(self, weights: Folded, out: Affine | None = None, activation: str = "none") -> Integers:
-        """The weights for `accel.ops.quantized_conv2d`, whose output is fp32; or bytes that stand for what `out` says,
-        "none" or "relu" being their activation."""
+    def integers(
+        self,
+        weights: Folded,
+        of_x: Affine,
+        added: Affine | None = None,
+        out: Affine | None = None,
+        activation: str = "none",
+    ) -> Integers:
+        """The weights for `accel.ops.quantized_conv2d` of bytes that stand for what `of_x` says. The output is fp32; or
+        bytes that stand for what `out` says, to which a residual is added as `added` says, one of `BYTE_ACTIVATIONS`
+        being their activation."""
         steps, scale, shift = self._rounded(weights.weight.detach())
         bias = shift if weights.bias is None else weights.bias.detach() + shift
         bounds = (out.zero_point, BYTE) if out is not None and activation == "relu" else None
-        return Integers(steps.to(torch.int8), Requantization.of(self.input, scale, bias, out, bounds=bounds))
+        return Integers(steps.to(torch.int8), Requantization.of(of_x, scale, bias, out, bounds=bounds, residual=added))
 
     def _rounded(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(steps like the weight, the scale of one [K], what the rounding takes from the mean of the output [K])."""
@@ -113,20 +139,20 @@ class Integers:
 
 
 class KeptIntegers:
-    """The integers that a layer computed with last: of its weights, for each reader of its bytes."""
+    """The integers that a layer computed with last: of its weights, for what it reads and for who reads it."""
 
     def __init__(self) -> None:
         # by what they are made of, whose objects are held beside them; replaced as a whole: threads share it
         self._kept: dict[tuple, tuple[tuple, Integers]] = {}
 
-    def get(self, quantization: Quantization, weights: Folded, out: Affine | None, activation: str) -> Integers:
-        """`quantization.integers(weights, out, activation)`."""
-        slot = (id(quantization), id(weights), id(out), activation)
+    def get(self, quantization: Quantization, weights: Folded, *levels: Affine | None, activation: str) -> Integers:
+        """`quantization.integers(weights, *levels, activation)`."""
+        slot = (id(quantization), id(weights), *map(id, levels), activation)
         found = self._kept.get(slot)
         if found is None:
             with torch.inference_mode(False):  # nobody counts the writes to inference tensors: packed at every call
-                integers = quantization.integers(weights, out, activation)
-            found = ((quantization, weights, out), integers)
+                integers = quantization.integers(weights, *levels, activation=activation)
+            found = ((quantization, weights, *levels), integers)
             self._kept = dict([*list(self._kept.items())[1 - _KEPT :], (slot, found)])
         return found[1]
 
@@ -137,6 +163,8 @@ def convolve_bytes(
     positions: PositionSet,
     quantization: Quantization,
     kept: KeptIntegers,
+    of_x: Affine | None,
+    added: Affine | None,
     out: Affine | None,
     activation: str,
     **how: object,
@@ -144,13 +172,20 @@ def convolve_bytes(
     """`accel.ops.quantized_conv2d` of numbers, or of the rows in bytes that another layer handed over.
 
     Args:
+        of_x: what the rows handed over stand for, if not what this layer's own input does.
+        added: what a residual in bytes stands for.
         out: what the output's bytes stand for; None, or an activation that bytes cannot have: fp32.
         how: geometry, residual, compact and source.
     """
-    out = out if activation in ("none", "relu") else None
-    made = kept.get(quantization, weights, out, activation)
+    out = out if activation in BYTE_ACTIVATIONS else None
     handed_over = how["source"] is not None and x.dtype is torch.uint8  # a user's bytes stand for something else
-    x = x if handed_over else quantization.input.quantize(x)
+    of_x = of_x if handed_over and of_x is not None else quantization.input
+    if out is None or how["residual"] is None:
+        added = None
+    elif how["residual"].dtype is not torch.uint8:
+        added = NUMBERS
+    made = kept.get(quantization, weights, of_x, added, out, activation=activation)
+    x = x if handed_over else of_x.quantize(x)
     activation = activation if out is None else "none"  # the bounds of the bytes are it
     return quantized_conv2d(x, made.weight, made.requantization, positions, activation=activation, **how)
 

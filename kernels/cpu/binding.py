@@ -10,7 +10,7 @@ import os
 
 from accel.kernels.cpu import _engine
 from accel.kernels.cpu.backward import masked_conv2d_backward, perforated_conv2d_backward
-from accel.kernels.cpu.fitted import interpolate_fitted, interpolate_fitted_backward
+from accel.kernels.cpu.fitted import interpolate_fitted, interpolate_fitted_backward, quantized_interpolate
 from accel.kernels.cpu.forward import masked_conv2d, masked_conv2d_, perforated_conv2d
 from accel.kernels.cpu.quantized import quantize, quantized_conv2d
 from accel.kernels.cpu.replay import isa, prepare_replay
@@ -50,6 +50,7 @@ __all__ = [
     "prepare_replay",
     "quantize",
     "quantized_conv2d",
+    "quantized_interpolate",
     "select_positions",
 ]
 

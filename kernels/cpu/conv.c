@@ -210,6 +210,11 @@ static void point(const Job *job, int64_t first, int64_t count, int64_t stride, 
         point_set(job, first, count, stride, rows);
 }
 
+static int64_t residual_size(const Job *job)
+{
+    return job->narrow && !job->residual_floats ? 1 : (int64_t)sizeof(float);
+}
+
 /* Where row r goes, and from where its residual is read: the same rows of the residual. */
 static RowOut destination(const Job *job, int64_t r)
 {
@@ -225,20 +230,22 @@ static RowOut destination(const Job *job, int64_t r)
         o.targets = job->targets + job->starts[p];
         o.count = job->starts[p + 1] - job->starts[p];
     }
-    at *= job->out_channels * (job->narrow ? 1 : (int64_t)sizeof(float));
-    o.base = (char *)job->out + at;
-    o.residual = job->residual ? (const char *)job->residual + at : NULL;
+    at *= job->out_channels;
+    o.base = (char *)job->out + at * (job->narrow ? 1 : (int64_t)sizeof(float));
+    o.residual = job->residual ? (const char *)job->residual + at * residual_size(job) : NULL;
     return o;
 }
 
-/* A work item: tiles [tile0, tile1) x panels [panel0, panel1), panels counted through all groups. */
-static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1,
-                     char *scratch)
+/* A work item: tiles [tile0, tile1) x panels [panel0, panel1), panels counted through all groups. Returns whether bytes were
+ * made of what is not finite. */
+static int run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t tile1, int64_t panel0, int64_t panel1,
+                    char *scratch)
 {
     const char **rows = (const char **)scratch;
     RowOut *out = (RowOut *)(scratch + s->pointer_bytes);
     float *carry = (float *)(scratch + s->pointer_bytes + s->out_bytes);
     const int64_t stride = s->tile_rows, lanes = s->isa->lanes, start = first_row(job, s, tile0);
+    int odd = 0;
     for (int64_t tile = tile0; tile < tile1; tile++) {
         const int64_t first = first_row(job, s, tile), count = first_row(job, s, tile + 1) - first;
         const char **here = rows + (tile - tile0) * job->taps * stride;
@@ -267,6 +274,7 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
             .bias = job->bias ? job->bias + column : NULL,
             .multiplier = job->multiplier ? job->multiplier + column : NULL,
             .levels = job->narrow ? job : NULL,
+            .odd = &odd,
             .start = (const float *)head,
             .weight_pitch = run * width,
             .stream = s->stream,
@@ -293,6 +301,7 @@ static void run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t t
     }
     if (s->stream)
         accel_finish_streams();
+    return odd;
 }
 
 /* What the rows of a framed job read and write, and where the taps of the others lie; see Job. */
@@ -333,7 +342,8 @@ static void require_elements(const Job *job)
 {
     const uintptr_t in = job->kind == KIND_FLOATS ? sizeof(float) : 1, out = job->narrow ? 1 : sizeof(float);
     REQUIRE(is_array(job->x, 1, in) && is_array(job->zero, 1, in) && is_array(job->packed, 1, sizeof(float)));
-    REQUIRE(is_array(job->out, 1, out) && (uintptr_t)job->residual % out == 0 && IS_ARRAY_OR_NULL(job->bias));
+    REQUIRE(is_array(job->out, 1, out) && IS_ARRAY_OR_NULL(job->bias));
+    REQUIRE((uintptr_t)job->residual % (uintptr_t)residual_size(job) == 0);
     if (job->kind == KIND_FLOATS) {
         REQUIRE(!job->narrow);
         return;
@@ -381,13 +391,14 @@ int accel_convolve(const Job *given)
     char *scratch = malloc(each * (size_t)team);
     if (!scratch)
         return -1;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team) if (team > 1)
+    int odd = 0;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team) reduction(| : odd) if (team > 1)
     for (int64_t item = 0; item < items; item++) {
         const int worker = accel_worker();
         const int64_t block = item / spans, span = item % spans;
-        run_item(job, &s, block * s.tiles / s.blocks, (block + 1) * s.tiles / s.blocks, span * s.span,
-                 smaller(panels, (span + 1) * s.span), scratch + each * (size_t)worker);
+        odd |= run_item(job, &s, block * s.tiles / s.blocks, (block + 1) * s.tiles / s.blocks, span * s.span,
+                        smaller(panels, (span + 1) * s.span), scratch + each * (size_t)worker);
     }
     free(scratch);
-    return 0;
+    return odd;
 }

@@ -47,8 +47,26 @@ int accel_threads(int64_t asked) { return forked_child || asked < 1 ? 1 : (int)a
         Py_RETURN_NONE; \
     }
 
-TRY(convolve, Job)
-RUN(convolve_footprints, FootprintJob)
+/* One that tells whether all that it made bytes of was finite. */
+#define QUANTIZE(name, type) \
+    static PyObject *py_##name(ARGUMENTS) \
+    { \
+        READ(type, job) \
+        int odd; \
+        WITHOUT_GIL(odd = accel_##name(&job)) \
+        return PyBool_FromLong(!odd); \
+    }
+
+static PyObject *py_convolve(ARGUMENTS)
+{
+    READ(Job, job)
+    int said;
+    WITHOUT_GIL(said = accel_convolve(&job))
+    return said < 0 ? PyErr_NoMemory() : PyBool_FromLong(!said);
+}
+
+QUANTIZE(convolve_footprints, FootprintJob)
+QUANTIZE(quantize, Quantizing)
 RUN(pack, Packing)
 RUN(frame, Frame)
 RUN(interpolate, Fill)
@@ -90,14 +108,6 @@ static PyObject *py_replay(ARGUMENTS)
     Py_RETURN_NONE;
 }
 
-static PyObject *py_quantize(ARGUMENTS)
-{
-    READ(Quantizing, job)
-    int odd;
-    WITHOUT_GIL(odd = accel_quantize(&job))
-    return PyBool_FromLong(!odd);
-}
-
 static PyObject *py_packed_size(ARGUMENTS)
 {
     READ(PanelSize, size)
@@ -112,8 +122,10 @@ static PyObject *py_use_huge_pages(ARGUMENTS)
 }
 
 static PyMethodDef methods[] = {
-    METHOD(convolve, "One forward convolution: Job in record.py."),
-    METHOD(convolve_footprints, "One forward convolution, rows grouped by footprint: FootprintJob."),
+    METHOD(convolve, "One forward convolution; whether all bytes stand for finite numbers: Job in record.py."),
+    METHOD(convolve_footprints,
+           "One forward convolution, rows grouped by footprint; whether all bytes stand for finite "
+           "numbers: FootprintJob."),
     METHOD(replay, "replay(packed Replay, *addresses of the tensors outside)"),
     METHOD(pack, "Weights into panels: Packing."),
     METHOD(packed_size, "Floats that the panels take: PanelSize."),

@@ -36,6 +36,7 @@ typedef struct {
     const float *bias;      /* of this panel's channels, or NULL */
     const float *multiplier; /* of bytes: of this panel's channels */
     const Job *levels;      /* of bytes whose output is bytes: their levels; else NULL */
+    int *odd;               /* of these: set where a residual in floats is NaN or infinite */
     const RowOut *out;
     int64_t column;         /* first output channel of this panel */
     int64_t channels;       /* output channels of this panel that exist; the rest of its lanes are padding */
@@ -58,6 +59,10 @@ typedef struct {
     const float *weights, *bias; /* of one panel, as in TileArgs */
     int64_t weight_pitch, channels, in_pitch, pitch;
     float *out;
+    uint8_t *bytes; /* in place of out: what quantize makes of it; *odd is set where that is NaN or infinite */
+    float inverse;
+    int32_t zero;
+    int *odd;
     int activation, stream, copies; /* copies: a row begins with what its base holds */
 } FootprintArgs;
 
@@ -102,6 +107,7 @@ typedef struct {
     FinishFn finish[MAX_VECTORS + 1]; /* of bytes */
     int (*quantize)(const float *from, uint8_t *to, int64_t count, float inverse, int32_t zero);
     FootprintFn footprint[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1], narrow[MAX_ROWS + 1];
+    FootprintFn footprint_bytes[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1]; /* floats in, bytes out */
     OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];
     void (*sum_rows)(const Rows *rows, int64_t first, int64_t width, float *sums);
     void (*score_rows)(const Rows *rows, const Step *steps, int64_t count, const float *weights, float *scores);
@@ -153,8 +159,8 @@ static inline int64_t panel_bytes(int64_t kind, int64_t taps, int64_t run)
 }
 
 /* Those that return int return 0, or -1 when memory ran out. */
-int accel_convolve(const Job *job);
-void accel_convolve_footprints(const FootprintJob *job);
+int accel_convolve(const Job *job); /* 1 where bytes were made of a NaN or an infinity */
+int accel_convolve_footprints(const FootprintJob *job); /* 0, or -1 for a NaN or an infinity in bytes */
 void accel_convolve_narrow(FootprintArgs g, int64_t rows, int64_t taps, int64_t channels, int threads);
 int accel_streams(const float *out, int64_t values, int64_t channels);
 void accel_finish_streams(void);

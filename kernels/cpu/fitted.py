@@ -10,6 +10,7 @@ from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
 from accel.kernels.cpu.footprints import Footprints, images_together, of_interpolation
 from accel.kernels.cpu.replay import tape
+from accel.kernels.quantize import refuse_odd
 
 # Neighbours reach four positions far, so that at 16x16 hardly any two rows of an image have one footprint: there 64
 # pictures of 32 channels at a quarter took 0.5 ms one by one.
@@ -30,8 +31,8 @@ def interpolate_fitted(
         return out
     residual = None if residual is None else pixels_first(residual)
     rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
-    lists, key = (positions, skipped, neighbors, starts), (batch, *size, weights.shape, activation)
-    footprints, job = _calls.get(lists, key, lambda _: _prepare(lists, *key))
+    lists = (positions, skipped, neighbors, starts)
+    footprints, job = _prepared(lists, batch, *size, weights.shape, activation, False)
     _engine.convolve_footprints(
         job, x=rows.data_ptr(), weights=weights.data_ptr(), bias=constant.data_ptr(), residual=address(residual),
         out=out.data_ptr(), threads=torch.get_num_threads(),
@@ -43,8 +44,31 @@ def interpolate_fitted(
     return out
 
 
-def _prepare(lists, batch, height, width, kernel, activation) -> tuple[Footprints, bytes]:
+def quantized_interpolate(
+    rows, positions, skipped, neighbors, starts, weights, constant, batch, size, activation, inverse, zero_point
+):
+    """Rows to a dense map in bytes; arguments and result as in `accel.kernels.reference.quantized_interpolate`."""
+    require_float32(rows, weights, constant)
+    out = empty((batch, rows.shape[1], *size), torch.channels_last, torch.uint8)
+    if not out.numel():
+        return out
+    rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
+    _, job = _prepared((positions, skipped, neighbors, starts), batch, *size, weights.shape, activation, True)
+    finite = _engine.convolve_footprints(
+        job, x=rows.data_ptr(), weights=weights.data_ptr(), bias=constant.data_ptr(), bytes=out.data_ptr(),
+        inverse=inverse, zero_point=zero_point, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    if not finite:
+        refuse_odd()
+    return out
+
+
+def _prepared(lists, *kind) -> tuple[Footprints, bytes]:
     """The footprints of the lists, and what the calls of one kind have in common."""
+    return _calls.get(lists, kind, lambda _: _prepare(lists, *kind))
+
+
+def _prepare(lists, batch, height, width, kernel, activation, in_bytes) -> tuple[Footprints, bytes]:
     pixels, (_, taps, channels) = height * width, kernel
     images = images_together(batch, pixels, MOST_TOGETHER)
     footprints = _footprints.get(
@@ -54,6 +78,7 @@ def _prepare(lists, batch, height, width, kernel, activation) -> tuple[Footprint
         **footprints.addresses, images=batch // images, band_count=footprints.bands, in_pixels=len(lists[0]) * images,
         out_pixels=pixels * images, in_channels=channels, channels=channels, taps=taps,
         activation=record.ACTIVATIONS[activation], filled=True, plain=True, narrow=False,
+        **({"out": 0, "residual": 0} if in_bytes else record.FOOTPRINTS_OF_FLOATS),
     )  # fmt: skip
     return footprints, job
 

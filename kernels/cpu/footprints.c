@@ -31,17 +31,22 @@ static void run_rows(FootprintArgs g, int64_t rows, const FootprintFn *kernels, 
         kernels[g.rows](&g);
 }
 
-/* The runs of a band of one image, channels of one panel. */
-static void run_panel(const FootprintJob *job, int64_t image, int64_t band, const Panels *cut, int64_t panel,
-                      int stream)
+/* The runs of a band of one image, channels of one panel; whether a byte stands for no finite number. */
+static int run_panel(const FootprintJob *job, int64_t image, int64_t band, const Panels *cut, int64_t panel, int stream)
 {
     const int64_t vector0 = panel * cut->vectors, vectors = smaller(cut->vectors, cut->all_vectors - vector0);
     const int64_t width = vectors * accel_isa->lanes, column = vector0 * accel_isa->lanes;
     const int64_t depth = job->taps * (job->narrow ? job->in_channels : 1);
     const int64_t out0 = image * job->out_pixels * job->channels + column;
+    const FootprintFn *kernels = job->bytes ? accel_isa->footprint_bytes[vectors] : accel_isa->footprint[vectors];
+    int odd = 0;
     FootprintArgs g = {
         .x = job->x + image * job->in_pixels * job->in_channels + (job->narrow ? 0 : column),
-        .out = job->out + out0,
+        .out = job->bytes ? NULL : job->out + out0,
+        .bytes = job->bytes ? job->bytes + out0 : NULL,
+        .inverse = (float)job->inverse,
+        .zero = (int32_t)job->zero_point,
+        .odd = &odd,
         .residual = job->residual ? job->residual + out0 : NULL,
         .weights = job->weights + (job->plain ? column : column * depth),
         .pitch = job->channels,
@@ -62,8 +67,9 @@ static void run_panel(const FootprintJob *job, int64_t image, int64_t band, cons
         if (job->narrow)
             run_rows(g, run->rows, accel_isa->narrow, accel_isa->rows_for[1]);
         else
-            run_rows(g, run->rows, accel_isa->footprint[vectors], accel_isa->footprint_rows);
+            run_rows(g, run->rows, kernels, accel_isa->footprint_rows);
     }
+    return odd;
 }
 
 /* Runs, and where their rows read: bases and steps within an image, taps among those of the run's class. */
@@ -90,7 +96,9 @@ static void require_footprints(const FootprintJob *job)
     REQUIRE(job->in_channels > 0 && job->channels > 0 && job->in_pixels > 0 && job->out_pixels > 0);
     REQUIRE(job->plain ? job->taps >= 0 : job->taps > 0);
     REQUIRE((job->narrow ? !job->plain : job->in_channels == job->channels) && is_activation(job->activation));
-    REQUIRE(IS_ARRAY(job->x, 1) && IS_ARRAY(job->out, 1) && IS_ARRAY_OR_NULL(job->weights));
+    REQUIRE(IS_ARRAY(job->x, 1) && IS_ARRAY_OR_NULL(job->weights) && (job->bytes || IS_ARRAY(job->out, 1)));
+    REQUIRE(!job->bytes || (!job->residual && !job->narrow && job->inverse > 0));
+    REQUIRE(!job->bytes || (job->zero_point >= 0 && job->zero_point <= 255));
     REQUIRE(IS_ARRAY_OR_NULL(job->bias) && IS_ARRAY_OR_NULL(job->residual) && IS_ARRAY_OR_NULL(job->starts));
     REQUIRE(IS_ARRAY(job->bands, job->band_count + 1) && job->bands[0] == 0);
     REQUIRE(job->bases && job->targets && job->runs && job->footprints);
@@ -98,28 +106,30 @@ static void require_footprints(const FootprintJob *job)
         require_run(job, job->runs + run);
 }
 
-void accel_convolve_footprints(const FootprintJob *job)
+int accel_convolve_footprints(const FootprintJob *job)
 {
     const int64_t values = job->images * job->out_pixels * job->channels, lists = job->images * job->band_count;
     REQUIRE(job->images >= 0 && job->band_count >= 0);
     if (!lists)
-        return;
+        return 0;
     require_footprints(job);
     const Panels cut = cut_panels(accel_isa, job->channels, job->narrow ? 1 : MAX_VECTORS);
     const int threads = values < FEWEST_VALUES ? 1 : accel_threads(job->threads);
-    const int stream = job->filled && accel_streams(job->out, values, job->channels);
+    const int stream = job->filled && !job->bytes && accel_streams(job->out, values, job->channels);
     const int64_t shares = SHARES_PER_THREAD * threads;
     const int64_t spans = threads == 1 ? 1 : smaller(ceil_div(shares, lists), cut.panels), items = lists * spans;
     const int64_t chunk = ceil_div(items, shares);
     const int team = (int)smaller(threads, items);
-#pragma omp parallel for schedule(dynamic, chunk) num_threads(team) if (team > 1)
+    int odd = 0;
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(team) reduction(| : odd) if (team > 1)
     for (int64_t item = 0; item < items; item++) {
         const int64_t span = item % spans, list = item / spans;
         for (int64_t panel = span * cut.panels / spans; panel < (span + 1) * cut.panels / spans; panel++)
-            run_panel(job, list / job->band_count, list % job->band_count, &cut, panel, stream);
+            odd |= run_panel(job, list / job->band_count, list % job->band_count, &cut, panel, stream);
         if (stream)
             accel_finish_streams();
     }
+    return odd ? -1 : 0;
 }
 
 /* Rows with one footprint through all panels of a narrow convolution; g names everything but the panel. */

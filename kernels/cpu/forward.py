@@ -104,6 +104,7 @@ def _prepare(x, sets, kernel, geometry, activation, compact) -> Call:
                 in_pixels=plan.in_pixels * images, out_pixels=(plan.count if compact else out_pixels) * images,
                 in_channels=channels, channels=out_channels, taps=kh * kw,
                 activation=record.ACTIVATIONS[activation], filled=not compact, plain=False, narrow=narrow,
+                **record.FOOTPRINTS_OF_FLOATS,
             )  # fmt: skip
             return Call(plan, footprints, "narrow" if narrow else kind, out_shape, job)
     as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and geometry.dilation[1] == 1 and sets[2] is None

@@ -64,26 +64,43 @@ void accel_interpolate_backward(const Fill *f)
     }
 }
 
+static void max_of_floats(const MaxJob *job, int64_t image, const int32_t *tap, int64_t result)
+{
+    const float *rows = (const float *)job->rows + image * job->count * job->channels;
+    float *restrict to = (float *)job->out + result * job->channels;
+    memcpy(to, rows + tap[0] * job->channels, (size_t)job->channels * sizeof(float));
+    for (int64_t t = 1; t < job->tap_count; t++) {
+        const float *restrict from = rows + tap[t * job->windows] * job->channels;
+        for (int64_t c = 0; c < job->channels; c++)
+            to[c] = from[c] > to[c] || from[c] != from[c] ? from[c] : to[c]; /* a NaN wins, as torch's does */
+    }
+}
+
+static void max_of_bytes(const MaxJob *job, int64_t image, const int32_t *tap, int64_t result)
+{
+    const uint8_t *rows = (const uint8_t *)job->rows + image * job->count * job->channels;
+    uint8_t *restrict to = (uint8_t *)job->out + result * job->channels;
+    memcpy(to, rows + tap[0] * job->channels, (size_t)job->channels);
+    for (int64_t t = 1; t < job->tap_count; t++) {
+        const uint8_t *restrict from = rows + tap[t * job->windows] * job->channels;
+        for (int64_t c = 0; c < job->channels; c++)
+            to[c] = from[c] > to[c] ? from[c] : to[c];
+    }
+}
+
 void accel_max_rows(const MaxJob *job)
 {
     REQUIRE(job->images >= 0 && job->count >= 0 && job->windows >= 0 && job->channels >= 0 && job->tap_count > 0);
-    REQUIRE(IS_ARRAY(job->rows, job->images * job->windows * job->channels));
-    REQUIRE(IS_ARRAY(job->out, job->images * job->windows * job->channels));
+    const int64_t values = job->images * job->windows * job->channels;
+    REQUIRE(job->narrow ? IS_ARRAY((const uint8_t *)job->rows, values) : IS_ARRAY((const float *)job->rows, values));
+    REQUIRE(job->narrow ? IS_ARRAY((uint8_t *)job->out, values) : IS_ARRAY((float *)job->out, values));
     REQUIRE(IS_ARRAY(job->taps, job->tap_count * job->windows));
     REQUIRE(job->images == 0 || are_within(job->taps, job->tap_count * job->windows, 0, job->count));
     const int threads = accel_threads(job->threads);
-    const int64_t values = job->images * job->windows * job->channels;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && values > 1 << 14)
     for (int64_t i = 0; i < job->images * job->windows; i++) {
-        const float *rows = job->rows + i / job->windows * job->count * job->channels;
-        const int32_t *tap = job->taps + i % job->windows;
-        float *restrict to = job->out + i * job->channels;
-        memcpy(to, rows + tap[0] * job->channels, (size_t)job->channels * sizeof(float));
-        for (int64_t t = 1; t < job->tap_count; t++) {
-            const float *restrict from = rows + tap[t * job->windows] * job->channels;
-            for (int64_t c = 0; c < job->channels; c++)
-                to[c] = from[c] > to[c] || from[c] != from[c] ? from[c] : to[c]; /* a NaN wins, as torch's does */
-        }
+        const int64_t image = i / job->windows;
+        (job->narrow ? max_of_bytes : max_of_floats)(job, image, job->taps + i % job->windows, i);
     }
 }
 

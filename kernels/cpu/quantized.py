@@ -20,25 +20,29 @@ def quantized_conv2d(
 ):
     """Convolution of bytes; arguments and result as in `accel.kernels.reference.quantized_conv2d`."""
     levels = Levels(*levels)
-    sets, key = (positions, nearest, source_nearest), (weight.shape, geometry, activation, compact, levels)
+    numbers = levels.out_zero is not None and residual is not None and residual.dtype is torch.float32
+    sets, key = (positions, nearest, source_nearest), (weight.shape, geometry, activation, compact, levels, numbers)
     call = _calls.get(sets, key, lambda _: _prepare(x, sets, *key))
     x, residual = pixels_first(x), None if residual is None else pixels_first(residual)
     multiplier, offset = multiplier.contiguous(), None if offset is None else offset.contiguous()
     packed = packed_weight(weight, geometry.groups, call.kind, levels.x_zero)
     dtype = torch.float32 if levels.out_zero is None else torch.uint8
     out = empty(call.out_shape, torch.contiguous_format if compact else torch.channels_last, dtype)
-    _engine.convolve(
+    finite = _engine.convolve(
         call.job, x=x.data_ptr(), packed=packed.address, bias=address(offset), residual=address(residual),
         zero=packed.zero, out=out.data_ptr(), threads=torch.get_num_threads(), multiplier=multiplier.data_ptr(),
     )  # fmt: skip
+    if not finite:
+        refuse_odd()
     return out
 
 
-def _prepare(x, sets, kernel, geometry, activation, compact, levels) -> Call:
+def _prepare(x, sets, kernel, geometry, activation, compact, levels, numbers) -> Call:
     narrow = levels.out_zero is not None
     kind = "bytes" if forward_kind(kernel, geometry.groups) == "depthwise" else "fours"
     elements = {
         **{"kind": record.KINDS[kind], "narrow": narrow, "out_zero": levels.out_zero if narrow else 0},
+        "residual_floats": numbers,
         **{name: getattr(levels, name) for name in ("low", "high", "residual_zero", "residual_multiplier")},
     }
     return by_pointers(x, sets, kernel, geometry, activation, compact, False, elements)

@@ -28,7 +28,7 @@ enum {
  * NULL. offsets: framed [taps]. scatter: dense output and residual rather than compact. kind: of x and packed,
  * floats; or bytes, four of a run in a lane or, depthwise, one. Then zero holds zero points, the sums of channel
  * k are multiplied by multiplier[k] before the bias is added, and out and residual are floats or, if narrow,
- * bytes: see kernels/quantization.py. */
+ * bytes, the latter unless residual_floats: see kernels/quantization.py. */
 typedef struct {
     const void *x, *packed, *residual, *zero;
     const float *bias;
@@ -39,7 +39,7 @@ typedef struct {
         run;
     int64_t out_pixels, out_channels, groups, depthwise, activation, edge_run, edges_each, edge_columns, kind;
     const float *multiplier;
-    int64_t narrow, out_zero, low, high, residual_zero;
+    int64_t narrow, out_zero, low, high, residual_zero, residual_floats;
     double residual_multiplier;
 } Job;
 #define Job_FIELDS(F) \
@@ -55,7 +55,7 @@ typedef struct {
     F(Job, "int64_t", activation) F(Job, "int64_t", edge_run) F(Job, "int64_t", edges_each) \
     F(Job, "int64_t", edge_columns) F(Job, "int64_t", kind) F(Job, "const float *", multiplier) \
     F(Job, "int64_t", narrow) F(Job, "int64_t", out_zero) F(Job, "int64_t", low) F(Job, "int64_t", high) \
-    F(Job, "int64_t", residual_zero) F(Job, "double", residual_multiplier)
+    F(Job, "int64_t", residual_zero) F(Job, "int64_t", residual_floats) F(Job, "double", residual_multiplier)
 
 /* A step of a footprint: the pixels from the base of a row to what it reads there, and whose weights it takes; where
  * the kernel is narrow, as many taps at as many pixels that follow each other. */
@@ -78,10 +78,12 @@ typedef struct {
  * footprints[k + 1]. Rows of class k add bias[k]; those of class -1 take what their base holds. weights: packed
  * panels, or, if plain, [classes][taps][channels]. bases, starts, targets: of one image, as in FootprintArgs.
  * bands: [band_count + 1] the runs of each band. narrow: an ordinary convolution, in panels of one vector; else
- * depthwise. */
+ * depthwise. bytes: written in place of out, zero_point + the nearest integer of each value * inverse. */
 typedef struct {
     const float *x, *weights, *bias, *residual;
     float *out;
+    uint8_t *bytes;
+    double inverse;
     int64_t threads;
     const int32_t *bases, *starts, *targets;
     const FootprintRun *runs;
@@ -89,18 +91,21 @@ typedef struct {
     const Step *steps;
     int64_t images, band_count, in_pixels, out_pixels, in_channels, channels, taps, activation, filled, plain,
         narrow;
+    int64_t zero_point;
 } FootprintJob;
 #define FootprintJob_FIELDS(F) \
     F(FootprintJob, "const float *", x) F(FootprintJob, "const float *", weights) \
     F(FootprintJob, "const float *", bias) F(FootprintJob, "const float *", residual) \
-    F(FootprintJob, "float *", out) F(FootprintJob, "int64_t", threads) F(FootprintJob, "const int32_t *", bases) \
+    F(FootprintJob, "float *", out) F(FootprintJob, "uint8_t *", bytes) F(FootprintJob, "double", inverse) \
+    F(FootprintJob, "int64_t", threads) F(FootprintJob, "const int32_t *", bases) \
     F(FootprintJob, "const int32_t *", starts) F(FootprintJob, "const int32_t *", targets) \
     F(FootprintJob, "const FootprintRun *", runs) F(FootprintJob, "const int32_t *", bands) \
     F(FootprintJob, "const int32_t *", footprints) F(FootprintJob, "const Step *", steps) \
     F(FootprintJob, "int64_t", images) F(FootprintJob, "int64_t", band_count) F(FootprintJob, "int64_t", in_pixels) \
     F(FootprintJob, "int64_t", out_pixels) F(FootprintJob, "int64_t", in_channels) \
     F(FootprintJob, "int64_t", channels) F(FootprintJob, "int64_t", taps) F(FootprintJob, "int64_t", activation) \
-    F(FootprintJob, "int64_t", filled) F(FootprintJob, "int64_t", plain) F(FootprintJob, "int64_t", narrow)
+    F(FootprintJob, "int64_t", filled) F(FootprintJob, "int64_t", plain) F(FootprintJob, "int64_t", narrow) \
+    F(FootprintJob, "int64_t", zero_point)
 
 /* A call as it was recorded, before its job: the buffers that it reads and writes; residual -1: none. */
 typedef struct {
@@ -197,17 +202,18 @@ typedef struct {
     F(Fill, "int64_t", count) F(Fill, "int64_t", pixels) F(Fill, "int64_t", channels) F(Fill, "int64_t", threads)
 
 /* The largest of the rows taps[0..tap_count)[window], per channel; rows [images * count], out [images * windows],
- * taps [tap_count][windows]. */
+ * both floats or, if narrow, bytes; taps [tap_count][windows]. */
 typedef struct {
-    const float *rows;
-    float *out;
+    const void *rows;
+    void *out;
     const int32_t *taps;
-    int64_t images, count, windows, tap_count, channels, threads;
+    int64_t images, count, windows, tap_count, channels, narrow, threads;
 } MaxJob;
 #define MaxJob_FIELDS(F) \
-    F(MaxJob, "const float *", rows) F(MaxJob, "float *", out) F(MaxJob, "const int32_t *", taps) \
+    F(MaxJob, "const void *", rows) F(MaxJob, "void *", out) F(MaxJob, "const int32_t *", taps) \
     F(MaxJob, "int64_t", images) F(MaxJob, "int64_t", count) F(MaxJob, "int64_t", windows) \
-    F(MaxJob, "int64_t", tap_count) F(MaxJob, "int64_t", channels) F(MaxJob, "int64_t", threads)
+    F(MaxJob, "int64_t", tap_count) F(MaxJob, "int64_t", channels) F(MaxJob, "int64_t", narrow) \
+    F(MaxJob, "int64_t", threads)
 
 /* out = zero_point + the nearest integer of x * inverse, a byte. */
 typedef struct {

@@ -53,8 +53,8 @@ JOB = Record(
     "source: compact x: the row of each input pixel, or -1, of one image (dynamic: of all), else NULL. offsets: framed "
     "[taps]. scatter: dense output and residual rather than compact. kind: of x and packed, floats; or bytes, four of "
     "a run in a lane or, depthwise, one. Then zero holds zero points, the sums of channel k are multiplied by "
-    "multiplier[k] before the bias is added, and out and residual are floats or, if narrow, bytes: see "
-    "kernels/quantization.py.",
+    "multiplier[k] before the bias is added, and out and residual are floats or, if narrow, bytes, the latter unless "
+    "residual_floats: see kernels/quantization.py.",
     ("const void *", "x packed residual zero"),
     (FLOATS, "bias"),
     ("void *", "out"),
@@ -63,11 +63,12 @@ JOB = Record(
     (NUMBERS, "dynamic scatter framed rows table_rows in_pixels in_pitch in_width out_width taps tap_columns run"),
     (NUMBERS, "out_pixels out_channels groups depthwise activation edge_run edges_each edge_columns kind"),
     (FLOATS, "multiplier"),
-    (NUMBERS, "narrow out_zero low high residual_zero"),
+    (NUMBERS, "narrow out_zero low high residual_zero residual_floats"),
     ("double", "residual_multiplier"),
 )
+# the fields of a job that are of bytes alone
 OF_FLOATS = {"kind": KINDS["floats"], "multiplier": 0, "narrow": False, "out_zero": 0, "low": 0, "high": 0}
-OF_FLOATS |= {"residual_zero": 0, "residual_multiplier": 0.0}  # the fields of a job that are of bytes alone
+OF_FLOATS |= {"residual_zero": 0, "residual_floats": False, "residual_multiplier": 0.0}
 
 STEP = Record(
     "Step",
@@ -89,16 +90,20 @@ FOOTPRINT_JOB = Record(
     "footprints[k + 1]. Rows of class k add bias[k]; those of class -1 take what their base holds. weights: packed "
     "panels, or, if plain, [classes][taps][channels]. bases, starts, targets: of one image, as in FootprintArgs. "
     "bands: [band_count + 1] the runs of each band. narrow: an ordinary convolution, in panels of one vector; else "
-    "depthwise.",
+    "depthwise. bytes: written in place of out, zero_point + the nearest integer of each value * inverse.",
     (FLOATS, "x weights bias residual"),
     (MADE, "out"),
+    ("uint8_t *", "bytes"),
+    ("double", "inverse"),
     (NUMBERS, "threads"),
     (INDICES, "bases starts targets"),
     ("const FootprintRun *", "runs"),
     (INDICES, "bands footprints"),
     ("const Step *", "steps"),
     (NUMBERS, "images band_count in_pixels out_pixels in_channels channels taps activation filled plain narrow"),
+    (NUMBERS, "zero_point"),
 )
+FOOTPRINTS_OF_FLOATS = {"bytes": 0, "inverse": 0.0, "zero_point": 0}
 
 RECORDED_CALL = Record(
     "RecordedCall",
@@ -166,11 +171,11 @@ FILL = Record(
 MAX_JOB = Record(
     "MaxJob",
     "The largest of the rows taps[0..tap_count)[window], per channel; rows [images * count], out [images * windows], "
-    "taps [tap_count][windows].",
-    (FLOATS, "rows"),
-    (MADE, "out"),
+    "both floats or, if narrow, bytes; taps [tap_count][windows].",
+    ("const void *", "rows"),
+    ("void *", "out"),
     (INDICES, "taps"),
-    (NUMBERS, "images count windows tap_count channels threads"),
+    (NUMBERS, "images count windows tap_count channels narrow threads"),
 )
 
 QUANTIZING = Record(

@@ -21,7 +21,7 @@ static int run_call(const Replay *r, const float *const *outside, const ReplayCa
     if (call->by_footprints) {
         FootprintJob job = recorded->footprints;
         job.x = x, job.residual = residual, job.out = out, job.threads = threads;
-        accel_convolve_footprints(&job);
+        (void)accel_convolve_footprints(&job); /* in floats */
         return 0;
     }
     Job job = recorded->job;

@@ -51,13 +51,15 @@ def interpolate_backward(grad: Tensor, nearest: Tensor, count: int) -> Tensor:
 
 def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
     """The largest of several rows; arguments and result as in `accel.kernels.reference.max_rows`."""
-    require_float32(rows)
+    narrow = rows.dtype is torch.uint8
+    if not narrow:
+        require_float32(rows)
     rows, taps = rows.contiguous(), taps.contiguous()
     (tap_count, windows), channels = taps.shape, rows.shape[1]
-    out = empty((batch * windows, channels))
+    out = empty((batch * windows, channels), dtype=rows.dtype)
     _engine.max_rows(
         rows=rows.data_ptr(), out=out.data_ptr(), taps=taps.data_ptr(), images=batch,
-        count=rows.shape[0] // max(batch, 1), windows=windows, tap_count=tap_count, channels=channels,
+        count=rows.shape[0] // max(batch, 1), windows=windows, tap_count=tap_count, channels=channels, narrow=narrow,
         threads=torch.get_num_threads(),
     )  # fmt: skip
     return out

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from accel.kernels.geometry import CallGeometry
 from accel.kernels.quantization import Levels
+from accel.kernels.quantize import refuse_odd
 from accel.kernels.reference.activation import activate
 from accel.kernels.reference.gather import gathered_conv, pixel_table
 from accel.kernels.reference.interpolate import interpolate
@@ -33,7 +34,7 @@ def quantized_conv2d(
         x: uint8 [N, C, H, W], or rows [N * P_in, C] when `source_nearest` is given; padding holds its zero point.
         weight: int8 [K, C / groups, kh, kw].
         offset, multiplier: fp32 [K]. levels: the fields of `Levels`.
-        residual: added before the activation or the bounds, like the output in shape and dtype.
+        residual: added before the activation or the bounds, like the output in shape; in dtype too, or fp32.
         positions, nearest, source_nearest, geometry, activation, compact: as of `perforated_conv2d`.
 
     Returns:
@@ -50,5 +51,8 @@ def quantized_conv2d(
         return activate(out if residual is None else out + residual, activation)
     if residual is not None:
         share = torch.tensor(levels.residual_multiplier, dtype=torch.float32, device=x.device)
-        out = out + (residual.int() - levels.residual_zero).float() * share
+        if not residual.isfinite().all():
+            refuse_odd()
+        added = residual if residual.is_floating_point() else (residual.int() - levels.residual_zero).float()
+        out = out + added * share
     return (out.round() + levels.out_zero).clamp(levels.low, levels.high).to(torch.uint8)

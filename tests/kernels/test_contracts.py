@@ -79,6 +79,7 @@ BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
     "convolve_footprints": (record.FOOTPRINT_JOB, {
         "x": NULL, "out": ODD, "weights": ODD, "bases": NULL, "runs": NULL, "footprints": NULL, "bands": NULL,
         "in_channels": 1, "channels": 0, "taps": 1, "in_pixels": 3, "out_pixels": 2, "activation": -1, "images": -1,
+        "bytes": 64,
     }),
     "replay": (record.REPLAY, {"calls": NULL, "buffers": NULL, "buffer_count": 1, "groups": 0, "memory_each": -1}),
     "pack": (record.PACKING, {

@@ -24,6 +24,17 @@ def test_it_is_the_maximum_of_the_rows(backend, device, needs, shape):
     assert torch.equal(max_rows(rows.to(device), taps.to(device), batch).cpu(), expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (20, 9, 5, 64), (300, 4, 150, 37)], ids=str)
+def test_the_maximum_of_bytes(backend, shape):
+    if backend == "triton":
+        pytest.skip("bytes are on CPUs")
+    rows, taps, batch = drawn(*shape)
+    rows = (100 * rows + 128).clamp(0, 255).to(torch.uint8)
+    expected = rows.view(batch, shape[0], -1)[:, taps.long()].amax(1).flatten(0, 1)
+    found = max_rows(rows, taps, batch)
+    assert found.dtype is torch.uint8 and torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("place", range(3))
 def test_a_nan_wins_in_any_place(backend, device, needs, place):
     needs("max_rows", "max_rows")

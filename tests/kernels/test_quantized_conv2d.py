@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from accel.kernels.positions import PositionSet, output_size
+from accel.kernels.quantization import NUMBERS
 from accel.ops import Affine, Requantization, interpolate, quantized_conv2d, use_backend
 from accel.tests.drawn_sets import draw_set
 
@@ -180,6 +181,41 @@ def test_bytes_are_those_of_the_reference(isa, case, zero, compact):
         ]
         assert sides[0].dtype == torch.uint8 and torch.equal(*sides)
         assert compact or sides[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("compact", [False, True], ids=["dense", "compact"])
+def test_numbers_are_added_to_bytes(isa, case, compact):
+    x, weight, requantization, residual = byte_sides(case, 128, 3)
+    share = requantization.levels.residual_multiplier
+    numbers = (residual.float() - 128) / 3
+    given = rows_at(numbers, case.set) if compact else numbers
+    levels = requantization.levels._replace(residual_zero=0)
+    requantization = dataclasses.replace(requantization, levels=levels)
+    found, expected = (
+        run(case, x, weight, requantization, case.set, backend, compact=compact, residual=given)
+        for backend in ("cpu", "reference")
+    )
+    assert found.dtype == torch.uint8 and torch.equal(found, expected)
+    y = case.sums(x, weight, 128).to(torch.float32) * requantization.multiplier[:, None, None]
+    y = filled(y + requantization.offset[:, None, None], case.set) + numbers * torch.tensor(share)
+    whole = (torch.round(y) + levels.out_zero).clamp(3, 250).to(torch.uint8)
+    assert torch.equal(found, rows_at(whole, case.set) if compact else whole)
+    assert Requantization.of(Affine(0.3, 0), torch.ones(2), None, Affine(0.5, 0), residual=NUMBERS).levels[-2:] == (
+        0,
+        2,
+    )
+
+
+@pytest.mark.parametrize("odd", [float("nan"), -float("inf")])
+def test_a_residual_that_is_not_finite_is_refused(isa, odd):
+    case = CASES["tail of 2"]
+    x, weight, requantization, residual = byte_sides(case, 128, 3)
+    requantization = dataclasses.replace(requantization, levels=requantization.levels._replace(residual_zero=0))
+    residual = residual.float()
+    residual[1, 18, 6, 5] = odd
+    for backend in ("cpu", "reference"):
+        with pytest.raises(ValueError, match="NaN or an infinity"):
+            run(case, x, weight, requantization, case.set, backend, residual=residual)
 
 
 def test_the_reference_is_the_formula(case):
@@ -367,9 +403,14 @@ def test_arguments_that_do_not_fit_are_refused():
         ),
         (lambda: run(case, x, x, plain, case.set), TypeError, "weight must be torch.int8, got torch.uint8"),
         (
-            lambda: run(case, x, weight, requantization, case.set, residual=residual.float()),
+            lambda: run(case, x, weight, requantization, case.set, residual=residual.double()),
             TypeError,
-            "residual must be torch.uint8, got torch.float32",
+            "residual must be torch.uint8, got torch.float64",
+        ),
+        (
+            lambda: run(case, x, weight, requantization, case.set, residual=residual.float()),
+            ValueError,
+            "a residual of numbers has no zero point: give residual=NUMBERS to Requantization.of",
         ),
         (
             lambda: run(case, x, weight, fp32, case.set, residual=residual),

@@ -1,0 +1,70 @@
+"""quantized_interpolate: compact rows -> a dense map in bytes, skipped positions by fitted weighted sums.
+
+| backward | dtypes           | layouts                        | granularity | limits                           |
+|----------|------------------|--------------------------------|-------------|----------------------------------|
+| none     | float32 to uint8 | rows in, channels_last map out | position    | CPU tensors; H * W below 2**31   |
+
+`accel.kernels.quantize` of what `accel.kernels.interpolate` gives, whose map is never written: behind an eight-bit
+convolution its bytes would take longer to move than to compute.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from accel.kernels.checks import check_activation, check_device, sizes
+from accel.kernels.dispatch import define, implementation, is_direct
+from accel.kernels.interpolate import FITTED_LISTS, check_fitted
+from accel.kernels.positions import Neighbors, PositionSet
+
+
+def quantized_interpolate(
+    rows: Tensor,
+    positions: PositionSet,
+    neighbors: Neighbors,
+    weights: Tensor,
+    constant: Tensor,
+    inverse: float,
+    zero_point: int,
+    activation: str = "none",
+) -> Tensor:
+    """The nearest bytes of a map whose skipped positions are weighted sums of computed ones.
+
+    Args:
+        rows, positions, neighbors, weights, constant, activation: as of `accel.kernels.interpolate`; float32.
+        inverse, zero_point: as of `accel.kernels.quantize`.
+
+    Returns:
+        uint8 [N, C, H, W], channels_last.
+
+    Raises:
+        ValueError: what `accel.kernels.interpolate` and `accel.kernels.quantize` raise. TypeError: another dtype.
+    """
+    op = "quantized_interpolate"
+    if rows.dtype is not torch.float32:
+        raise TypeError(f"{op}: rows must be float32, got {rows.dtype}: convert them")
+    if rows.device.type not in ("cpu", "meta"):
+        raise ValueError(f"{op}: runs on CPU tensors, got rows on {rows.device}: move them with .to('cpu')")
+    check_device(op, rows, "positions", positions.nearest)
+    check_activation(op, activation)
+    check_fitted(op, rows, positions, neighbors, weights, constant)
+    batch, size = sizes(rows)[0] // len(positions), (positions.height, positions.width)
+    sets = (positions.positions, neighbors.skipped, neighbors.rows, neighbors.starts)
+    direct = is_direct(rows, weights, constant) and not rows.is_meta
+    run = implementation(op, rows) if direct else _QUANTIZED
+    return run(rows, *sets, weights, constant, batch, size, activation, inverse, zero_point)
+
+
+def _fake(rows, _positions, _skipped, _neighbors, _starts, _weights, _constant, batch, size, *_):
+    shape = (batch, rows.shape[1], *size)
+    return torch.empty(shape, dtype=torch.uint8, device=rows.device, memory_format=torch.channels_last)
+
+
+define(
+    "quantized_interpolate",
+    f"(Tensor rows, {FITTED_LISTS}, Tensor constant, SymInt batch, SymInt[] size, str activation, float inverse, "
+    "int zero_point) -> Tensor",
+    _fake,
+)
+_QUANTIZED = torch.ops.accel.quantized_interpolate.default
