@@ -90,7 +90,7 @@ BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
     "interpolate": (record.FILL, {"source": NULL, "result": ODD, "nearest": NULL, "count": 1, "images": -1}),
     "interpolate_backward": (record.FILL, {"source": NULL, "starts": NULL, "targets": NULL, "pixels": 1}),
     "max_rows": (record.MAX_JOB, {"rows": NULL, "out": ODD, "taps": NULL, "tap_count": 0, "count": 1}),
-    "quantize": (record.QUANTIZING, {"x": NULL, "out": NULL, "zero_point": 256, "inverse": -1.0, "count": 1}),
+    "quantize": (record.QUANTIZING, {"x": NULL, "out": NULL, "zero_point": 256, "inverse": -1.0, "count": -1}),
     "interpolate_fitted_backward": (record.FITTED_GRAD_JOB, {
         "grad": NULL, "rows_grad": ODD, "starts": NULL, "reader_starts": NULL, "pixels": 2, "count": 1, "taps": -1,
     }),
