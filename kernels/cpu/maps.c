@@ -107,6 +107,8 @@ void accel_max_rows(const MaxJob *job)
     REQUIRE(job->narrow ? IS_ARRAY((uint8_t *)job->out, values) : IS_ARRAY((float *)job->out, values));
     REQUIRE(IS_ARRAY(job->taps, job->tap_count * job->windows));
     REQUIRE(job->images == 0 || are_within(job->taps, job->tap_count * job->windows, 0, job->count));
+    if (!job->channels)
+        return; /* the arrays may be null then, which memcpy must not be given even for nothing */
     const int threads = accel_threads(job->threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && values > 1 << 14)
     for (int64_t i = 0; i < job->images * job->windows; i++) {

@@ -28,9 +28,9 @@ INLINE double larger(double a, double b) { return a > b ? a : b; }
 INLINE double log_of(double u, double f)
 {
     const int64_t half_root = 0x3fe6a09e00000000; /* sqrt(1/2) */
-    int64_t shifted = bits_of(u) + (0x3ff0000000000000 - half_root);
-    double k = from_bits((int64_t)((uint64_t)shifted >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1023.0);
-    double m = from_bits((shifted & 0x000fffffffffffff) + half_root);
+    uint64_t shifted = (uint64_t)bits_of(u) + (uint64_t)(0x3ff0000000000000 - half_root); /* wraps for a NaN */
+    double k = from_bits((int64_t)(shifted >> 52) | 0x4330000000000000) - (4503599627370496.0 + 1023.0);
+    double m = from_bits((int64_t)(shifted & 0x000fffffffffffff) + half_root);
     f = k == 0.0 ? f : m - 1.0;
     double s = f / (2.0 + f), q = s * s, p = 1.0 / 23;
     p = p * q + 1.0 / 21;
