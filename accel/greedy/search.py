@@ -243,8 +243,7 @@ class _Search:
         The other rule need not be measured: HED in 5 minutes at 2x had no time for both with refitted weights, and with
         nearest filling in one of them lost 1.3 times as much.
         """
-        tried = [(each, self.record.get(each.state)) for each in self.uniform]
-        tried = [each for each in tried if each[1] is not None]
+        tried = [(rule, found) for rule in self.uniform if (found := self.record.get(rule.state)) is not None]
         if not tried:
             return
         best, network = min(tried, key=lambda each: self._promise(each[1]))

@@ -1,0 +1,171 @@
+"""Maps in bytes: who hands them to whom, through poolings and into sums, and what they stand for there."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import accel
+from accel import Rules
+from accel.kernels.quantization import Affine
+from accel.nn import quantized
+from accel.nn.inference import installed
+from accel.nn.quantized import floating
+from accel.profiling.distances import relative_norm
+from accel.running import one_by_one
+from accel.tests.nn.eight_bits import FILLS, WHOLE, convert, pictures
+
+HANDED = {"whole": WHOLE, **{name: FILLS[name] for name in ("nearest", "weighted", "fitted")}}
+READ_BY = {"nearest": "zero"}  # whose fill lays rows over something
+
+
+@pytest.mark.parametrize("fill", HANDED)
+@torch.no_grad()
+def test_a_layer_gives_bytes_to_the_one_that_alone_reads_it(fill, monkeypatch):
+    torch.manual_seed(0)
+    units = [(nn.Conv2d(c, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for c in (3, 16, 16)]
+    net = nn.Sequential(*(module for unit in units for module in unit)).eval()
+    config = HANDED[fill]
+    fast, x, seen = convert(net, config), pictures(seed=7), []
+    (_, path) = installed(fast)[0]
+    assert path.chains.bytes == {"0": ["3"], "3": ["6"]} and path.doubt is None
+    own_quantize = Affine.quantize
+    monkeypatch.setattr(Affine, "quantize", lambda self, x: seen.append(1) or own_quantize(self, x))
+    found, calls = fast(x), len(seen)
+    seen.clear()
+    with one_by_one():
+        own = fast(x)
+    assert (calls - len(seen), len(seen)) == (-2, 3), "only the picture is quantized"
+    assert relative_norm(found, own) < 2e-3  # requantized in another order of rounding: a few bytes by one step
+    assert torch.equal(found == 0, own == 0)
+    plan = accel.plan_conversion(net, config, example_inputs=x[:2], calibration=[x])
+    assert "bytes to 3" in next(row["note"] for row in plan.rows if row["layer"] == "0")
+
+
+class Sides(nn.Module):
+    """A map that a side output reads, and behind a pooling the next layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.next = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+        self.side, self.last = nn.Conv2d(16, 1, 1), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        size = x.shape[2:]
+        x = F.relu(self.first(x))
+        deep = F.relu(self.next(F.max_pool2d(x, 3, 2, padding=1, ceil_mode=True)))
+        return F.interpolate(self.last(deep), size) + self.side(x)
+
+
+@pytest.mark.parametrize("fill", HANDED)
+@torch.no_grad()
+def test_several_layers_get_the_same_bytes_some_behind_a_pooling(fill, monkeypatch):
+    torch.manual_seed(0)
+    net, x, seen = Sides().eval(), pictures(seed=7), []
+    fast = convert(net, Rules({"side": WHOLE, "first": HANDED[fill], "*": FILLS[READ_BY.get(fill, fill)]}))
+    (_, path) = installed(fast)[0]
+    laid_over = fill in READ_BY
+    passed = {name: set(readers) for name, readers in path.chains.bytes.items()}
+    assert passed == {"first": {"side", "next"}, **({} if laid_over else {"next": {"last"}})} and path.doubt is None
+    own_quantize = Affine.quantize
+    monkeypatch.setattr(Affine, "quantize", lambda self, x: seen.append(1) or own_quantize(self, x))
+    found = fast(x)
+    assert len(seen) == 1 + laid_over, "only the picture is quantized, and what is laid over something"
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(found, own) < 5e-3  # the reader with the narrower range takes the other's
+    with floating():
+        assert relative_norm(fast(x), own) < 0.02
+    for reader in (fast.side, fast.next):
+        reader.quantization = dataclasses.replace(reader.quantization, scale=reader.quantization.scale * 1.5)
+    wide = fast(x)  # what changed is followed
+    with one_by_one():
+        assert relative_norm(wide, fast(x)) < 5e-3 and not torch.equal(wide, found)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("fill", HANDED)
+@torch.no_grad()
+def test_bytes_without_a_batch(fill):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1)]
+    fast, x = convert(nn.Sequential(*layers).eval(), HANDED[fill]), pictures(seed=7)
+    assert installed(fast)[0][1].chains.bytes == {"0": ["3"]}
+    assert relative_norm(fast(x[0]), fast(x)[0]) < 2e-3 and installed(fast)[0][1].doubt is None
+
+
+@torch.no_grad()
+def test_a_map_that_somebody_reads_as_numbers_is_no_bytes():
+    torch.manual_seed(0)
+    net, x = Sides().eval(), pictures(seed=7)
+    fast = convert(net, Rules({"side": None, "*": WHOLE}))
+    assert installed(fast)[0][1].chains.bytes == {"next": ["last"]}
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(fast(x), own) < 2e-3
+
+
+class Shortcut(nn.Module):
+    """What a layer reads is added to what it gives, twice; before, what no layer in eight bits reads is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.beside = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+        self.second, self.third = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.fourth = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = F.relu(self.second(F.relu(self.first(x))) + self.beside(x))
+        y = F.relu(self.third(y) + y)
+        return F.relu(self.fourth(y) + y)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("fill", HANDED)
+@torch.no_grad()
+def test_sums_are_of_bytes(fill, monkeypatch):
+    """A map that is a layer's input and added to its output: bytes to both; the last one gives numbers."""
+    torch.manual_seed(0)
+    net, x, seen = Shortcut().eval(), pictures(seed=8), []
+    fast = convert(net, HANDED[fill])
+    (_, path) = installed(fast)[0]
+    sums = {} if fill in ("weighted", "fitted") else {"second": ["third"], "third": ["fourth"]}
+    assert path.chains.bytes == {"first": ["second"], **sums} and path.doubt is None
+    assert all("residual" in path.chains.fused[name] for name in ("second", "third", "fourth"))
+    own_convolve = quantized.quantized_conv2d
+
+    def convolve(x, weight, *given, residual=None, **how):
+        out = own_convolve(x, weight, *given, residual=residual, **how)
+        seen.append((None if residual is None else residual.dtype, out.dtype))
+        return out
+
+    monkeypatch.setattr(quantized, "quantized_conv2d", convolve)
+    found = fast(x)
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(found, own) < 2e-2 and relative_norm(found, net(x)) < relative_norm(own, net(x)) + 1e-2
+    if sums:
+        numbers, bytes_ = torch.float32, torch.uint8
+        assert (numbers, bytes_) in seen and (bytes_, bytes_) in seen and (numbers, numbers) in seen
+    assert relative_norm(fast(x[0]), found[0]) < 2e-2 and path.doubt is None
+
+
+@torch.no_grad()
+def test_integers_that_the_model_adds_are_numbers():
+    class Adds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            return self.second(F.relu(self.first(x))) + (x[:, :1] > 0).to(torch.uint8).expand(-1, 8, -1, -1)
+
+    torch.manual_seed(0)
+    net, x = Adds().eval(), pictures(seed=8)
+    fast = convert(net)
+    assert installed(fast)[0][1].chains.bytes == {"first": ["second"]}
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(fast(x), own) < 2e-3
