@@ -223,6 +223,11 @@ def first_pictures(found: Iterable[Batch], count: int) -> Batch:
         taken += len(parts[-1])
         if taken >= count:
             break
+    return joined(parts)
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """The pictures of several batches as one; DataError: they do not join."""
     if len(parts) == 1:
         return parts[0]
     form = {(len(part.args), tuple(part.kwargs), len(part.rest)) for part in parts}

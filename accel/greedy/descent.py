@@ -69,7 +69,7 @@ class Descent:
                     continue
                 after = {**self.state, name: label}
                 loss, gained = self._loss(after), start - price + saved
-                cost = (loss - self.measured.losses.dense_loss) / gained if gained > 0 else float("inf")
+                cost = (loss - self.measured.losses.looked.dense_loss) / gained if gained > 0 else float("inf")
                 speedup = self.measured.speedup(after)
                 steps.append(Step(name, before, label, cost, loss, price - saved, speedup, self.start))
         return steps

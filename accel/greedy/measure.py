@@ -26,6 +26,7 @@ CHECKS, CONFIRMATIONS = 5, 15  # interleaved runs of a network against the dense
 _AHEAD = 4  # candidates of a layer that a step looks at, the next cheaper ones
 _SAME_TIME = 0.05  # a plain filling has to be so much faster than the fitted one of the same mask to be tried
 _LOOK_SHARE, _LOOK_SECONDS = 1 / 15, 40.0  # of the time, and at most: trying candidates, from which pictures follow
+_WHOLE_SHARE = 1 / 100  # of the time: judging a whole network on further pictures, where its fit takes ten times that
 _SECONDS_PER = {"ms": 1e-3, "MACs": 1e-11}  # the latter about that of two cores
 _PICTURES = (8, 1024)  # at least, at most
 _RECORDED = 3 << 29  # bytes of maps that are recorded, at most
@@ -69,8 +70,12 @@ class Measurements:
         self.reference = min(self.forms.values()) if self.is_timed else self.table.price({})
         self.start = {**self.space.start, **self._whole_layers()}
         count = pictures or self.journal.get("pictures", self._affordable)
-        batch, at_once = first_pictures(batches(calibration, self.space.model), count), len(self.space.example)
-        self.losses = Losses(self.space.model, self.space.candidates, batch, loss, at_once, self.budget)
+        more = 0 if pictures else self.journal.get("more", self._affordable_more)
+        batch, at_once = first_pictures(batches(calibration, self.space.model), count + more), len(self.space.example)
+        rest = batch.part(count, None) if len(batch) > count else None
+        self.losses = Losses(
+            self.space.model, self.space.candidates, batch.part(0, count), loss, at_once, self.budget, rest
+        )
 
     def _time_dense(self) -> dict[str, float]:
         sides = {name: in_format(self.space.model, self.space.example.inputs, form) for name, form in FORMATS.items()}
@@ -133,11 +138,19 @@ class Measurements:
     def _affordable(self) -> int:
         """As many pictures as let the judged half of them pass a look in its share of the time and of memory."""
         trials = sum(min(_AHEAD, len(row)) for row in self.space.candidates.values())
-        seconds = _SECONDS_PER[self.table.unit] * self.table.price({}) / len(self.space.example)
+        seconds = self._picture_seconds()
         time = min(_LOOK_SHARE * self.budget.whole, _LOOK_SECONDS) / (0.5 * trials * seconds)
         outputs = sum(math.prod(shape) for shapes in self.space.calls.values() for shape in shapes)
         memory = _RECORDED / (4 * outputs / len(self.space.example))
         return int(min(max(2 * min(time, memory), _PICTURES[0]), _PICTURES[1]))
+
+    def _affordable_more(self) -> int:
+        """Pictures that whole networks are judged on beside those, in their share of the time."""
+        return int(min(_WHOLE_SHARE * self.budget.whole / self._picture_seconds(), _PICTURES[1]))
+
+    def _picture_seconds(self) -> float:
+        """About how long the dense network takes for one picture."""
+        return _SECONDS_PER[self.table.unit] * self.table.price({}) / len(self.space.example)
 
     def near(self, state: Mapping[str, str]) -> dict[str, list[str]]:
         """The next cheaper candidates of every layer, dearest first, for a step."""
@@ -210,9 +223,9 @@ class Measurements:
         if (found := self.record.get(state)) is not None and (found.timed or not timed):
             return found
         if not any(self.space.kept[name, label] < 1 for name, label in state.items()):
-            look = Look(self.losses.dense_loss, 0.0, {})  # but for rounding
+            look = Look(self.losses.judged.dense_loss, 0.0, {})  # but for rounding
         else:
-            look = Look(**self.journal.get(f"loss {key(state)}", lambda: self._look_at(state)))
+            look = Look(**self.journal.get(f"whole {key(state)}", lambda: self._look_at(state)))
         timed = timed or not self.is_timed
         speedup = self.timed_speedup(state) if timed and self._times_decide else self.speedup(state)
         found = Tried(origin, kind, dict(state), look.loss, look.drop, self.table.price(state), speedup, timed)

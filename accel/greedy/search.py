@@ -84,8 +84,8 @@ def search(
         rules: what is decided already, {pattern: Perforate(keep=...) or None}; layers that none matches are searched.
         candidates: configurations with `keep` that a layer may take; see `default_candidates`.
         loss: (outputs, batch) -> summed loss of the batch's pictures, instead of the above.
-        pictures: calibration pictures to measure losses on; by default as many as the time allows, 8 to 1024; the fits
-            of `convert_model` use all that it is given.
+        pictures: calibration pictures to measure losses on; by default as many as the time allows, 8 to 1024, and for
+            whole networks more; the fits of `convert_model` use all that it is given.
         table: latencies measured before; whole networks are then not timed either, its sums decide.
         folder: keeps measurements, to go on after an interruption, and gets rules, trace and plot.
         minutes: the time to take, of this very call: one that resumes has it anew. It may end sooner, when there is
@@ -271,7 +271,7 @@ class _Search:
 
     def _promise(self, tried: Tried) -> float:
         """The loss that a network may have when it has been brought to the speed-up asked for."""
-        lost = max(tried.loss - self.measured.losses.dense_loss, 1e-12)
+        lost = max(tried.loss - self.measured.losses.judged.dense_loss, 1e-12)
         return lost * (self.target.speedup / tried.speedup) ** _STEEPNESS
 
     def _descend(self, start: Tried) -> None:
@@ -364,7 +364,7 @@ class _Search:
         best = self.record.best
         if best is None:
             raise ConversionError(unmet(self.measured))
-        total = {"loss": best.loss, "drop": best.drop, "dense_loss": self.measured.losses.dense_loss}
+        total = {"loss": best.loss, "drop": best.drop, "dense_loss": self.measured.losses.judged.dense_loss}
         if self.measured.is_timed:
             total["speedup"] = best.speedup if self._is_timed else self.measured.timed_speedup(best.state)
         total |= {"start": best.origin, "minutes": round(self.budget.spent / 60, 3)}

@@ -83,6 +83,33 @@ def test_a_look_tells_what_whole_converted_networks_lose(net, pictures, state):
             )
 
 
+def test_whole_networks_are_judged_on_further_pictures(net, pictures):
+    space, losses = losses_of(net, pictures)
+    further = torch.randn(3, 2, 12, 10, generator=torch.Generator().manual_seed(2))
+    more = Losses(space.model, space.candidates, Batch((pictures,)), None, at_once=2, more=Batch((further,)))
+    state = {"first": label_of(CONFIGS[1]), "last": label_of(CONFIGS[2])}
+    fast = accel.convert_model(
+        net, {"first": CONFIGS[1], "last": CONFIGS[2]}, example_inputs=pictures[:1], calibration=[pictures[::2]]
+    )
+    x = torch.cat([pictures[1::2], further])
+    with torch.no_grad():
+        expected = F.mse_loss(fast(x), net(x))
+    assert more.measure(state).loss == pytest.approx(float(expected), rel=1e-4)
+    assert more.measure(state).loss != pytest.approx(losses.measure(state).loss, rel=0.01)
+    assert more.look(state, {}).loss == pytest.approx(losses.look(state, {}).loss, rel=1e-6)
+    assert more.seconds(state, {}) > 0
+
+
+def test_outputs_of_all_pictures_together_are_judged_on_the_same_pictures_everywhere(pictures):
+    class Mean(Net):
+        def forward(self, x):
+            return super().forward(x).mean(0)
+
+    space, _ = losses_of(Mean().eval(), pictures)
+    losses = Losses(space.model, space.candidates, Batch((pictures,)), None, at_once=1, more=Batch((pictures,)))
+    assert losses.judged is losses.looked and losses.at_once == 2
+
+
 def test_a_look_leaves_the_network_as_it_was(net, pictures):
     space, losses = losses_of(net, pictures)
     before = copy.deepcopy(space.model.state_dict())

@@ -155,6 +155,21 @@ def test_candidates_may_correct_the_weights(net):
     assert lost[0] > lost[1] > 0
 
 
+@pytest.mark.parametrize(("given", "judged"), [(4, 2), (24, 18), (40, 22)])
+def test_whole_networks_are_judged_on_as_many_more_pictures_as_there_are(net, given, judged, monkeypatch):
+    monkeypatch.setattr(measure_module, "_PICTURES", (12, 16))
+    fitted = [Perforate(keep=0.5, mask="lattice", interpolate=fill) for fill in ("nearest", "fitted")]
+    monkeypatch.setattr(measure_module.Measurements, "_affordable", lambda run: 12)
+    x, sizes = torch.randn(given, 3, 12, 12, generator=torch.Generator().manual_seed(1)), set()
+
+    def loss(outputs, batch):
+        sizes.add(len(outputs))
+        return outputs.square().sum() / outputs[0].numel()
+
+    accel.search(net, example_inputs=x[:1], calibration=[x[:2], x[2:]], macs=0.6, candidates=fitted, loss=loss)
+    assert sizes == {min(6, judged), judged}
+
+
 def test_an_interrupted_search_goes_on(net, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(descent_module, "STEPS_PER_LAYER", 0)
     whole = find(net, pictures, speedup=1.7)
