@@ -4,9 +4,10 @@
 |----------|---------|---------------------------------|-------------|-------------------------------|
 | none     | float32 | any map in, channels_last out   | image       | 57 inputs and outputs         |
 
-Not an op: an inference routine that other backends do not have. What the calls of `perforated_conv2d` and `interpolate`
-between some maps gave the engine is recorded once and given to it again, without the way through Python, and small maps
-group of images by group, so that they stay in the caches.
+Not an op: an inference routine that other backends do not have. What the calls of `perforated_conv2d`, `interpolate`,
+`quantized_conv2d`, `quantized_interpolate`, `quantize` and `max_rows` between some maps gave the engine is recorded
+once and given to it again, without the way through Python, and small maps group of images by group, so that they stay
+in the caches. Within the chain maps may be bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Program(Protocol):
     """A recorded chain, for inputs of the shapes that it was recorded with."""
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The chain's outputs for these inputs."""
+        """The chain's outputs for these inputs. ValueError: a NaN or an infinity, where bytes are made of it."""
 
 
 def prepare_replay(run: Callable[..., Sequence[object]], inputs: Sequence[Tensor]) -> Program | None:

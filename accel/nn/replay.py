@@ -15,31 +15,49 @@ from torch import Tensor, fx, nn
 
 from accel.kernels.dispatch import active_backend
 from accel.kernels.replay import Program, engine_state, prepare_replay
-from accel.nn import dense
-from accel.nn.effects import writes
+from accel.nn import compact, dense
+from accel.nn.effects import may_move, writes
 from accel.nn.folding import is_computed
 from accel.nn.graph import module_of
 from accel.nn.perforated import PerforatedConv2d
+from accel.nn.quantized import is_floating
 
 _KEPT = 8  # programs of a segment: one for every shape of its inputs
+_CALLS = ("call_function", "call_method", "call_module")
 
 
 def cut_segments(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[Segment]:
-    """Put one call of a `Segment` in the place of every run of two or more convolutions that the engine can repeat."""
+    """Put one call of a `Segment` in the place of every run of two or more convolutions that the engine can repeat, and
+    of the poolings of bytes between them."""
     for node in list(graph.nodes):
         _hoist(node, modules)
+    for node in reversed(list(graph.nodes)):
+        _sink(node, modules)
     return [_replace(graph, run, modules) for run in _runs(graph, modules)]
 
 
 def _hoist(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     """Move what is no convolution before those that it does not need, such as a shortcut before a branch."""
-    if node.op not in ("call_function", "call_method", "call_module") or _is_repeatable(node, modules):
+    if node.op not in _CALLS or _is_repeatable(node, modules):
         return
     before = node.prev
     while (before.op == "get_attr" or _is_repeatable(before, modules)) and before not in node.all_input_nodes:
         before = before.prev
     if before is not node.prev and not writes(node):
         before.append(node)
+
+
+def _sink(node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    """Move what is no convolution behind all those that follow, such as the resizing of a side output, if none needs
+    it."""
+    if node.op not in _CALLS or _is_repeatable(node, modules):
+        return
+    after, passed = node.next, []
+    while (after.op == "get_attr" or _is_repeatable(after, modules)) and node not in after.all_input_nodes:
+        passed.append(after)
+        after = after.next
+    if passed and not _is_repeatable(after, modules) and may_move(node, passed):
+        after.prepend(node)
 
 
 def _runs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[list[fx.Node]]:
@@ -54,13 +72,13 @@ def _runs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[list[fx.Node]]
 
 
 def _is_repeatable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.target is dense.convolve:
+    if node.target is dense.convolve or (node.target is compact.max_pool and node.kwargs.get("compact")):
         return True
     layer = module_of(node, modules)
     if not isinstance(layer, PerforatedConv2d) or is_computed(layer):
         return False
     config = layer.config
-    return config.masking.is_static and config.filling.from_rows and not layer.contiguous and not config.in_bytes
+    return config.masking.is_static and config.filling.from_rows and not layer.contiguous
 
 
 def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module]) -> Segment:
@@ -99,6 +117,7 @@ class Segment:
         self._code = compile_graph(graph)
         self._root = root
         self.layers = list(layers)
+        self._in_bytes = any(isinstance(each, PerforatedConv2d) and each.config.in_bytes for each in layers)
         self.forget()
 
     def forget(self) -> None:
@@ -110,11 +129,11 @@ class Segment:
     def run(self, *inputs: object) -> Sequence[object]:
         """The outputs that others read."""
         program = self._program(inputs) if self._may_replay(inputs) else None
-        if program is None:
-            return self._code(self._root, *inputs)
-        return program.run([x.contiguous(memory_format=torch.channels_last) for x in inputs])
+        return self._code(self._root, *inputs) if program is None else _run(program, inputs)
 
     def _may_replay(self, inputs: tuple) -> bool:
+        if self._in_bytes and is_floating():
+            return False
         for x in inputs:
             if type(x) is not Tensor or x.dim() != 4 or x.dtype is not torch.float32 or not x.numel():
                 return False
@@ -124,11 +143,21 @@ class Segment:
         key, programs = (engine_state(), *[x.shape for x in inputs]), self._programs
         if key not in programs:
             made = prepare_replay(lambda *some: self._code(self._root, *some), inputs)
+            made = None if made is None or not self._is_proved(made, inputs) else made
             kept = {**dict(list(programs.items())[1 - _KEPT :]), key: made}
             if programs is self._programs:  # else a weight has changed meanwhile
                 self._programs = kept
             programs = kept
         return programs[key]
+
+    def _is_proved(self, program: Program, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether a program of bytes gives the numbers of the calls, all of them. That of floats is compared with the
+        model's own forward, as is the whole path; bytes only differ from that by rounding, which hides faults."""
+        return not self._in_bytes or all(map(torch.equal, _run(program, inputs), self._code(self._root, *inputs)))
+
+
+def _run(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return program.run([x.contiguous(memory_format=torch.channels_last) for x in inputs])
 
 
 def compile_graph(graph: fx.Graph) -> Callable:

@@ -28,7 +28,8 @@ int accel_worker(void)
 
 int accel_threads(int64_t asked) { return forked_child || asked < 1 ? 1 : (int)asked; }
 
-/* A method that fills one record and runs one function on it; with TRY, one that may run out of memory. */
+/* A method that fills one record and runs one function on it; with TRY, one that may run out of memory, and tells whether
+ * all that it made bytes of was finite. */
 #define RUN(name, type) \
     static PyObject *py_##name(ARGUMENTS) \
     { \
@@ -40,33 +41,14 @@ int accel_threads(int64_t asked) { return forked_child || asked < 1 ? 1 : (int)a
     static PyObject *py_##name(ARGUMENTS) \
     { \
         READ(type, job) \
-        int failed; \
-        WITHOUT_GIL(failed = accel_##name(&job)) \
-        if (failed) \
-            return PyErr_NoMemory(); \
-        Py_RETURN_NONE; \
+        int said; \
+        WITHOUT_GIL(said = accel_##name(&job)) \
+        return said < 0 ? PyErr_NoMemory() : PyBool_FromLong(!said); \
     }
 
-/* One that tells whether all that it made bytes of was finite. */
-#define QUANTIZE(name, type) \
-    static PyObject *py_##name(ARGUMENTS) \
-    { \
-        READ(type, job) \
-        int odd; \
-        WITHOUT_GIL(odd = accel_##name(&job)) \
-        return PyBool_FromLong(!odd); \
-    }
-
-static PyObject *py_convolve(ARGUMENTS)
-{
-    READ(Job, job)
-    int said;
-    WITHOUT_GIL(said = accel_convolve(&job))
-    return said < 0 ? PyErr_NoMemory() : PyBool_FromLong(!said);
-}
-
-QUANTIZE(convolve_footprints, FootprintJob)
-QUANTIZE(quantize, Quantizing)
+TRY(convolve, Job)
+TRY(convolve_footprints, FootprintJob)
+TRY(quantize, Quantizing)
 RUN(pack, Packing)
 RUN(frame, Frame)
 RUN(interpolate, Fill)
@@ -88,9 +70,9 @@ RUN(column_sums, ColumnSums)
 /* After the record, the addresses of what lies outside. */
 static PyObject *py_replay(ARGUMENTS)
 {
-    const float *outside[MOST_OUTSIDE];
+    char *outside[MOST_OUTSIDE];
     Replay replay;
-    int failed;
+    int said;
     if (given < 1 || read_record(Replay_layout, args[0], args + given, names, &replay) < 0)
         return given < 1 ? PyErr_Format(PyExc_TypeError, "replay expects a packed record") : NULL;
     if (given - 1 != replay.outside_count || given - 1 > MOST_OUTSIDE)
@@ -100,12 +82,10 @@ static PyObject *py_replay(ARGUMENTS)
         const long long address = PyLong_AsLongLong(args[i + 1]);
         if (address == -1 && PyErr_Occurred())
             return NULL;
-        outside[i] = (const float *)(intptr_t)address;
+        outside[i] = (char *)(intptr_t)address;
     }
-    WITHOUT_GIL(failed = accel_replay(&replay, outside))
-    if (failed)
-        return PyErr_NoMemory();
-    Py_RETURN_NONE;
+    WITHOUT_GIL(said = accel_replay(&replay, outside))
+    return said < 0 ? PyErr_NoMemory() : PyBool_FromLong(!said);
 }
 
 static PyObject *py_packed_size(ARGUMENTS)
@@ -126,7 +106,8 @@ static PyMethodDef methods[] = {
     METHOD(convolve_footprints,
            "One forward convolution, rows grouped by footprint; whether all bytes stand for finite "
            "numbers: FootprintJob."),
-    METHOD(replay, "replay(packed Replay, *addresses of the tensors outside)"),
+    METHOD(replay,
+           "replay(packed Replay, *addresses of the tensors outside): whether all bytes stand for finite numbers."),
     METHOD(pack, "Weights into panels: Packing."),
     METHOD(packed_size, "Floats that the panels take: PanelSize."),
     METHOD(frame, "A padded NHWC copy: Frame."),

@@ -158,9 +158,9 @@ static inline int64_t panel_bytes(int64_t kind, int64_t taps, int64_t run)
     return (kind == KIND_FLOATS ? 0 : (int64_t)sizeof(int32_t)) + taps * run_bytes(kind, run);
 }
 
-/* Those that return int return 0, or -1 when memory ran out. */
-int accel_convolve(const Job *job); /* 1 where bytes were made of a NaN or an infinity */
-int accel_convolve_footprints(const FootprintJob *job); /* 0, or -1 for a NaN or an infinity in bytes */
+/* Those that return int return 0, -1 when memory ran out, or 1 when bytes were made of a NaN or an infinity. */
+int accel_convolve(const Job *job);
+int accel_convolve_footprints(const FootprintJob *job);
 void accel_convolve_narrow(FootprintArgs g, int64_t rows, int64_t taps, int64_t channels, int threads);
 int accel_streams(const float *out, int64_t values, int64_t channels);
 void accel_finish_streams(void);
@@ -171,7 +171,7 @@ void accel_frame(const Frame *f);
 void accel_interpolate(const Fill *f);
 void accel_interpolate_backward(const Fill *f);
 void accel_max_rows(const MaxJob *job);
-int accel_quantize(const Quantizing *job); /* 0, or -1 for a NaN or an infinity */
+int accel_quantize(const Quantizing *job);
 void accel_interpolate_fitted_backward(const FittedGradJob *job);
 int accel_active(const ActiveJob *job);
 void accel_invert(const Inversion *job);
@@ -192,11 +192,13 @@ typedef struct {
     union {
         Job job;
         FootprintJob footprints;
+        Quantizing quantizing;
+        MaxJob max;
     };
 } ReplayCall;
 
 /* outside: the inputs and outputs of the chain. */
-int accel_replay(const Replay *r, const float *const *outside);
+int accel_replay(const Replay *r, char *const *outside);
 
 int accel_worker(void); /* the number of the calling thread in its team */
 int accel_threads(int64_t asked); /* 1 in a forked child, where the thread pool did not survive */

@@ -40,7 +40,7 @@ def interpolate_fitted(
     recorded = tape()
     if recorded is not None:
         given = {"weights": weights.data_ptr(), "bias": constant.data_ptr()}
-        recorded.append(True, rows, residual, out, job, given, weights, (constant, footprints))
+        recorded.append("footprints", rows, residual, out, job, given, weights, (constant, footprints))
     return out
 
 
@@ -53,13 +53,17 @@ def quantized_interpolate(
     if not out.numel():
         return out
     rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
-    _, job = _prepared((positions, skipped, neighbors, starts), batch, *size, weights.shape, activation, True)
+    lists = (positions, skipped, neighbors, starts)
+    footprints, job = _prepared(lists, batch, *size, weights.shape, activation, True)
+    given = {"weights": weights.data_ptr(), "bias": constant.data_ptr(), "inverse": inverse, "zero_point": zero_point}
     finite = _engine.convolve_footprints(
-        job, x=rows.data_ptr(), weights=weights.data_ptr(), bias=constant.data_ptr(), bytes=out.data_ptr(),
-        inverse=inverse, zero_point=zero_point, threads=torch.get_num_threads(),
-    )  # fmt: skip
+        job, x=rows.data_ptr(), bytes=out.data_ptr(), threads=torch.get_num_threads(), **given
+    )
     if not finite:
         refuse_odd()
+    recorded = tape()
+    if recorded is not None:
+        recorded.append("footprints", rows, None, out, job, given, weights, (constant, footprints))
     return out
 
 

@@ -129,7 +129,7 @@ int accel_convolve_footprints(const FootprintJob *job)
         if (stream)
             accel_finish_streams();
     }
-    return odd ? -1 : 0;
+    return odd;
 }
 
 /* Rows with one footprint through all panels of a narrow convolution; g names everything but the panel. */

@@ -64,10 +64,9 @@ def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, resid
             weights = {"packed": packed.address, "zero": packed.zero}
         else:
             weights = {"weights": packed.address}
-        recorded.append(
-            call.footprints is not None, x, residual, out, call.job, {"bias": bias_at, **weights}, packed.storage,
-            (packed, bias, call),
-        )  # fmt: skip
+        kind = "convolve" if call.footprints is None else "footprints"
+        given = {"bias": bias_at, **weights}
+        recorded.append(kind, x, residual, out, call.job, given, packed.storage, (packed, bias, call))
     return out
 
 

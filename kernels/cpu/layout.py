@@ -37,6 +37,11 @@ class Record:
             at += struct.calcsize(_letter(kind))
         return tuple(rows)
 
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return struct.calcsize("=" + self._format[2:])
+
     def pack(self, **given: float) -> bytes:
         """What some calls have in common: 64 bits that say which fields are given, then the struct."""
         self._refuse_unknown(given)
@@ -51,6 +56,10 @@ class Record:
         self._refuse_unknown(given)
         self._refuse_missing(given)
         return [given[name] for name in self.fields]
+
+    def struct(self, packed: bytes | None = None, /, **given: float) -> bytes:
+        """The struct, all fields of it given."""
+        return struct.pack("=" + self._format[2:], *self.row(packed, **given))
 
     def table(self, **columns: Tensor) -> Tensor:
         """int32 [n, fields]: n structs, from a column [n] for each field."""

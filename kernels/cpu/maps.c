@@ -131,5 +131,5 @@ int accel_quantize(const Quantizing *job)
         odd |= !accel_isa_bytes->quantize(job->x + at, job->out + at, count, (float)job->inverse,
                                           (int32_t)job->zero_point);
     }
-    return odd ? -1 : 0;
+    return odd;
 }

@@ -9,6 +9,7 @@ from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import address, empty, pixels_first, require_float32
 from accel.kernels.cpu.forward import Call, by_pointers, forward_kind
 from accel.kernels.cpu.packing import packed_weight
+from accel.kernels.cpu.replay import tape
 from accel.kernels.quantization import Levels
 from accel.kernels.quantize import refuse_odd
 
@@ -28,12 +29,18 @@ def quantized_conv2d(
     packed = packed_weight(weight, geometry.groups, call.kind, levels.x_zero)
     dtype = torch.float32 if levels.out_zero is None else torch.uint8
     out = empty(call.out_shape, torch.contiguous_format if compact else torch.channels_last, dtype)
+    given = {"packed": packed.address, "bias": address(offset), "zero": packed.zero}
+    given["multiplier"] = multiplier.data_ptr()
     finite = _engine.convolve(
-        call.job, x=x.data_ptr(), packed=packed.address, bias=address(offset), residual=address(residual),
-        zero=packed.zero, out=out.data_ptr(), threads=torch.get_num_threads(), multiplier=multiplier.data_ptr(),
+        call.job, x=x.data_ptr(), residual=address(residual), out=out.data_ptr(), threads=torch.get_num_threads(),
+        **given,
     )  # fmt: skip
     if not finite:
         refuse_odd()
+    recorded = tape()
+    if recorded is not None:
+        kept = (packed, offset, multiplier, call)
+        recorded.append("convolve", x, residual, out, call.job, given, packed.storage, kept)
     return out
 
 
@@ -54,10 +61,10 @@ def quantize(x, inverse, zero_point):
     if not x.is_contiguous() and not (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous()
     out = torch.empty_like(x, dtype=torch.uint8)
-    finite = _engine.quantize(
-        x=x.data_ptr(), out=out.data_ptr(), count=x.numel(), zero_point=zero_point, inverse=inverse,
-        threads=torch.get_num_threads(),
-    )  # fmt: skip
-    if not finite:
+    given = {"count": x.numel(), "zero_point": zero_point, "inverse": inverse}
+    if not _engine.quantize(x=x.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads(), **given):
         refuse_odd()
+    recorded = tape()
+    if recorded is not None:
+        recorded.append("quantize", x, None, out, None, given)
     return out

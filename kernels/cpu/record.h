@@ -10,7 +10,7 @@
 enum {
     MAX_VECTORS = 4, GRAD_VECTORS = 2, MAX_REACH = 8, MOST_OUTSIDE = 57, BUFFER_STATE = 0, BUFFER_INPUT = 1,
     ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3, KIND_FLOATS = 0, KIND_FOURS = 1, KIND_BYTES =
-    2, MOST_TERMS = 65793
+    2, CALL_CONVOLVE = 0, CALL_FOOTPRINTS = 1, CALL_QUANTIZE = 2, CALL_MAX_ROWS = 3, MOST_TERMS = 65793
 };
 
 /* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows; row
@@ -109,29 +109,29 @@ typedef struct {
 
 /* A call as it was recorded, before its job: the buffers that it reads and writes; residual -1: none. */
 typedef struct {
-    int64_t by_footprints, x, residual, out;
+    int64_t kind, x, residual, out;
 } RecordedCall;
 #define RecordedCall_FIELDS(F) \
-    F(RecordedCall, "int64_t", by_footprints) F(RecordedCall, "int64_t", x) F(RecordedCall, "int64_t", residual) \
+    F(RecordedCall, "int64_t", kind) F(RecordedCall, "int64_t", x) F(RecordedCall, "int64_t", residual) \
     F(RecordedCall, "int64_t", out)
 
-/* outside -1: `floats` from the start of the thread's own memory. Otherwise one of the tensors outside, and how many
- * floats of it one group of images takes. */
+/* outside -1: `bytes` from the start of the thread's own memory. Otherwise one of the tensors outside, and how many
+ * bytes of it one group of images takes. */
 typedef struct {
-    int64_t outside, floats;
+    int64_t outside, bytes;
 } ReplayBuffer;
 #define ReplayBuffer_FIELDS(F) \
-    F(ReplayBuffer, "int64_t", outside) F(ReplayBuffer, "int64_t", floats)
+    F(ReplayBuffer, "int64_t", outside) F(ReplayBuffer, "int64_t", bytes)
 
-/* A recorded chain. memory: [threads][memory_each]. calls: ReplayCall in engine.h. */
+/* A recorded chain. memory: [threads][memory_each], in bytes. calls: ReplayCall in engine.h. */
 typedef struct {
-    float *memory;
+    void *memory;
     const void *calls;
     const ReplayBuffer *buffers;
     int64_t call_count, buffer_count, memory_each, groups, threads, outside_count;
 } Replay;
 #define Replay_FIELDS(F) \
-    F(Replay, "float *", memory) F(Replay, "const void *", calls) F(Replay, "const ReplayBuffer *", buffers) \
+    F(Replay, "void *", memory) F(Replay, "const void *", calls) F(Replay, "const ReplayBuffer *", buffers) \
     F(Replay, "int64_t", call_count) F(Replay, "int64_t", buffer_count) F(Replay, "int64_t", memory_each) \
     F(Replay, "int64_t", groups) F(Replay, "int64_t", threads) F(Replay, "int64_t", outside_count)
 
@@ -465,6 +465,7 @@ typedef struct {
 
 #define EVERY_CONSTANT(C) \
     C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \
-    C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH) C(KIND_FLOATS) C(KIND_FOURS) C(KIND_BYTES) C(MOST_TERMS)
+    C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH) C(KIND_FLOATS) C(KIND_FOURS) C(KIND_BYTES) C(CALL_CONVOLVE) \
+    C(CALL_FOOTPRINTS) C(CALL_QUANTIZE) C(CALL_MAX_ROWS) C(MOST_TERMS)
 
 #endif

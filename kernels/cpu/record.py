@@ -23,6 +23,7 @@ MOST_OUTSIDE = 57  # tensors that a replay may read and write
 STATE, INPUT = 0, 1  # buffers of a stage
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3}
 KINDS = {"floats": 0, "fours": 1, "bytes": 2}  # of what a lane multiplies: fours and bytes are u8 by s8
+CALLS = {"convolve": 0, "footprints": 1, "quantize": 2, "max_rows": 3}  # that may be recorded
 CONSTANTS = {
     "MAX_VECTORS": MAX_VECTORS,
     "GRAD_VECTORS": GRAD_VECTORS,
@@ -32,6 +33,7 @@ CONSTANTS = {
     "BUFFER_INPUT": INPUT,
     **{f"ACT_{name.upper()}": code for name, code in ACTIVATIONS.items()},
     **{f"KIND_{name.upper()}": code for name, code in KINDS.items()},
+    **{f"CALL_{name.upper()}": code for name, code in CALLS.items()},
     "MOST_TERMS": MOST_TERMS,
 }
 
@@ -108,20 +110,20 @@ FOOTPRINTS_OF_FLOATS = {"bytes": 0, "inverse": 0.0, "zero_point": 0}
 RECORDED_CALL = Record(
     "RecordedCall",
     "A call as it was recorded, before its job: the buffers that it reads and writes; residual -1: none.",
-    (NUMBERS, "by_footprints x residual out"),
+    (NUMBERS, "kind x residual out"),
 )
 
 REPLAY_BUFFER = Record(
     "ReplayBuffer",
-    "outside -1: `floats` from the start of the thread's own memory. Otherwise one of the tensors outside, and how "
-    "many floats of it one group of images takes.",
-    (NUMBERS, "outside floats"),
+    "outside -1: `bytes` from the start of the thread's own memory. Otherwise one of the tensors outside, and how "
+    "many bytes of it one group of images takes.",
+    (NUMBERS, "outside bytes"),
 )
 
 REPLAY = Record(
     "Replay",
-    "A recorded chain. memory: [threads][memory_each]. calls: ReplayCall in engine.h.",
-    (MADE, "memory"),
+    "A recorded chain. memory: [threads][memory_each], in bytes. calls: ReplayCall in engine.h.",
+    ("void *", "memory"),
     ("const void *", "calls"),
     ("const ReplayBuffer *", "buffers"),
     (NUMBERS, "call_count buffer_count memory_each groups threads outside_count"),

@@ -5,65 +5,76 @@
  * A single group runs call by call, the threads inside of each. The values are the same either way. */
 #include "engine.h"
 
-static float *place(const Replay *r, const float *const *outside, int64_t buffer, int64_t group, float *memory)
+static char *place(const Replay *r, char *const *outside, int64_t buffer, int64_t group, char *memory)
 {
     const ReplayBuffer b = r->buffers[buffer];
-    return b.outside < 0 ? memory + b.floats : (float *)outside[b.outside] + group * b.floats;
+    return b.outside < 0 ? memory + b.bytes : outside[b.outside] + group * b.bytes;
 }
 
-static int run_call(const Replay *r, const float *const *outside, const ReplayCall *recorded, int64_t group,
-                    float *memory, int64_t threads)
+static int run_call(const Replay *r, char *const *outside, const ReplayCall *recorded, int64_t group, char *memory,
+                    int64_t threads)
 {
-    const RecordedCall *call = &recorded->call;
-    const float *x = place(r, outside, call->x, group, memory);
-    const float *residual = call->residual < 0 ? NULL : place(r, outside, call->residual, group, memory);
-    float *out = place(r, outside, call->out, group, memory);
-    if (call->by_footprints) {
-        FootprintJob job = recorded->footprints;
-        job.x = x, job.residual = residual, job.out = out, job.threads = threads;
-        (void)accel_convolve_footprints(&job); /* in floats */
+    ReplayCall now = *recorded;
+    const void *x = place(r, outside, now.call.x, group, memory);
+    const void *residual = now.call.residual < 0 ? NULL : place(r, outside, now.call.residual, group, memory);
+    void *out = place(r, outside, now.call.out, group, memory);
+    switch (now.call.kind) {
+    case CALL_FOOTPRINTS:
+        now.footprints.x = x, now.footprints.residual = residual, now.footprints.threads = threads;
+        if (now.footprints.inverse > 0) /* in bytes */
+            now.footprints.bytes = out;
+        else
+            now.footprints.out = out;
+        return accel_convolve_footprints(&now.footprints);
+    case CALL_QUANTIZE:
+        now.quantizing.x = x, now.quantizing.out = out, now.quantizing.threads = threads;
+        return accel_quantize(&now.quantizing);
+    case CALL_MAX_ROWS:
+        now.max.rows = x, now.max.out = out, now.max.threads = threads;
+        accel_max_rows(&now.max);
         return 0;
+    default:
+        now.job.x = x, now.job.residual = residual, now.job.out = out, now.job.threads = threads;
+        return accel_convolve(&now.job);
     }
-    Job job = recorded->job;
-    job.x = x, job.residual = residual, job.out = out, job.threads = threads;
-    return accel_convolve(&job);
 }
 
-static int run_group(const Replay *r, const float *const *outside, int64_t group, float *memory, int64_t threads)
+static int run_group(const Replay *r, char *const *outside, int64_t group, char *memory, int64_t threads)
 {
     const ReplayCall *calls = r->calls;
-    int failed = 0;
-    for (int64_t i = 0; i < r->call_count && !failed; i++)
-        failed = run_call(r, outside, calls + i, group, memory, threads);
-    return failed;
+    int said = 0;
+    for (int64_t i = 0; i < r->call_count && !said; i++)
+        said = run_call(r, outside, calls + i, group, memory, threads);
+    return said;
 }
 
 static int is_buffer(const Replay *r, int64_t index) { return index >= 0 && index < r->buffer_count; }
 
-int accel_replay(const Replay *r, const float *const *outside)
+int accel_replay(const Replay *r, char *const *outside)
 {
     REQUIRE(r->call_count >= 0 && r->buffer_count >= 0 && r->groups > 0 && r->memory_each >= 0);
     REQUIRE(is_array(r->calls, r->call_count, sizeof(int64_t)) && IS_ARRAY(r->buffers, r->buffer_count) &&
-            IS_ARRAY_OR_NULL(r->memory));
+            IS_ARRAY_OR_NULL((double *)r->memory));
     for (int64_t i = 0; ACCEL_CHECKED && i < r->call_count; i++) {
         const RecordedCall *call = &((const ReplayCall *)r->calls)[i].call;
         REQUIRE(is_buffer(r, call->x) && is_buffer(r, call->out));
         REQUIRE(call->residual == -1 || is_buffer(r, call->residual));
+        REQUIRE(call->kind >= CALL_CONVOLVE && call->kind <= CALL_MAX_ROWS);
     }
     for (int64_t i = 0; ACCEL_CHECKED && i < r->buffer_count; i++) {
-        REQUIRE(r->buffers[i].outside >= -1 && r->buffers[i].outside < r->outside_count && r->buffers[i].floats >= 0);
+        REQUIRE(r->buffers[i].outside >= -1 && r->buffers[i].outside < r->outside_count && r->buffers[i].bytes >= 0);
         REQUIRE(r->buffers[i].outside >= 0 ? outside[r->buffers[i].outside] != NULL
-                                           : r->memory && r->buffers[i].floats < r->memory_each);
+                                           : r->memory && r->buffers[i].bytes < r->memory_each);
     }
     const int threads = accel_threads(r->threads), team = r->groups < threads ? (int)r->groups : threads;
-    int failed = 0;
+    int said = 0;
     if (r->groups == 1) /* outside of any parallel region: threads of a nested one are started anew every time */
         return run_group(r, outside, 0, r->memory, threads);
 /* static: the next chain finds its images with the same thread */
-#pragma omp parallel for schedule(static) num_threads(team) reduction(| : failed)
+#pragma omp parallel for schedule(static) num_threads(team) reduction(| : said)
     for (int64_t group = 0; group < r->groups; group++) {
         const int worker = accel_worker();
-        failed |= run_group(r, outside, group, r->memory + worker * r->memory_each, 1);
+        said |= run_group(r, outside, group, (char *)r->memory + worker * r->memory_each, 1);
     }
-    return failed;
+    return said; /* -1 with whatever else is -1 */
 }

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine, record
-from accel.kernels.cpu.arguments import CPU, empty, pixels_first
+from accel.kernels.cpu.arguments import empty, pixels_first
+from accel.kernels.quantize import refuse_odd
 
 # What a group of images may take of a core's caches. ResNet-32 at half the positions took 14.0 ms on 64 pictures with 1
 # and with 2 MiB, 14.9 ms with 4 MiB.
@@ -19,7 +20,15 @@ MOST = 256 << 20  # bytes of all maps together: recording keeps every one of the
 BALANCED = 0.9  # share of the threads' time that must find work
 
 
-_LONGEST = max(len(record.JOB.fields), len(record.FOOTPRINT_JOB.fields))  # of the union in engine.h's ReplayCall
+# Of a recorded call: its record, and the fields that a replay fills in.
+_JOBS = {
+    "convolve": (record.JOB, ("x", "residual", "out", "threads")),
+    "footprints": (record.FOOTPRINT_JOB, ("x", "residual", "out", "bytes", "threads")),
+    "quantize": (record.QUANTIZING, ("x", "out", "threads")),
+    "max_rows": (record.MAX_JOB, ("rows", "out", "threads")),
+}
+_LONGEST = record.RECORDED_CALL.size + max(job.size for job, _ in _JOBS.values())  # engine.h's ReplayCall
+_LINE = 64  # bytes of a cache line
 
 
 @dataclasses.dataclass
@@ -41,7 +50,7 @@ class Tape:
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         self.buffers = [_Buffer(x, 0, 0, index) for index, x in enumerate(inputs)]
-        self.calls: list[list[int]] = []
+        self.calls: list[bytes] = []
         self.kept: list[object] = []
         self.weights = 0  # bytes of the largest
         self.bytes = sum(x.nbytes for x in inputs)
@@ -50,19 +59,19 @@ class Tape:
 
     def append(
         self,
-        by_footprints: bool,
+        kind: str,
         x: Tensor,
         residual: Tensor | None,
         out: Tensor,
-        job: bytes,
-        given: Mapping[str, int],
-        weights: Tensor,
-        others: tuple,
+        job: bytes | None,
+        given: Mapping[str, float],
+        weights: Tensor | None = None,
+        others: tuple = (),
     ) -> None:
-        """A call of FOOTPRINT_JOB or of JOB, packed but for what is `given`; `others` hold what else they point to."""
+        """A call of one of `record.CALLS`, packed but for what is `given`; `others` hold what else it points to."""
         tensors = (x, *(() if residual is None else (residual,)))
         read = [self._places.get(t.data_ptr()) for t in tensors]
-        parts = None in read or any(self.buffers[i].tensor.numel() != t.numel() for i, t in zip(read, tensors))
+        parts = None in read or any(self.buffers[i].tensor.nbytes != t.nbytes for i, t in zip(read, tensors))
         if parts:  # something else was computed in between, or what is read is a part of a map
             self.understood = False
             return
@@ -74,12 +83,11 @@ class Tape:
         place = self._places[out.data_ptr()] = len(self.buffers)
         self.buffers.append(_Buffer(out, len(self.calls), len(self.calls)))
         residual_at = -1 if residual is None else read[1]
-        call = record.RECORDED_CALL.row(by_footprints=by_footprints, x=read[0], residual=residual_at, out=place)
-        kind = record.FOOTPRINT_JOB if by_footprints else record.JOB
-        fields = kind.row(job, x=0, residual=0, out=0, threads=0, **given)  # those the replay fills in
-        self.calls.append([*call, *fields, *[0] * (_LONGEST - len(fields))])
+        call = record.RECORDED_CALL.struct(kind=record.CALLS[kind], x=read[0], residual=residual_at, out=place)
+        made, filled_in = _JOBS[kind]
+        self.calls.append(call + made.struct(job, **dict.fromkeys(filled_in, 0), **given))
         self.kept += (weights, others)
-        self.weights = max(self.weights, weights.nbytes)
+        self.weights = max(self.weights, 0 if weights is None else weights.nbytes)
 
     def mark_outputs(self, outputs: Sequence[object], inputs: int) -> bool:
         """Whether calls wrote every one of these maps, each another one; they lie outside from then on."""
@@ -107,26 +115,38 @@ class Program:
     def __init__(self, tape: Tape, outputs: Sequence[Tensor], group: int, batch: int) -> None:
         self._groups, self._threads = batch // group, torch.get_num_threads()
         self._shapes = [(batch, *out.shape[1:]) for out in outputs]
-        offsets, self._floats = arrange(tape.buffers)
+        offsets, self._bytes = arrange(tape.buffers)
         buffers = [
-            record.REPLAY_BUFFER.row(outside=b.outside, floats=offset if b.outside < 0 else b.tensor.numel())
+            record.REPLAY_BUFFER.struct(outside=b.outside, bytes=offset if b.outside < 0 else b.tensor.nbytes)
             for b, offset in zip(tape.buffers, offsets)
         ]
-        self._tables = [torch.tensor(rows, dtype=torch.int64, device=CPU) for rows in (tape.calls, buffers)]
+        self._tables = [_table(tape.calls, _LONGEST), _table(buffers, record.REPLAY_BUFFER.size)]
         calls, places = self._tables
         outside = sum(b.outside >= 0 for b in tape.buffers)
         self._replay = record.REPLAY.pack(
             calls=calls.data_ptr(), buffers=places.data_ptr(), call_count=len(calls), buffer_count=len(buffers),
-            memory_each=self._floats, groups=self._groups, threads=self._threads, outside_count=outside,
+            memory_each=self._bytes, groups=self._groups, threads=self._threads, outside_count=outside,
         )  # fmt: skip
         self._kept = tape.kept
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The outputs for channels_last fp32 inputs of the recorded shapes, of the whole batch."""
+        """The outputs for channels_last fp32 inputs of the recorded shapes, of the whole batch.
+
+        Raises:
+            ValueError: a NaN or an infinity, of which no byte can be made.
+        """
         outputs = tuple([empty(shape, memory_format=torch.channels_last) for shape in self._shapes])
-        memory = empty((min(self._groups, self._threads) * self._floats,))
-        _engine.replay(self._replay, *[x.data_ptr() for x in (*inputs, *outputs)], memory=memory.data_ptr())
+        memory = empty((min(self._groups, self._threads) * self._bytes,), dtype=torch.uint8)
+        at = [x.data_ptr() for x in (*inputs, *outputs)]
+        if not _engine.replay(self._replay, *at, memory=memory.data_ptr()):
+            refuse_odd()
         return outputs
+
+
+def _table(structs: Sequence[bytes], size: int) -> Tensor:
+    """uint8 [structs, size], each filled up."""
+    whole = bytearray(b"".join(each.ljust(size, b"\0") for each in structs))
+    return torch.frombuffer(whole, dtype=torch.uint8).view(len(structs), size).clone()
 
 
 def prepare_replay(run: Callable[..., Sequence[object]], inputs: Sequence[Tensor]) -> Program | None:
@@ -139,9 +159,9 @@ def prepare_replay(run: Callable[..., Sequence[object]], inputs: Sequence[Tensor
     if recorded is None:
         return None
     probe = recorded[0]
-    held = 4 * (arrange(probe.buffers)[1] + max(b.tensor.numel() for b in probe.buffers if b.outside >= 0))
+    held = arrange(probe.buffers)[1] + max(b.tensor.nbytes for b in probe.buffers if b.outside >= 0)
     group = group_size(batch, held, probe.weights, torch.get_num_threads())
-    if 4 * group * sum(buffer.tensor.numel() for buffer in probe.buffers) > MOST:
+    if group * sum(buffer.tensor.nbytes for buffer in probe.buffers) > MOST:
         return None
     if group > 1:
         recorded = _record(run, [x[:group] for x in inputs])
@@ -174,13 +194,13 @@ def group_size(batch: int, held: int, weights: int, threads: int) -> int:
 
 
 def arrange(buffers: Sequence[_Buffer]) -> tuple[list[int], int]:
-    """(offset of each buffer that lies inside, floats in all), so that none overlaps another while both are in use."""
+    """(offset of each buffer that lies inside, bytes in all), so that none overlaps another while both are in use."""
     offsets, placed, end = [], [], 0
     for buffer in buffers:
         if buffer.outside >= 0:
             offsets.append(0)
             continue
-        size = -(-buffer.tensor.numel() // 16) * 16  # whole cache lines
+        size = -(-buffer.tensor.nbytes // _LINE) * _LINE
         start = 0
         for other, low, high in sorted(placed, key=lambda entry: entry[1]):
             if other.last >= buffer.first and low < start + size and start < high:

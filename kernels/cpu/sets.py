@@ -11,6 +11,7 @@ from torch import Tensor
 from accel.kernels.caches import IdentityCache
 from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, require_float32
+from accel.kernels.cpu.replay import tape
 from accel.kernels.dispatch import forced_backend
 from accel.kernels.positions import PositionSet
 from accel.kernels.reference import halting_step as reference
@@ -57,11 +58,12 @@ def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
     rows, taps = rows.contiguous(), taps.contiguous()
     (tap_count, windows), channels = taps.shape, rows.shape[1]
     out = empty((batch * windows, channels), dtype=rows.dtype)
-    _engine.max_rows(
-        rows=rows.data_ptr(), out=out.data_ptr(), taps=taps.data_ptr(), images=batch,
-        count=rows.shape[0] // max(batch, 1), windows=windows, tap_count=tap_count, channels=channels, narrow=narrow,
-        threads=torch.get_num_threads(),
-    )  # fmt: skip
+    given = {"taps": taps.data_ptr(), "images": batch, "count": rows.shape[0] // max(batch, 1), "windows": windows}
+    given |= {"tap_count": tap_count, "channels": channels, "narrow": narrow}
+    _engine.max_rows(rows=rows.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads(), **given)
+    recorded = tape()
+    if recorded is not None:
+        recorded.append("max_rows", rows, None, out, None, given, others=(taps,))
     return out
 
 

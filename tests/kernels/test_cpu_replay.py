@@ -37,9 +37,9 @@ def test_no_two_buffers_in_use_overlap(drawn):
         for index, (size, life, outside) in enumerate(drawn)
     ]
     offsets, total = replay.arrange(buffers)
-    inside = [(b, o, o + b.tensor.numel()) for b, o in zip(buffers, offsets) if b.outside < 0]
+    inside = [(b, o, o + b.tensor.nbytes) for b, o in zip(buffers, offsets) if b.outside < 0]
     for index, (buffer, start, end) in enumerate(inside):
-        assert start % 16 == 0 and end <= total
+        assert start % 64 == 0 and end <= total
         for other, low, high in inside[:index]:
             if other.last >= buffer.first:
                 assert end <= low or high <= start
@@ -47,4 +47,4 @@ def test_no_two_buffers_in_use_overlap(drawn):
 
 def test_memory_of_what_is_done_with_serves_again():
     buffers = [replay._Buffer(torch.empty(64), index, index + 1) for index in range(10)]
-    assert replay.arrange(buffers)[1] == 2 * 64
+    assert replay.arrange(buffers)[1] == 2 * 64 * 4
