@@ -14,6 +14,7 @@ from accel.config import MISSING, Config, Perforate, Rules, as_rules
 from accel.convert import (
     Conversion,
     assign,
+    assign_linears,
     assign_stages,
     build_sets,
     convert_layers,
@@ -21,6 +22,7 @@ from accel.convert import (
     counted_layers,
     left_dense,
     plain_convolutions,
+    quantize_linears,
     settle_layouts,
     with_pooling,
 )
@@ -106,8 +108,8 @@ def _convert(
     """The converted model, and the calls of its counted layers on the example; all is checked before a change."""
     calibration = counted(calibration, model, example_inputs)
     rules = _searched(model, as_rules(rules), example_inputs, calibration, loss)
-    assigned, stages = assign(model, rules), assign_stages(model, rules)
-    check_calibration(assigned, calibration)
+    assigned, stages, linears = assign(model, rules), assign_stages(model, rules), assign_linears(model, rules)
+    check_calibration(assigned | linears, calibration)
     units = {f"{name}.{key}": unit for name in stages for key, unit in model.get_submodule(name).named_children()}
     calls = record_calls(model, counted_layers(model), example_inputs, units)
     if stages:
@@ -118,8 +120,9 @@ def _convert(
     conversions = {name: Conversion(config, contiguous=name in contiguous) for name, config in assigned.items()}
     conversions = all_impacts(model, with_pooling(model, conversions), calibration, loss)
     convert_layers(fast, conversions)
+    quantize_linears(fast, dict.fromkeys(linears))
     warn_of_faulty_gradients({n: layer for n, layer in plain_convolutions(fast).items() if n not in conversions})
-    if any(config.filling.needs_data or config.in_bytes for config in assigned.values()):
+    if linears or any(config.filling.needs_data or config.in_bytes for config in assigned.values()):
         fit_interpolation(fast, calibration)
     if stages:
         adopt_stages(fast, stages)  # installs the inference path as well

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -17,7 +17,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from accel.config import Halting, config_from_dict
-from accel.convert import Conversion, convert_layers, convolutions, left_dense, perforated_layers, plain_convolutions
+from accel.convert import (
+    Conversion,
+    convert_layers,
+    convolutions,
+    left_dense,
+    perforated_layers,
+    plain_convolutions,
+    quantize_linears,
+    quantized_linears,
+)
 from accel.convert.layout import lay_out
 from accel.errors import ConversionError, UnknownNameError, WeightsError
 from accel.files import replacing, write_tensors
@@ -29,7 +38,8 @@ from accel.nn.perforated import PerforatedConv2d
 from accel.nn.quantized import Quantization
 from accel.running import copied
 
-FORMAT, VERSION = "skimconv converted model", 1
+FORMAT = "skimconv converted model"
+VERSIONS = 1, 2  # the latter: with linear layers in eight bits
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _Found = TypeVar("_Found", Fit, Quantization)
 # prefixes of what calibration found: no state_dict key holds a colon
@@ -45,18 +55,20 @@ def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
         ConversionError: the model has no converted layer, or state that is no tensor.
         WeightsError: the folder cannot be written.
     """
-    layers, stages = perforated_layers(model), adaptive_configs(model)
-    if not layers and not stages:
+    layers, linears, stages = perforated_layers(model), quantized_linears(model), adaptive_configs(model)
+    if not (layers or linears or stages):
         raise ConversionError(f"this {type(model).__name__} has no converted layer: convert it before saving")
     state, aliases = _own_storage(model)
     tensors = state | {key: tensor for name, layer in layers.items() for key, tensor in _calibrated(name, layer)}
+    tensors |= {key: tensor for name, layer in linears.items() for key, tensor in _quantized(name, layer.quantization)}
     folder = pathlib.Path(folder)
     try:
         write_tensors(folder / WEIGHTS, tensors)
         config = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSIONS[bool(linears)],
             "layers": {name: _describe(layer) for name, layer in layers.items()},
+            "linears": list(linears),
             "stages": {name: config.to_dict() for name, config in stages.items()},
             "contiguous": [name for name, layer in convolutions(model).items() if _is_contiguous(layer)],
             "refused": refused_parts(model),
@@ -109,6 +121,7 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
             contiguous=name in config["contiguous"],
         )
     convert_layers(fast, layers)
+    quantize_linears(fast, _linears(folder, fast, config["linears"], quantizations))
     fast.load_state_dict(_with_versions(state, fast))
     layers = [layer for name, layer in plain_convolutions(fast).items() if name not in config["contiguous"]]
     lay_out(layers, torch.channels_last)
@@ -137,9 +150,27 @@ def _calibrated(name: str, layer: PerforatedConv2d) -> Iterator[tuple[str, Tenso
     if layer.fit is not None and layer.config.filling.needs_data:
         for field, tensor in layer.fit.tensors().items():
             yield f"{_FIT}{name}:{field}", tensor
-    if layer.quantization is not None:
-        for field, tensor in layer.quantization.tensors().items():
-            yield f"{_QUANTIZATION}{name}:{field}", tensor
+    yield from _quantized(name, layer.quantization)
+
+
+def _quantized(name: str, quantization: Quantization | None) -> Iterator[tuple[str, Tensor]]:
+    for field, tensor in () if quantization is None else quantization.tensors().items():
+        yield f"{_QUANTIZATION}{name}:{field}", tensor
+
+
+def _linears(
+    folder: pathlib.Path, model: nn.Module, names: Sequence[str], quantizations: Mapping[str, Quantization]
+) -> dict[str, Quantization]:
+    """What a calibration found for the linear layers in eight bits."""
+    known = dict(model.named_modules())
+    for name in names:
+        if type(known.get(name)) is not nn.Linear:
+            raise WeightsError(
+                f"{folder} was made from another model: {type(model).__name__} has no linear layer {name!r}"
+            )
+        if name not in quantizations:
+            raise WeightsError(f"{folder} lacks the scales of layer {name!r}: save the converted model again")
+    return {name: quantizations[name] for name in names}
 
 
 def _take(folder: pathlib.Path, tensors: dict[str, Tensor], prefix: str, kind: type[_Found]) -> dict[str, _Found]:
@@ -219,9 +250,10 @@ def _read_config(path: pathlib.Path) -> dict:
         raise WeightsError(f"{path} is not JSON ({error}): save the converted model again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise WeightsError(f"{path} is not the config of a converted model: expected a folder made by save_converted")
-    if config.get("version") != VERSION:
+    if config.get("version") not in VERSIONS:
         raise WeightsError(
-            f"{path} is of version {config.get('version')!r}, expected {VERSION}: convert and save the model again"
+            f"{path} is of version {config.get('version')!r}, expected one of {VERSIONS}: convert and save the model "
+            "again"
         )
     try:
         config["layers"] = {name: _parse(entry) for name, entry in config["layers"].items()}
@@ -230,8 +262,8 @@ def _read_config(path: pathlib.Path) -> dict:
             name: made.setdefault(json.dumps(entry, sort_keys=True), config_from_dict(entry))
             for name, entry in config["stages"].items()
         }
-        config = {"contiguous": [], "refused": {}, **config}  # files of before have neither
-        kinds = {"aliases": dict, "sha256": str, "contiguous": list, "refused": dict}
+        config = {"contiguous": [], "refused": {}, "linears": [], **config}  # files of before have none of these
+        kinds = {"aliases": dict, "sha256": str, "contiguous": list, "refused": dict, "linears": list}
         if wrong := [key for key, kind in kinds.items() if not isinstance(config[key], kind)]:
             raise TypeError(f"{wrong[0]} of the wrong kind")
     except UnknownNameError as error:

@@ -119,7 +119,7 @@ def change_config(folder, **changes):
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not JSON"),
         (lambda folder: (folder / "config.json").write_text("[1]"), "not the config of a converted model"),
         (lambda folder: change_config(folder, format="other"), "not the config of a converted model"),
-        (lambda folder: change_config(folder, version=2), "is of version 2, expected 1"),
+        (lambda folder: change_config(folder, version=3), "is of version 3, expected one of"),
         (
             lambda folder: change_config(folder, layers={"convs.0": {"config": {"version": 1}}}),
             r"config\.json is damaged",

@@ -20,6 +20,8 @@ from accel.fills.fitted import noise
 from accel.fills.sums import Fit, nearest_fit
 from accel.inputs import Batch, batches, first_pictures
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
+from accel.nn.quantized import floating
+from accel.nn.quantized_linear import QuantizedLinear
 from accel.running import evaluation, floating_tensors, one_by_one, replaced_forwards
 
 _DOUBT = 0.02  # of the fits that gain nothing on other pictures pass
@@ -62,13 +64,15 @@ def fit_interpolation(
     Raises:
         DataError: unusable calibration data, pictures of differing sizes, or no layer is reached.
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PerforatedConv2d)}
-    fitted = {name: layer for name, layer in layers.items() if layer.config.filling.needs_data}
-    quantized = {name: layer for name, layer in layers.items() if layer.config.in_bytes}
+    convs = {name: layer for name, layer in model.named_modules() if isinstance(layer, PerforatedConv2d)}
+    linears = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+    layers = convs | linears
+    fitted = {name: layer for name, layer in convs.items() if layer.config.filling.needs_data}
+    quantized = {name: layer for name, layer in convs.items() if layer.config.in_bytes} | linears
     waiting = {name: layer for name, layer in layers.items() if name in fitted or name in quantized}
     pictures = pictures_of_one_size(calibration, model, limit)
     dense = {layer: layer.forward_densely for layer in layers.values()}
-    own = {layer: functools.partial(PerforatedConv2d.forward, layer) for layer in layers.values()}
+    own = {layer: functools.partial(PerforatedConv2d.forward, layer) for layer in convs.values()}
     own |= {layer: functools.partial(_widening, name, layer) for name, layer in quantized.items()}
     left: dict[str, Tensor] = {}  # bool [C], the channels left to nearest filling
 
@@ -108,21 +112,26 @@ def fit_interpolation(
         settle(model, pictures, again, refit, dense, own)
 
 
-def _leave_in_fp32(layers: Mapping[str, PerforatedConv2d]) -> None:
+def _leave_in_fp32(layers: Mapping[str, PerforatedConv2d | QuantizedLinear]) -> None:
     """Layers that nothing is known of, such as heads that only training runs."""
     for layer in layers.values():
-        layer.config = dataclasses.replace(layer.config, precision=PRECISIONS[0])
+        if isinstance(layer, QuantizedLinear):
+            layer.release()
+        else:
+            layer.config = dataclasses.replace(layer.config, precision=PRECISIONS[0])
     if layers:
         warnings.warn(
             f"left in {PRECISIONS[0]}, as the calibration data never reaches them: {', '.join(layers)}", stacklevel=4
         )
 
 
-def _widening(name: str, layer: PerforatedConv2d, x: Tensor) -> Tensor:
+def _widening(name: str, layer: PerforatedConv2d | QuantizedLinear, x: Tensor) -> Tensor:
     """The forward of a layer in eight bits that may be called again, with inputs of another range."""
-    if layer.quantization is not None:  # else it is left in fp32
-        layer.quantization = widened(layer.quantization, name, x)
-    return PerforatedConv2d.forward(layer, x)
+    if getattr(layer, "quantization", None) is None:  # it is left in fp32
+        with floating():
+            return type(layer).forward(layer, x)
+    layer.quantization = widened(layer.quantization, name, x)
+    return type(layer).forward(layer, x)
 
 
 def _leave_to_nearest(layers: Mapping[str, PerforatedConv2d]) -> None:

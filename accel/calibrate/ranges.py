@@ -16,14 +16,16 @@ _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)  # of weights
 
 
 @torch.no_grad()
-def quantization_of(layer: nn.Conv2d, name: str, x: Tensor) -> Quantization:
-    """The least squared errors of x [N, C, H, W] or [C, H, W] in bytes, and of the layer's weights in signed ones.
+def quantization_of(layer: nn.Conv2d | nn.Linear, name: str, x: Tensor) -> Quantization:
+    """The least squared errors of x [N, C, H, W] or [C, H, W] (of a linear layer [..., C]) in bytes, and of the layer's
+    weights in signed ones.
 
     Raises:
         DataError: x is zero everywhere, or not finite.
     """
     affine = _as_bytes(name, *_range_of(name, x))
-    return _quantization(affine, _clips(layer.weight), x.transpose(0, -3).flatten(1).float().mean(1))
+    channels = -1 if isinstance(layer, nn.Linear) else -3
+    return _quantization(affine, _clips(layer.weight), x.transpose(0, channels).flatten(1).float().mean(1))
 
 
 @torch.no_grad()
@@ -82,6 +84,6 @@ def _clips(weight: Tensor) -> Tensor:
     errors = []
     for share in _CLIPS:
         steps, scale = round_weights(weight, weight.new_full((len(weight),), share))
-        errors.append((steps * scale[:, None, None, None] - weight).square().flatten(1).sum(1))
+        errors.append((steps.flatten(1) * scale[:, None] - weight.flatten(1)).square().sum(1))
     best = torch.stack(errors).argmin(0)
     return torch.tensor(_CLIPS, dtype=weight.dtype, device=weight.device)[best]

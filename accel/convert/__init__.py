@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.graph import pooling_after
 from accel.nn.perforated import FOUND, STATE, PerforatedConv2d
 from accel.nn.quantized import Quantization, why_not_bytes
+from accel.nn.quantized_linear import QuantizedLinear
 from accel.nn.tracing import traced_parts
 from accel.nn.twin import has_own_forward
 from accel.running import copied
@@ -44,6 +45,11 @@ def perforated_layers(model: nn.Module) -> dict[str, PerforatedConv2d]:
     return {name: layer for name, layer in convolutions(model).items() if isinstance(layer, PerforatedConv2d)}
 
 
+def quantized_linears(model: nn.Module) -> dict[str, QuantizedLinear]:
+    """The linear layers of `model` that a conversion has brought into eight bits."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+
+
 def left_dense(layer: nn.Conv2d) -> str | None:
     """Why a rule cannot apply to this convolution, or None."""
     if type_before_parametrizations(layer) not in (nn.Conv2d, PerforatedConv2d):
@@ -55,27 +61,25 @@ def left_dense(layer: nn.Conv2d) -> str | None:
 
 
 def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perforate]:
-    """The configuration of every layer to convert, by its first full name, in the model's order.
+    """The configuration of every convolution to convert, by its first full name, in the model's order.
 
     A shared layer is found under all of its names. What `left_dense` speaks of stays as it is.
 
     Raises:
-        ConfigError: a rule that matches no convolution.
-        ConversionError: a model without convolutions, or one in which the rules leave nothing to convert.
+        ConfigError: a rule that matches no convolution, nor a linear layer that it brings into eight bits.
+        ConversionError: a model with nothing to convert, or one in which the rules leave nothing to convert.
     """
     rules = as_rules(rules)
-    names: dict[nn.Conv2d, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Conv2d):
-            names.setdefault(module, []).append(name)
-    if not names:
+    names, linears = _aliases(model, nn.Conv2d), assign_linears(model, rules)
+    if not names and not linears:
         raise ConversionError(f"{type(model).__name__} has no nn.Conv2d: there is nothing to perforate")
     stages = assign_stages(model, rules)
-    rules.check_used([*(name for aliases in names.values() for name in aliases), *stages])
+    aliases_of_linears = _aliases(model, nn.Linear)
+    used = [*names.values(), *(aliases for aliases in aliases_of_linears.values() if aliases[0] in linears)]
+    rules.check_used([*(name for aliases in used for name in aliases), *stages])
     assigned = {}
     for layer, aliases in names.items():
-        decided = (rules.match(name) for name in aliases)
-        config = next((config for config in decided if config is not MISSING), None)
+        config = _decided(rules, aliases)
         if isinstance(config, Perforate) and left_dense(layer) is None:
             assigned[aliases[0]] = config
             if config.in_bytes and (reason := why_not_bytes(layer)) is not None:
@@ -93,10 +97,37 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
             f"{inside} lies in an adaptive stage and cannot be perforated as well: put a rule that gives its stage's "
             "convolutions None before the one that matches it"
         )
-    if not assigned and not stages:
+    if not assigned and not stages and not linears:
         kinds = ", ".join(sorted({left_dense(layer) or type(layer).__name__ for layer in names}))
         raise ConversionError(f"the rules leave every convolution of {type(model).__name__} dense ({kinds})")
     return assigned
+
+
+def assign_linears(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perforate]:
+    """What the rules say of every linear layer that they bring into eight bits, by its first full name: it has one
+    position and keeps it. What has a forward of its own, or is parametrized, stays in fp32."""
+    found = {}
+    for layer, aliases in _aliases(model, nn.Linear).items():
+        config = _decided(as_rules(rules), aliases)
+        plain = type(layer) in (nn.Linear, QuantizedLinear) and not has_own_forward(layer)
+        if plain and isinstance(config, Perforate) and config.in_bytes and why_not_bytes(layer) is None:
+            found[aliases[0]] = config
+    return found
+
+
+def _aliases(model: nn.Module, kind: type[nn.Module]) -> dict[nn.Module, list[str]]:
+    """All full names of every layer of a kind."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, kind):
+            names.setdefault(module, []).append(name)
+    return names
+
+
+def _decided(rules: Rules, aliases: Sequence[str]) -> Config | None:
+    """What the rules say of a layer with these names."""
+    decided = (rules.match(name) for name in aliases)
+    return next((config for config in decided if config is not MISSING), None)
 
 
 def assign_stages(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Halting]:
@@ -154,6 +185,12 @@ def convert_layers(model: nn.Module, conversions: Mapping[str, Conversion]) -> N
         PerforatedConv2d.adopt(layers[name], conversion.config, name, **found)
 
 
+def quantize_linears(model: nn.Module, quantizations: Mapping[str, Quantization | None]) -> None:
+    """Bring the named linear layers of `model`, in place, into eight bits."""
+    for name, quantization in quantizations.items():
+        QuantizedLinear.adopt(model.get_submodule(name), name, quantization)
+
+
 def settle_layouts(
     model: nn.Module,
     calls: Mapping[str, list[tuple[int, ...]]],
@@ -184,10 +221,10 @@ def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Raises:
         ConversionError: the model has no converted layer.
     """
-    if not perforated_layers(model) and not adaptive_stages(model):
+    if not (perforated_layers(model) or quantized_linears(model) or adaptive_stages(model)):
         raise ConversionError(f"this {type(model).__name__} has no converted layer: it is dense already")
     dense = make_plain(model if inplace else copied(model))
-    for layer in perforated_layers(dense).values():
+    for layer in (*perforated_layers(dense).values(), *quantized_linears(dense).values()):
         layer.release()
     if not inplace:
         lay_out(convolutions(dense).values(), torch.contiguous_format)

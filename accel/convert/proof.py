@@ -19,6 +19,7 @@ from accel.errors import ConversionError
 from accel.nn.inference import InferencePath, installed
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.quantized import floating
+from accel.nn.quantized_linear import QuantizedLinear
 from accel.profiling.distances import difference
 from accel.running import cloned, one_by_one, replaced_forwards, state_kept, undisturbed
 
@@ -56,6 +57,8 @@ def _record(model: nn.Module, run: Callable[[nn.Module], object]) -> dict[Infere
     for name, layer in model.named_modules():
         if isinstance(layer, PerforatedConv2d):
             forwards[layer] = _compared(name, layer)
+        elif isinstance(layer, QuantizedLinear):
+            forwards[layer] = _compared_linear(name, layer)
     with replaced_forwards(forwards), one_by_one():
         run(model)
     return calls
@@ -88,6 +91,19 @@ def _compared(name: str, layer: PerforatedConv2d) -> Callable:
             with floating():
                 return PerforatedConv2d.forward(layer, input)
         return out
+
+    return forward
+
+
+def _compared_linear(name: str, layer: QuantizedLinear) -> Callable:
+    def forward(input: Tensor) -> Tensor:  # as torch names it
+        said = difference(layer.dense_output(input), QuantizedLinear.forward(layer, input))
+        if said is not None:
+            raise ConversionError(
+                f"layer {name!r} {said} from torch's product of the numbers that its bytes stand for: leave it in fp32 "
+                f"by a rule {{{name!r}: None}}"
+            )
+        return layer.forward_densely(input)
 
     return forward
 

@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from accel.nn.graph import module_of
 from accel.nn.perforated import PerforatedConv2d
+from accel.nn.quantized_linear import QuantizedLinear
 from accel.nn.tracing import IN_PLACE_OPERATORS
 
 OUTSIDE = "outside"  # the memory of inputs, parameters and buffers, which may share among each other
@@ -112,7 +113,7 @@ _FRESH_MODULES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.M
 
 def _module_kind(module: nn.Module | None) -> _Kind:
     """In evaluation, where norms write no statistics."""
-    if type(module) is PerforatedConv2d or type(module) in _FRESH_MODULES:
+    if type(module) in (PerforatedConv2d, QuantizedLinear) or type(module) in _FRESH_MODULES:
         return _FRESH
     if not type(module).__module__.startswith("torch.nn.modules.") or getattr(module, "max_norm", None) is not None:
         return _UNKNOWN  # an embedding with max_norm writes to its weight

@@ -21,6 +21,7 @@ from accel.nn.graph import modules_of
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.pipeline import Chains, Rewritten, build
 from accel.nn.quantized import floating, is_floating
+from accel.nn.quantized_linear import QuantizedLinear
 from accel.nn.stage_outputs import close_list, open_list
 from accel.nn.stamp import CHANGED, OBSERVED, SAME, WEIGHTS, Stamp
 from accel.nn.tracing import Traced, retrace, trace, traced_parts
@@ -226,7 +227,7 @@ class InferencePath:
         """(how the rewritten path differs from the own forward on these inputs, or None; the outputs)."""
         if not self.verify:
             return None, plan.rewritten.fast(self.root, *args)
-        if is_floating() or not any(isinstance(m, PerforatedConv2d) and m.config.in_bytes for m in self.root.modules()):
+        if is_floating() or not any(map(_is_in_bytes, self.root.modules())):
             return self._compared(plan, args)
         random = torch.get_rng_state()
         with floating(), state_kept(self.root):
@@ -277,6 +278,10 @@ class InferencePath:
             close_list(None)
         same = steps.taken == self.plan.steps.taken
         return None if same else "takes another way through its code than when it was traced", outputs
+
+
+def _is_in_bytes(module: nn.Module) -> bool:
+    return isinstance(module, QuantizedLinear) or (isinstance(module, PerforatedConv2d) and module.config.in_bytes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from accel.nn.compact import Compact, handed_over
 from accel.nn.dense import joins
 from accel.nn.folding import Folded, FoldedWeights, normed
 from accel.nn.geometry import geometry_of
-from accel.nn.quantized import OWN, KeptIntegers, Meaning, Quantization, convolve_bytes, is_floating
+from accel.nn.quantized import OWN, KeptIntegers, Meaning, Quantization, convolve_bytes, is_floating, known
 from accel.profiling.flops import SavesMacs
 
 # what a conversion adds to a convolution's attributes
@@ -340,9 +340,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         return perforated_conv2d(x, weights.weight, weights.bias, positions, activation=activation, **how)
 
     def _known_quantization(self) -> Quantization:
-        if self.quantization is None:
-            raise ConfigError(f"layer {self.layer_name!r} was never quantized: pass calibration= to convert_model")
-        return self.quantization
+        return known(self.quantization, self.layer_name)
 
     def _weights(self, norm: nn.Module | None, positions: PositionSet | None) -> Folded:
         """What to compute with; `positions` where skipped ones are filled in by weighted sums."""

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from accel.errors import ConfigError
 from accel.kernels.positions import PositionSet
 from accel.kernels.quantization import BYTE, MOST_TERMS, NUMBERS, Affine, Requantization
 from accel.kernels.quantized_conv2d import quantized_conv2d
@@ -102,7 +103,7 @@ class Quantization:
         steps, scale, shift = self._rounded(weight.detach())
         near = x.clamp(low, high)
         x = near + (of_x.dequantize(of_x.quantize(x.detach())) - near.detach())
-        weight = weight + (steps * scale[:, None, None, None] - weight.detach())
+        weight = weight + (steps * _by_output(scale, weight) - weight.detach())
         return x, weights._replace(weight=weight, bias=shift if bias is None else bias + shift)
 
     def integers(
@@ -119,12 +120,13 @@ class Quantization:
         steps, scale, shift = self._rounded(weights.weight.detach())
         bias = shift if weights.bias is None else weights.bias.detach() + shift
         bounds = (out.zero_point, BYTE) if out is not None and activation == "relu" else None
+        steps = steps.view(*steps.shape, *[1] * (4 - steps.dim()))  # of a linear layer too
         return Integers(steps.to(torch.int8), Requantization.of(of_x, scale, bias, out, bounds=bounds, residual=added))
 
     def _rounded(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(steps like the weight, the scale of one [K], what the rounding takes from the mean of the output [K])."""
         steps, scale = round_weights(weight, self.clip.to(weight))
-        lost = (weight - steps * scale[:, None, None, None]).sum((2, 3))
+        lost = (weight - steps * _by_output(scale, weight)).reshape(*weight.shape[:2], -1).sum(2)
         groups = len(self.mean) // weight.shape[1]
         means = self.mean.to(weight).view(groups, -1).repeat_interleave(len(weight) // groups, 0)
         return steps, scale, (lost * means).sum(1)
@@ -190,14 +192,26 @@ def convolve_bytes(
     return quantized_conv2d(x, made.weight, made.requantization, positions, activation=activation, **how)
 
 
+def _by_output(values: Tensor, weight: Tensor) -> Tensor:
+    """One value [K] for each output of a weight [K, C / groups, kh, kw] or [K, C]."""
+    return values.view(-1, *[1] * (weight.dim() - 1))
+
+
+def known(quantization: Quantization | None, name: str) -> Quantization:
+    """What a calibration found for the layer of this name; ConfigError: none did."""
+    if quantization is None:
+        raise ConfigError(f"layer {name!r} was never quantized: pass calibration= to convert_model")
+    return quantization
+
+
 def round_weights(weight: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
     """(integers of -127 to 127 in the dtype of the weight, the scale of one step [K]) for a `clip` [K]."""
     largest = weight.flatten(1).abs().amax(1)
     scale = torch.where(largest > 0, largest * clip / STEPS, 1.0).clamp_min(torch.finfo(weight.dtype).tiny)
-    return (weight / scale[:, None, None, None]).round().clamp(-STEPS, STEPS), scale
+    return (weight / _by_output(scale, weight)).round().clamp(-STEPS, STEPS), scale
 
 
-def why_not_bytes(layer: nn.Conv2d) -> str | None:
+def why_not_bytes(layer: nn.Conv2d | nn.Linear) -> str | None:
     """Why the layer cannot compute in eight bits, or None."""
     weight = layer.weight
     if weight.dtype is not torch.float32 or weight.device.type != "cpu":

@@ -25,6 +25,6 @@ FILLS = {
     "nearest": Perforate(keep=0.5, mask="lattice", precision="int8"),
     "weighted": Perforate(keep=0.5, mask="lattice", interpolate="weighted", precision="int8"),
     "zero": Perforate(keep=0.5, interpolate="zero", precision="int8"),
-    "fitted": Perforate(keep=0.5, mask="lattice", interpolate="fitted", precision="int8"),
-    "refitted": Perforate(keep=0.5, mask="lattice", interpolate="fitted", correct="weights", precision="int8"),
+    "fitted": Perforate(keep=0.5, mask="lattice", interpolate="fitted", correct="scale", precision="int8"),
+    "refitted": Perforate(keep=0.5, mask="lattice", interpolate="fitted", precision="int8"),
 }
