@@ -29,7 +29,16 @@ from accel.nn.compact import Compact, handed_over
 from accel.nn.dense import joins
 from accel.nn.folding import Folded, FoldedWeights, normed
 from accel.nn.geometry import geometry_of
-from accel.nn.quantized import OWN, KeptIntegers, Meaning, Quantization, convolve_bytes, is_floating, known
+from accel.nn.quantized import (
+    OWN,
+    KeptIntegers,
+    Meaning,
+    Quantization,
+    as_numbers,
+    convolve_bytes,
+    is_floating,
+    known,
+)
 from accel.profiling.flops import SavesMacs
 
 # what a conversion adds to a convolution's attributes
@@ -219,7 +228,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         image = residual.as_image()
         if meaning.gives(activation) and image.shape == shape and not self._sums(positions):
             return image
-        return meaning.added._known_quantization().input.dequantize(image)
+        return as_numbers(image, meaning.added._known_quantization().input)
 
     def forward_densely(self, input: Tensor) -> Tensor:
         """The convolution as torch computes it, at every position and without what a fit corrects."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConfigError
-from accel.kernels.positions import PositionSet
+from accel.kernels.positions import PositionSet, every_position
 from accel.kernels.quantization import BYTE, MOST_TERMS, NUMBERS, Affine, Requantization
 from accel.kernels.quantized_conv2d import quantized_conv2d
 from accel.nn.folding import Folded
@@ -202,6 +202,15 @@ def known(quantization: Quantization | None, name: str) -> Quantization:
     if quantization is None:
         raise ConfigError(f"layer {name!r} was never quantized: pass calibration= to convert_model")
     return quantization
+
+
+def as_numbers(image: Tensor, of: Affine) -> Tensor:
+    """What bytes [N, C, H, W] stand for, in fp32: a depthwise convolution by one, which the engine does and records."""
+    channels = image.shape[1]
+    one = torch.ones(channels, 1, 1, 1, dtype=torch.int8, device=image.device)
+    scale = torch.ones(channels, dtype=torch.float32, device=image.device)
+    positions = every_position(*image.shape[2:])
+    return quantized_conv2d(image, one, Requantization.of(of, scale), positions, groups=channels)
 
 
 def round_weights(weight: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:

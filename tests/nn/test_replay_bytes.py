@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from accel import Perforate, Rules
+from accel.nn.inference import installed
 from accel.nn.quantized import floating
 from accel.nn.replay import Segment
+from accel.profiling.distances import relative_norm
 from accel.running import one_by_one
 from accel.tests.nn.eight_bits import FILLS, WHOLE, convert, pictures
 from accel.tests.nn.replays import programs, segments, unrecorded
@@ -56,6 +58,32 @@ def test_a_replay_gives_the_numbers_of_the_calls(fill, batch):
         expected = unrecorded(net, x)
         assert all(torch.equal(net(x), expected) for _ in range(2))
     assert programs(net) and None not in programs(net)
+
+
+class Ends(nn.Module):
+    """A residual unit whose sum is read as numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.inner, self.outer = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return F.relu(x + self.outer(F.relu(self.inner(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("fill", RULES)
+@torch.no_grad()
+def test_bytes_that_are_added_to_numbers(fill):
+    torch.manual_seed(0)
+    net = convert(Ends().eval(), Rules({"outer": RULES[fill], "*": WHOLE}))
+    path, x = installed(net)[0][1], pictures(seed=3)
+    assert path.chains.bytes["first"] == ["inner", "outer"] and path.doubt is None
+    expected = unrecorded(net, x)
+    assert all(torch.equal(net(x), expected) for _ in range(2)) and None not in programs(net)
+    with one_by_one():
+        assert relative_norm(expected, net(x)) < 2e-3
 
 
 @torch.no_grad()
