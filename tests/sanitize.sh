@@ -32,4 +32,5 @@ export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=lib
 "$python" -m pytest -q -s -p no:cacheprovider tests/kernels/test_cpu_engine.py tests/kernels/test_cpu_reliability.py \
     tests/kernels/test_contracts.py tests/kernels/test_record.py tests/kernels/test_quantized_conv2d.py "$@"
 "$python" -m pytest -q -s -p no:cacheprovider tests/kernels -k "cpu and not engine and not reliability" "$@"
-"$python" -m pytest -q -s -p no:cacheprovider tests/nn/test_replay.py tests/distributions/test_gradient_ops.py "$@"
+"$python" -m pytest -q -s -p no:cacheprovider tests/nn/test_replay.py tests/nn/test_replay_bytes.py \
+    tests/distributions/test_gradient_ops.py "$@"
