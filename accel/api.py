@@ -21,6 +21,7 @@ from accel.convert import (
     convolutions,
     counted_layers,
     left_dense,
+    linears_left,
     plain_convolutions,
     quantize_linears,
     settle_layouts,
@@ -55,6 +56,7 @@ def plan_conversion(
     """
     fast, calls = _convert(model, rules, example_inputs, calibration, loss, inplace=False, verify=verify)
     notes = {name: reason for name, layer in convolutions(fast).items() if (reason := left_dense(layer))}
+    notes |= linears_left(model, rules)
     return plan_of(fast, cloned(example_inputs), calls, {**describe_paths(fast, example_inputs), **notes})
 
 

@@ -63,6 +63,19 @@ def _shaped(value: Any) -> Tensor | None:
     return torch.empty(value.type().sizes(), dtype=torch.float32, device="meta") if value.isCompleteTensor() else None
 
 
+def with_gradients(forward: Formula) -> Formula:
+    """The formula of a backward with the arguments (grad, needs, *those of the forward): the forward once more, and as
+    much for the gradients of x and of the weight each."""
+
+    def work(args: Sequence, _out: object) -> Work:
+        grad, needs, *given = args
+        once = forward(given, grad)
+        times = 1 + sum(needs[:2] if needs else (1, 1))
+        return Work(once.images, times * once.executed, times * once.dense)
+
+    return work
+
+
 def dense_macs(images: int, out_size: Sequence[int], weight: Tensor) -> int:
     """MACs of a convolution with weight [K, C / groups, kh, kw] at every position of an output [H, W]."""
     return images * math.prod(out_size) * weight.numel()

@@ -74,8 +74,7 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
     if not names and not linears:
         raise ConversionError(f"{type(model).__name__} has no nn.Conv2d: there is nothing to perforate")
     stages = assign_stages(model, rules)
-    aliases_of_linears = _aliases(model, nn.Linear)
-    used = [*names.values(), *(aliases for aliases in aliases_of_linears.values() if aliases[0] in linears)]
+    used = [*names.values(), *(aliases for aliases in _aliases(model, nn.Linear).values() if aliases[0] in linears)]
     rules.check_used([*(name for aliases in used for name in aliases), *stages])
     assigned = {}
     for layer, aliases in names.items():
@@ -105,14 +104,31 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
 
 def assign_linears(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perforate]:
     """What the rules say of every linear layer that they bring into eight bits, by its first full name: it has one
-    position and keeps it. What has a forward of its own, or is parametrized, stays in fp32."""
-    found = {}
-    for layer, aliases in _aliases(model, nn.Linear).items():
-        config = _decided(as_rules(rules), aliases)
-        plain = type(layer) in (nn.Linear, QuantizedLinear) and not has_own_forward(layer)
-        if plain and isinstance(config, Perforate) and config.in_bytes and why_not_bytes(layer) is None:
-            found[aliases[0]] = config
-    return found
+    position and keeps it. What `left_in_fp32` speaks of stays as it is."""
+    layers = dict(model.named_modules())
+    return {name: config for name, config in _linears_meant(model, rules).items() if left_in_fp32(layers[name]) is None}
+
+
+def linears_left(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, str]:
+    """Why linear layers that the rules mean, by their first full names, stay in fp32."""
+    layers = dict(model.named_modules())
+    found = {name: left_in_fp32(layers[name]) for name in _linears_meant(model, rules)}
+    return {name: f"left in fp32: {reason}" for name, reason in found.items() if reason}
+
+
+def left_in_fp32(layer: nn.Linear) -> str | None:
+    """Why this linear layer cannot be brought into eight bits, or None."""
+    if type(layer) not in (nn.Linear, QuantizedLinear):
+        return f"is a {type(layer).__name__}, whose own forward would be lost"
+    if has_own_forward(layer):
+        return "has a forward set on the layer itself, which would be lost"
+    return why_not_bytes(layer)
+
+
+def _linears_meant(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perforate]:
+    """The linear layers for which the rules ask for eight bits."""
+    found = {aliases[0]: _decided(as_rules(rules), aliases) for aliases in _aliases(model, nn.Linear).values()}
+    return {name: config for name, config in found.items() if isinstance(config, Perforate) and config.in_bytes}
 
 
 def _aliases(model: nn.Module, kind: type[nn.Module]) -> dict[nn.Module, list[str]]:

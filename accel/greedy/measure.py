@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -11,13 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from accel.convert import Conversion
+from accel.errors import DataError
 from accel.greedy.budget import Budget
 from accel.greedy.candidates import Space
 from accel.greedy.journal import Journal
 from accel.greedy.losses import Look, Loss, Losses, Track
 from accel.greedy.record import Record, Target, Tried
 from accel.greedy.table import DENSE, REPEATS, Table, time_layers
-from accel.inputs import batches, first_pictures
+from accel.inputs import Batch, batches, first_pictures
 from accel.profiling.latency import compare, ratio
 from accel.profiling.sides import DENSE as DENSE_SIDES
 from accel.profiling.sides import FORMATS, fastest, in_format
@@ -71,11 +73,17 @@ class Measurements:
         self.start = {**self.space.start, **self._whole_layers()}
         count = pictures or self.journal.get("pictures", self._affordable)
         more = 0 if pictures else self.journal.get("more", self._affordable_more)
-        batch, at_once = first_pictures(batches(calibration, self.space.model), count + more), len(self.space.example)
+        batch, at_once = self._pictures(calibration, count, more), len(self.space.example)
         rest = batch.part(count, None) if len(batch) > count else None
         self.losses = Losses(
             self.space.model, self.space.candidates, batch.part(0, count), loss, at_once, self.budget, rest
         )
+
+    def _pictures(self, calibration: Iterable, count: int, more: int) -> Batch:
+        """The first ones, and `more` where those join them: calibration data may go on with another size."""
+        with contextlib.suppress(DataError):
+            return first_pictures(batches(calibration, self.space.model), count + more)
+        return first_pictures(batches(calibration, self.space.model), count)
 
     def _time_dense(self) -> dict[str, float]:
         sides = {name: in_format(self.space.model, self.space.example.inputs, form) for name, form in FORMATS.items()}

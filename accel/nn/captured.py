@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +21,16 @@ def record(module: nn.Module, *inputs: fx.Proxy) -> fx.Proxy:
     """A call of the module in the graph that torch.fx is tracing."""
     tracer = inputs[0].tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, {})
+
+
+def gradients(run: Callable[..., Tensor], grad: Tensor, needs: Sequence[bool], *tensors: Tensor | None) -> list[Tensor]:
+    """What the backward of an op gives that runs its forward again: the gradients of `run(*tensors)`, empty where they
+    are not needed."""
+    with torch.inference_mode(False), torch.enable_grad():  # inside of an op, the former lets autograd in again
+        leaves = [t if t is None else t.detach().requires_grad_(needed) for t, needed in zip(tensors, needs)]
+        wanted = [leaf for leaf, needed in zip(leaves, needs) if needed]
+        found = iter(torch.autograd.grad(run(*leaves), wanted, grad))
+    return [next(found) if needed else grad.new_empty(0) for needed in needs]
 
 
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from accel.config import Perforate
 from accel.fills import Fit
-from accel.kernels.counting import Work, dense_macs, register_macs
+from accel.kernels.counting import Work, dense_macs, register_macs, with_gradients
 from accel.kernels.positions import output_size
 from accel.masks import Pooling
-from accel.nn.captured import CONFIG
+from accel.nn.captured import CONFIG, gradients
 from accel.nn.folding import Folded, fold
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.quantized import Quantization
@@ -108,12 +108,10 @@ def _(
     schema=f"(Tensor grad, bool[] needs, {_LAYER}) -> Tensor[]",
 )
 def _run_backward(grad, needs, x, weight, bias, *rest):
-    with torch.inference_mode(False), torch.enable_grad():  # inside of an op, the former lets autograd in again
-        leaves = [t if t is None else t.detach().requires_grad_(needed) for t, needed in zip((x, weight, bias), needs)]
-        out = PerforatedConv2d.forward(_layer(*leaves, *rest), leaves[0])
-        wanted = [leaf for leaf, needed in zip(leaves, needs) if needed]
-        found = iter(torch.autograd.grad(out, wanted, grad))
-    return [_formatted(next(found), kind) if needed else grad.new_empty(0) for needed, kind in zip(needs, _FORMATS)]
+    found = gradients(
+        lambda *leaves: PerforatedConv2d.forward(_layer(*leaves, *rest), leaves[0]), grad, needs, x, weight, bias
+    )
+    return [_formatted(each, kind) if needed else each for each, needed, kind in zip(found, needs, _FORMATS)]
 
 
 @_run_backward.register_fake
@@ -157,13 +155,5 @@ def _work(args: Sequence, out: Tensor) -> Work:
     return Work(images, images * computed * weight.numel(), dense)
 
 
-def _work_backward(args: Sequence, _out: object) -> Work:
-    """The forward once more, and as much for dX and dW each."""
-    grad, needs, *layer = args
-    forward = _work(layer, grad)
-    times = 1 + sum(needs[:2] if needs else (1, 1))
-    return Work(forward.images, times * forward.executed, times * forward.dense)
-
-
 register_macs("perforated_layer", _work)
-register_macs("perforated_layer_backward", _work_backward)
+register_macs("perforated_layer_backward", with_gradients(_work))

@@ -206,11 +206,18 @@ def known(quantization: Quantization | None, name: str) -> Quantization:
 
 def as_numbers(image: Tensor, of: Affine) -> Tensor:
     """What bytes [N, C, H, W] stand for, in fp32: a depthwise convolution by one, which the engine does and records."""
-    channels = image.shape[1]
-    one = torch.ones(channels, 1, 1, 1, dtype=torch.int8, device=image.device)
-    scale = torch.ones(channels, dtype=torch.float32, device=image.device)
+    one = _one(image.shape[1], of, image.device)
     positions = every_position(*image.shape[2:])
-    return quantized_conv2d(image, one, Requantization.of(of, scale), positions, groups=channels)
+    return quantized_conv2d(image, one.weight, one.requantization, positions, groups=image.shape[1])
+
+
+@functools.lru_cache(maxsize=256)
+def _one(channels: int, of: Affine, device: torch.device) -> Integers:
+    """Weights of one; kept, so that they are packed once."""
+    with torch.inference_mode(False):
+        scale = torch.ones(channels, dtype=torch.float32, device=device)
+        weight = torch.ones(channels, 1, 1, 1, dtype=torch.int8, device=device)
+        return Integers(weight, Requantization.of(of, scale))
 
 
 def round_weights(weight: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from accel.kernels.checks import autocast
-from accel.kernels.counting import Work, register_macs
+from accel.kernels.counting import Work, register_macs, with_gradients
 from accel.kernels.positions import every_position
 from accel.nn import captured
 from accel.nn.folding import Folded, FoldedWeights
@@ -80,11 +80,15 @@ class QuantizedLinear(SavesMacs, nn.Linear):
     def dense_output(self, input: Tensor) -> Tensor:
         """What torch makes of the numbers that the bytes stand for."""
         x, weight, bias = autocast(input, self.weight, self.bias)
-        x, weights = self._known().imitate(x, Folded(weight, bias, None, None))
-        return F.linear(x, weights.weight, weights.bias)
+        return _imitated(self._known(), x, weight, bias)
 
     def _known(self) -> Quantization:
         return known(self.quantization, self.layer_name)
+
+
+def _imitated(quantization: Quantization, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x, weights = quantization.imitate(x, Folded(weight, bias, None, None))
+    return F.linear(x, weights.weight, weights.bias)
 
 
 def _multiply(x: Tensor, weights: Folded, quantization: Quantization, kept: KeptIntegers) -> Tensor:
@@ -114,12 +118,9 @@ def _(x, weight, _bias, _quantization):
     "accel::quantized_linear_backward", mutates_args=(), schema=f"(Tensor grad, bool[] needs, {_LAYER}) -> Tensor[]"
 )
 def _run_backward(grad, needs, x, weight, bias, quantization):
-    with torch.inference_mode(False), torch.enable_grad():  # inside of an op, the former lets autograd in again
-        leaves = [t if t is None else t.detach().requires_grad_(needed) for t, needed in zip((x, weight, bias), needs)]
-        read, weights = Quantization(*quantization).imitate(leaves[0], Folded(*leaves[1:], None, None))
-        wanted = [leaf for leaf, needed in zip(leaves, needs) if needed]
-        found = iter(torch.autograd.grad(F.linear(read, weights.weight, weights.bias), wanted, grad))
-    return [next(found).contiguous() if needed else grad.new_empty(0) for needed in needs]
+    known = Quantization(*quantization)
+    found = captured.gradients(lambda *leaves: _imitated(known, *leaves), grad, needs, x, weight, bias)
+    return [each.contiguous() for each in found]
 
 
 @_run_backward.register_fake
@@ -147,13 +148,5 @@ def _work(args: Sequence, out: Tensor) -> Work:
     return Work(len(out), macs, macs)
 
 
-def _work_backward(args: Sequence, _out: object) -> Work:
-    """The forward once more, and as much for the gradients of x and of the weight each."""
-    grad, needs, *layer = args
-    forward = _work(layer, grad)
-    times = 1 + sum(needs[:2] if needs else (1, 1))
-    return Work(forward.images, times * forward.executed, times * forward.dense)
-
-
 register_macs("quantized_linear", _work)
-register_macs("quantized_linear_backward", _work_backward)
+register_macs("quantized_linear_backward", with_gradients(_work))

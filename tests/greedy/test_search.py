@@ -170,6 +170,13 @@ def test_whole_networks_are_judged_on_as_many_more_pictures_as_there_are(net, gi
     assert sizes == {min(6, judged), judged}
 
 
+def test_calibration_data_may_go_on_with_pictures_of_another_size(net, monkeypatch):
+    monkeypatch.setattr(measure_module.Measurements, "_affordable", lambda run: 8)
+    x, wide = torch.randn(8, 3, 12, 12), torch.randn(8, 3, 12, 16)
+    found = accel.search(net, example_inputs=x[:1], calibration=[x, wide], macs=0.6, candidates=CONFIGS)
+    assert found.report.total["loss"] > 0
+
+
 def test_an_interrupted_search_goes_on(net, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(descent_module, "STEPS_PER_LAYER", 0)
     whole = find(net, pictures, speedup=1.7)

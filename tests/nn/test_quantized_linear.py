@@ -98,6 +98,15 @@ def test_a_network_in_eight_bits_loses_little_and_says_so(dense):
     assert accel.count_macs(fast, x) == accel.count_macs(dense, x)
 
 
+def test_the_plan_says_which_linear_layers_stay_in_fp32(dense):
+    dense.head = nn.utils.parametrizations.weight_norm(dense.head)
+    dense.hidden.forward = lambda x: F.linear(x, dense.hidden.weight, dense.hidden.bias)
+    plan = accel.plan_conversion(dense, WHOLE, example_inputs=pictures(2), calibration=[pictures()])
+    notes = {row["layer"]: row["note"] for row in plan.rows}
+    assert "left in fp32: is a ParametrizedLinear" in notes["head"]
+    assert "left in fp32: has a forward set on the layer itself" in notes["hidden"]
+
+
 def test_what_is_trained_is_what_runs(linear):
     _, fast, x = linear
     with torch.no_grad():
