@@ -11,6 +11,7 @@ import accel
 from accel import Perforate, calibrate
 from accel.calibrate import fit_interpolation, fit_layer
 from accel.errors import ConfigError, DataError
+from accel.fills.fitted import ridge_regression
 from accel.fills.sums import nearest_fit
 from accel.running import one_by_one
 
@@ -87,6 +88,15 @@ def test_corrected_weights_are_the_ridge_solution(geometry):
         ridge = 0.1 * seen.square().sum(0).mean()
         torch.testing.assert_close(seen.T @ (wanted - seen @ weight), ridge * weight, rtol=1e-6, atol=1e-6)
         assert weight.abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("samples", "features"), [(50, 20), (20, 50)])
+def test_ridge_regression_solves_its_normal_equations_whatever_there_is_more_of(samples, features):
+    generator = torch.Generator().manual_seed(0)
+    seen, lacking = (torch.randn(samples, count, generator=generator).double() for count in (features, 7))
+    weight = ridge_regression(seen, lacking, torch.tensor(0.3).double())
+    torch.testing.assert_close(seen.T @ (lacking - seen @ weight), torch.tensor(0.3).double() * weight)
+    assert weight.abs().max() > 0.01
 
 
 def test_a_network_with_corrected_weights_keeps_its_parameters(tmp_path):

@@ -25,7 +25,7 @@ from accel.files import read_toml, write_text
 KINDS = (
     *("exactness", "layers", "quantized", "networks", "foreign", "foreign_sact", "rivals", "search", "masked"),
     *("eight_bits", "backward", "nearest", "adaptive", "frontier", "gpu", "vae_gradients"),
-    *("sizes", "leaks", "large", "halting_gradients", "inpainting", "imputation", "repeats"),
+    *("sizes", "leaks", "large", "calls", "halting_gradients", "inpainting", "imputation", "repeats"),
     *("halting_frontier", "halting_continuity", "shape_fcn"),
 )
 STUDIES = ("mc", "distributions", "speed")  # these write figures and tables of their own

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel.fills.contract import Fill, Layer, register
-from accel.fills.sums import Fit, classify, common_classes, distance_weights, find_neighbors
+from accel.fills.sums import Fit, Nearest, classify, distance_weights, find_neighbors
 from accel.kernels.positions import PositionSet
 
 _RIDGE = 1e-3  # of the neighbours' mean variance
@@ -38,7 +38,7 @@ class Fitted(Fill):
         pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
         known = counted[positions.positions.long()].nonzero()[:, 0]
         neighbors = find_neighbors(positions, layer.config.neighbors)
-        allowed = counted.numpy()[neighbors[0]]
+        allowed = counted.numpy()[neighbors.skipped]
         if not len(known) or not allowed.any():
             return None
         change = _CHANGES[layer.config.correct](layer, x, pixels, positions, known)
@@ -46,22 +46,16 @@ class Fitted(Fill):
         rows = layer.rows_at(x, positions.to(x.device), weight).view(len(x), len(positions), -1).to(pixels)
         at = positions.positions.long()[known].to(x.device)
         scale, shift = _fit_scale(rows[:, known.to(x.device)].flatten(0, 1), pixels[:, at].flatten(0, 1))
-        classes = common_classes(neighbors[2])
-        sums = _fit_classes(rows * scale + shift, pixels, neighbors, classes, allowed, layer.config.seed)
-        found = (*sums, scale, shift, change)
-        return Fit(torch.from_numpy(classes), *(None if tensor is None else tensor.cpu() for tensor in found))
+        sums = _fit_classes(rows * scale + shift, pixels, neighbors, allowed, layer.config.seed)
+        offsets, found = torch.from_numpy(neighbors.classes.copy()), (*sums, scale, shift, change)
+        return Fit(offsets, *(None if tensor is None else tensor.cpu() for tensor in found))
 
 
 def _fit_classes(
-    rows: Tensor,
-    pixels: Tensor,
-    neighbors: tuple[np.ndarray, np.ndarray, np.ndarray],
-    classes: np.ndarray,
-    allowed: np.ndarray,
-    seed: int,
+    rows: Tensor, pixels: Tensor, neighbors: Nearest, allowed: np.ndarray, seed: int
 ) -> tuple[Tensor, Tensor]:
     """(weights [K, T, C], constant [K, C]), class by class, from samples of the skipped positions that are allowed."""
-    skipped, chosen, offsets = neighbors
+    skipped, chosen, offsets, classes = neighbors
     kind, prior = classify(offsets, classes), distance_weights(offsets, classes)
     generator = torch.Generator("cpu").manual_seed(seed)
     found = []
@@ -103,12 +97,21 @@ def _fit_weights(layer: Layer, x: Tensor, pixels: Tensor, positions: PositionSet
         middle = seen.flatten(1).mean(0)
         seen = seen.flatten(1) - middle  # the bias is left to scale and shift
         lacking = target - target.mean(0) - seen @ weight.T
-        gram, moment = (seen.T @ seen).double(), (seen.T @ lacking).double()
-        ridge = _WEIGHT_RIDGE * gram.diagonal().mean()
+        ridge = _WEIGHT_RIDGE * seen.double().square().sum(0).mean()
         missing, known_by = lacking.double().square().sum(0).mean(), weight.double().square().sum(1).mean()
         ridge = ridge.maximum(missing / (known_by * (2 * _CHANGE) ** 2)).maximum(len(seen) * noise(middle).mean())
-        changes.append(solve_ridge(gram, moment, ridge).T)
-    return torch.cat(changes).view_as(layer.weight).to(pixels.dtype)
+        changes.append(ridge_regression(seen, lacking, ridge).T)
+    return torch.cat(changes).reshape_as(layer.weight).to(pixels.dtype)
+
+
+def ridge_regression(seen: Tensor, lacking: Tensor, ridge: Tensor) -> Tensor:
+    """float64 [F, K], w of the least |seen @ w - lacking|^2 + ridge |w|^2, for seen [M, F] and lacking [M, K].
+
+    Of fewer samples than features their products are the smaller system; the solution is the same.
+    """
+    if len(seen) < seen.shape[1]:
+        return seen.double().T @ solve_ridge((seen @ seen.T).double(), lacking.double(), ridge)
+    return solve_ridge((seen.T @ seen).double(), (seen.T @ lacking).double(), ridge)
 
 
 def _leave_weights(*_: object) -> None:
@@ -144,7 +147,7 @@ def _fit_sums(rows: Tensor, pixels: Tensor, skipped: Tensor, chosen: Tensor, tow
     size = max(1, _CHUNK // (len(rows) * taps * channels))
     for at, near in zip(skipped.split(size), chosen.split(size)):
         seen = torch.cat([rows[:, near], pixels[:, at, None]], 2) - middle
-        seen = seen.permute(3, 2, 0, 1).flatten(2)  # [C, T + 1, samples]
+        seen = seen.permute(3, 2, 0, 1).contiguous().flatten(2)  # [C, T + 1, samples], or the products take 2.6 times
         gram += seen @ seen.mT
         sums += seen.sum(2)
     mean = (sums / count).double()

@@ -9,7 +9,8 @@ so weights found at one size serve at any other.
 from __future__ import annotations
 
 import dataclasses
-import weakref
+import functools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,8 +51,9 @@ class Fit:
 
     def neighbors(self, positions: PositionSet) -> Neighbors:
         """The neighbours on a position set of any size, sorted into the classes of this fit."""
-        skipped, rows, offsets = find_neighbors(positions, self.weights.shape[1])
-        return sort_into_classes(skipped, rows, classify(offsets, self.offsets.numpy()), len(self.weights))
+        found = find_neighbors(positions, self.weights.shape[1])
+        kind = classify(found.offsets, self.offsets.numpy())
+        return sort_into_classes(found.skipped, found.rows, kind, len(self.weights))
 
     def tensors(self) -> dict[str, Tensor]:
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -101,41 +103,51 @@ def nearest_fit(channels: int, count: int = 1) -> Fit:
     )
 
 
-_found: weakref.WeakKeyDictionary[PositionSet, dict[int, tuple]] = weakref.WeakKeyDictionary()
-_SETS_KEPT = 4  # a calibration asks twice: to fit, then to fill in
+class Nearest(NamedTuple):
+    """The T nearest computed positions of each of F skipped ones.
 
-
-def find_neighbors(positions: PositionSet, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(skipped [F], rows [F, T], offsets int16 [F, T, 2]): the T = `count` nearest computed positions of each skipped.
-
-    A set of fewer than T positions repeats its farthest one.
+    Attributes: skipped [F]; rows [F, T], of the position set; offsets int16 [F, T, 2], (dy, dx); classes int16
+    [K - 1, T, 2], the offsets that most skipped positions share, the most frequent first.
     """
-    found = _found.get(positions, {}).get(count)
-    if found is None:
-        found = _find_neighbors(positions, count)
-        if len(_found) >= _SETS_KEPT:
-            _found.clear()
-        _found.setdefault(positions, {})[count] = found
-    return found
+
+    skipped: np.ndarray
+    rows: np.ndarray
+    offsets: np.ndarray
+    classes: np.ndarray
 
 
-def _find_neighbors(positions: PositionSet, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+_KEPT = 8  # sets: the layers of a network have a few sizes, and a calibration asks three times for each layer
+_LARGEST_KEPT = 1 << 22  # positions times neighbours: 50 MB
+
+
+def find_neighbors(positions: PositionSet, count: int) -> Nearest:
+    """The nearest T = `count` computed positions of each skipped one.
+
+    A set of fewer than T positions repeats its farthest one. Layers whose sets are equal share what was found: HED's 19
+    have five, and looking for the neighbours of each took a quarter of a calibration.
+    """
+    is_kept = positions.height * positions.width * count <= _LARGEST_KEPT
+    find = _find_neighbors if is_kept else _find_neighbors.__wrapped__
+    return find(positions.positions.numpy().tobytes(), positions.height, positions.width, count)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _find_neighbors(positions: bytes, height: int, width: int, count: int) -> Nearest:
     from scipy.spatial import cKDTree
 
-    width = positions.width
-    computed = positions.positions.numpy().astype(np.int64)
-    skipped = np.setdiff1d(np.arange(positions.height * width), computed)
+    computed = np.frombuffer(positions, np.int32).astype(np.int64)
+    skipped = np.setdiff1d(np.arange(height * width), computed)
     points, wanted = (np.stack([flat // width, flat % width], 1) for flat in (computed, skipped))
     looked_up = min(len(points), count + _SPARE)
     rows = cKDTree(points).query(wanted, k=looked_up)[1].reshape(len(wanted), looked_up)
     offsets = points[rows] - wanted[:, None]
     order = np.lexsort((offsets[..., 1], offsets[..., 0], (offsets**2).sum(2)), axis=1)
     order = order[:, np.minimum(np.arange(count), looked_up - 1)]
-    offsets = np.take_along_axis(offsets, order[..., None], 1)
-    return skipped, np.take_along_axis(rows, order, 1), offsets.astype(np.int16)
+    offsets = np.take_along_axis(offsets, order[..., None], 1).astype(np.int16)
+    return Nearest(skipped, np.take_along_axis(rows, order, 1), offsets, _common(offsets))
 
 
-def common_classes(offsets: np.ndarray) -> np.ndarray:
+def _common(offsets: np.ndarray) -> np.ndarray:
     """int16 [K - 1, T, 2], the offsets shared by most skipped positions, the most frequent first."""
     if not len(offsets):
         return offsets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from accel.fills.contract import Fill, register
-from accel.fills.sums import Fit, common_classes, distance_weights, find_neighbors, nearest_fit
+from accel.fills.sums import Fit, distance_weights, find_neighbors, nearest_fit
 from accel.kernels.positions import PositionSet
 
 
@@ -25,12 +25,11 @@ def weighted_by_distance(positions: PositionSet, count: int, channels: int) -> F
     Args:
         count: T, neighbours of each skipped position.
     """
-    _, _, offsets = find_neighbors(positions, count)
-    classes = common_classes(offsets)
-    weights = distance_weights(offsets, classes)
+    found = find_neighbors(positions, count)
+    weights = distance_weights(found.offsets, found.classes)
     plain = nearest_fit(channels)
     return Fit(
-        torch.from_numpy(classes),
+        torch.from_numpy(found.classes.copy()),
         weights[:, :, None].expand(-1, -1, channels).contiguous(),
         plain.constant.expand(len(weights), -1).contiguous(),
         plain.scale,

@@ -9,7 +9,7 @@ from torch import nn
 
 import accel
 from accel import Perforate
-from accel.fills.sums import Fit, classify, common_classes, find_neighbors, nearest_fit
+from accel.fills.sums import Fit, classify, find_neighbors, nearest_fit
 from accel.fills.weighted import weighted_by_distance
 from accel.kernels.positions import PositionSet
 from accel.masks import build_mask
@@ -22,7 +22,7 @@ def position_set(mask="lattice", keep=0.5, height=9, width=11, seed=0):
 @pytest.mark.parametrize(("mask", "keep"), [("lattice", 0.5), ("lattice", 0.25), ("grid", 0.4), ("uniform", 0.3)])
 def test_neighbors_are_the_nearest_computed_positions(mask, keep):
     positions = position_set(mask, keep)
-    skipped, rows, offsets = find_neighbors(positions, 5)
+    skipped, rows, offsets, _ = find_neighbors(positions, 5)
     where = positions.positions.numpy()
     assert set(skipped) == set(range(99)) - set(where)
     for at, row, offset in zip(skipped, rows, offsets):
@@ -33,10 +33,17 @@ def test_neighbors_are_the_nearest_computed_positions(mask, keep):
 
 
 def test_the_inside_of_a_checkerboard_is_one_class():
-    _, _, offsets = find_neighbors(position_set(height=20, width=20), 4)
-    first = common_classes(offsets)[0]
+    found = find_neighbors(position_set(height=20, width=20), 4)
+    first = found.classes[0]
     assert sorted(map(tuple, first)) == [(-1, 0), (0, -1), (0, 1), (1, 0)]
-    assert (classify(offsets, first[None]) == 0).sum() == 18 * 18 // 2
+    assert (classify(found.offsets, first[None]) == 0).sum() == 18 * 18 // 2
+
+
+def test_equal_sets_share_their_neighbors_and_others_do_not():
+    first, equal, wider = position_set(), position_set(), position_set(width=12)
+    assert find_neighbors(first, 4) is find_neighbors(equal, 4)
+    assert find_neighbors(first, 4) is not find_neighbors(first, 5)
+    assert len(find_neighbors(wider, 4).skipped) != len(find_neighbors(first, 4).skipped)
 
 
 def test_classes_do_not_depend_on_the_size():
@@ -51,7 +58,7 @@ def test_classes_do_not_depend_on_the_size():
 def test_fewer_computed_positions_than_neighbors():
     everywhere = torch.zeros(12, dtype=torch.int32)
     positions = PositionSet(torch.tensor([5], dtype=torch.int32), everywhere, 3, 4)
-    _, rows, _ = find_neighbors(positions, 4)
+    rows = find_neighbors(positions, 4).rows
     assert rows.shape == (11, 4)
     assert not rows.any()
 

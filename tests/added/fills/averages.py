@@ -3,7 +3,7 @@
 import torch
 
 from accel.fills import Fill, Fit, register
-from accel.fills.sums import common_classes, find_neighbors, nearest_fit
+from accel.fills.sums import find_neighbors, nearest_fit
 
 
 @register
@@ -23,10 +23,10 @@ class Even(Fill):
     name = "even"
 
     def weigh(self, positions, count, channels):
-        classes = common_classes(find_neighbors(positions, count)[2])
+        classes = find_neighbors(positions, count).classes
         plain, kinds = nearest_fit(channels), len(classes) + 1
         weights = torch.full((kinds, count, channels), 1 / count)
-        return Fit(torch.from_numpy(classes), weights, torch.zeros(kinds, channels), plain.scale, plain.shift)
+        return Fit(torch.from_numpy(classes.copy()), weights, torch.zeros(kinds, channels), plain.scale, plain.shift)
 
 
 @register
