@@ -30,7 +30,6 @@ from accel.convert import (
 from accel.convert.layout import warn_of_faulty_gradients
 from accel.convert.proof import prove
 from accel.errors import ConfigError, ConversionError
-from accel.greedy.candidates import default_candidates
 from accel.greedy.search import search
 from accel.impact import all_impacts
 from accel.inputs import Inputs, counted
@@ -168,7 +167,8 @@ def _searched(
         calibration=calibration,
         **{aim: value},
         rules=decided or None,
-        candidates=default_candidates(config.seed),
+        precision=config.precision,
+        seed=config.seed,
         loss=loss,
     )
     if not any(isinstance(chosen, Perforate) for chosen in found.values()):

@@ -51,7 +51,8 @@ class Perforate:
         seed: seed of the random choices; with the layer's name and output size it fixes the position set.
         precision: 'fp32', or 'int8': bytes by signed bytes, for inference on CPUs (needs calibration data); training
             goes through fake quantization, see `accel.nn.quantized`. With keep=1 it is plain quantization. It also
-            goes to the linear layers that the rule matches, of which nothing is left out.
+            goes to the linear layers that the rule matches, of which nothing is left out; with a target these stay
+            in fp32, and layers too small to search are quantized.
 
     Raises:
         ConfigError: a value out of range or unknown.
@@ -110,8 +111,6 @@ class Perforate:
     def _check_precision(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
-        if self.in_bytes and self.keep is None:
-            raise ConfigError(f"a search does not look at precision {self.precision!r} yet: give keep instead")
         if self.in_bytes and not self.masking.is_static:
             raise ConfigError(
                 f"mask {self.mask!r} chooses positions in each image, which eight bits cannot: take another mask"

@@ -1,6 +1,7 @@
 """What calibration data tells of a network, layer after layer, each for the inputs it will get."""
 
 from accel.calibrate.fits import LIMIT, check_calibration, fit_interpolation, fit_layer, is_lost, pictures_of_one_size
+from accel.calibrate.ranges import quantization_of
 from accel.calibrate.settling import settle
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "fit_layer",
     "is_lost",
     "pictures_of_one_size",
+    "quantization_of",
     "settle",
 ]

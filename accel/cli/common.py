@@ -44,10 +44,12 @@ def add_minutes(parser: argparse.ArgumentParser) -> None:
 
 
 def search_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `accel.search` draws by, how long it may take and how it shows that, of a verb with --minutes."""
+    """What `accel.search` draws by, how long it may take, in which precision and how it shows that, of a verb with
+    --minutes and --precision."""
     return {
         "seed": args.seed,
         "minutes": args.minutes,
+        **({} if args.precision is None else {"precision": args.precision}),
         "track": lambda items, what: progress(args, items, what, total=len(items)),
     }
 

@@ -60,8 +60,9 @@ def add_input(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def wants_conversion(args: argparse.Namespace) -> bool:
-    return any(getattr(args, name) is not None for name in (*_SETTINGS, "rules"))
+def wants_conversion(args: argparse.Namespace, but: str | None = None) -> bool:
+    """Whether an option says what to convert and how, `but` not counted."""
+    return any(getattr(args, name) is not None for name in (*_SETTINGS, "rules") if name != but)
 
 
 def refuse_conversion(args: argparse.Namespace) -> None:

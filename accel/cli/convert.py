@@ -46,7 +46,10 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     parser.add_argument("--limit", type=common.positive, metavar="N", help="use the first N pictures only")
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
-        "--speedup", type=float, metavar="S", help="search what to keep for a network S times faster (see accel search)"
+        "--speedup",
+        type=float,
+        metavar="S",
+        help="search what to keep, in --precision, for a network S times faster (see accel search)",
     )
     common.add_minutes(parser)
     conversion.add_conversion(parser)
@@ -142,9 +145,10 @@ def wanted_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforat
 
     if args.speedup is None:
         return conversion.read_rules(args, name)
-    if conversion.wants_conversion(args):
-        raise ConfigError(f"--speedup finds what to keep: leave out {conversion.SETTINGS} and --rules")
-    return Perforate(speedup=args.speedup, seed=args.seed)
+    if conversion.wants_conversion(args, but="precision"):
+        raise ConfigError("--speedup finds what to keep: leave out --keep, --mask, --interpolate and --rules")
+    given = {} if args.precision is None else {"precision": args.precision}
+    return Perforate(speedup=args.speedup, seed=args.seed, **given)
 
 
 def split_pictures(

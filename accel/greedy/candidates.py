@@ -6,9 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+import torch
 from torch import nn
 
-from accel.config import MISSING, Perforate, Rules
+from accel.config import MISSING, PRECISIONS, Perforate, Rules
 from accel.convert import (
     Conversion,
     build_sets,
@@ -20,29 +21,34 @@ from accel.convert import (
     with_pooling,
 )
 from accel.errors import ConfigError, ConversionError
+from accel.fills import CORRECTIONS
 from accel.greedy.table import DENSE, Table
 from accel.impact import impact_maps
 from accel.inputs import Batch, Inputs, as_batch
 from accel.masks import LATTICE_KEEPS
 from accel.nn.inference import install
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
+from accel.nn.quantized import Quantization, why_not_bytes
 from accel.profiling.flops import layer_macs
 from accel.running import copied, record_calls, run_on
 
 _SMALLEST = 0.005  # share of the network's MACs below which a layer is left alone: it cannot repay the search
 
 
-def default_candidates(seed: int = 0) -> tuple[Perforate, ...]:
-    """The lattices, filled in by the nearest position or by fitted sums, without and with refitted weights; and every
-    position, by the engine's own form.
+def default_candidates(seed: int = 0, precision: str = PRECISIONS[0]) -> tuple[Perforate, ...]:
+    """The lattices, filled in by the nearest position or by fitted sums, without and with refitted weights, in the
+    precision; and every position, by the engine's own form, in fp32 as well.
 
     Whole layers by the engine count as candidates because it may be faster than torch's convolution.
     """
-    filled = ({"interpolate": "nearest"}, {"interpolate": "fitted"}, {"interpolate": "fitted", "correct": "weights"})
+    filled = ({"interpolate": "nearest"}, *({"interpolate": "fitted", "correct": correct} for correct in CORRECTIONS))
     lattices = ((keep, how) for keep in sorted(LATTICE_KEEPS, reverse=True) for how in filled)
     return (
-        Perforate(keep=1.0, mask="lattice", seed=seed),
-        *(Perforate(keep=keep, mask="lattice", seed=seed, **how) for keep, how in lattices),
+        *(
+            Perforate(mask="lattice", seed=seed, keep=1.0, precision=each)
+            for each in dict.fromkeys([PRECISIONS[0], precision])
+        ),
+        *(Perforate(mask="lattice", seed=seed, keep=keep, precision=precision, **how) for keep, how in lattices),
     )
 
 
@@ -80,10 +86,13 @@ class Space:
     left: Mapping[str, str]
 
     def network(self, state: Mapping[str, str]) -> nn.Module:
-        """The converted network for timing: it shares the model's parameters, and weighted sums stand in for fits."""
+        """The converted network for timing: it shares the model's parameters, weighted sums stand in for fits, and any
+        range for those of bytes."""
         chosen = {name: self.candidates[name][label] for name, label in state.items() if label != DENSE}
         network = shared_copy(self.model)
-        convert_layers(network, {name: _timed_like(conversion) for name, conversion in chosen.items()})
+        layers = convolutions(network)
+        timed = {name: _timed_like(conversion) for name, conversion in chosen.items()}
+        convert_layers(network, {name: _with_ranges(layers[name], made) for name, made in timed.items()})
         install(network)
         build_sets(network, self.calls)
         return network
@@ -123,6 +132,11 @@ class Space:
             for name, row in self.candidates.items()
         }
         return dataclasses.replace(self, candidates=rows)
+
+    def without(self, names: Iterable[str]) -> Space:
+        """The space in which these layers stay dense."""
+        fixed, candidates = ({n: v for n, v in row.items() if n not in names} for row in (self.fixed, self.candidates))
+        return dataclasses.replace(self, fixed=fixed, candidates=candidates)
 
     @property
     def start(self) -> dict[str, str]:
@@ -166,9 +180,6 @@ def open_space(
     configs = {label_of(config): config for config in candidates}
     if any(config.keep is None for config in configs.values()):
         raise ConfigError("a candidate of a search needs keep=")
-    decided = [config for config in (() if rules is None else rules.values()) if isinstance(config, Perforate)]
-    if any(config.in_bytes for config in (*configs.values(), *decided)):
-        raise ConfigError("a search is of networks in fp32 yet: leave precision out of its candidates and rules")
     if hidden := {*candidates} - {*configs.values()}:
         raise ConfigError(f"two candidates of a search are both called {label_of(hidden.pop())!r}: leave one out")
     layers = convolutions(model)
@@ -176,7 +187,12 @@ def open_space(
     macs = {row.name: row.dense or 0 for row in layer_macs(model, example_inputs)}
     fixed = _decided(rules, layers)
     left = {name: reason for name, layer in layers.items() if (reason := _unworthy(name, layer, calls, macs))}
-    options = {name: dict(configs) for name in layers if name not in left and name not in fixed}
+    fixed |= _quantized(configs.values(), {name: layers[name] for name in left if name not in fixed and calls[name]})
+    options = {n: _possible(configs, layer) for n, layer in layers.items() if n not in left and n not in fixed}
+    if any(config.in_bytes for config in configs.values()) and all(map(why_not_bytes, layers.values())):
+        name, layer = next(iter(layers.items()))
+        raise ConversionError(f"no layer can compute in eight bits: {name!r} {why_not_bytes(layer)}")
+    options = {name: row for name, row in options.items() if row}
     if not options:
         raise ConversionError(f"{type(model).__name__} has no convolution to search over: {left or 'rules decide all'}")
     options |= {name: {label_of(config): config} for name, config in fixed.items() if config is not None}
@@ -203,6 +219,20 @@ def _decided(rules: Rules | None, layers: Mapping[str, nn.Conv2d]) -> dict[str, 
     rules.check_used(layers)
     matched = {name: rules.match(name) for name in layers}
     return {name: config for name, config in matched.items() if config is not MISSING}
+
+
+def _quantized(candidates: Iterable[Perforate], layers: Mapping[str, nn.Conv2d]) -> dict[str, Perforate]:
+    """Layers that are not worth a search, in eight bits if that is a candidate for whole layers: those around them then
+    hand over bytes."""
+    whole = next((config for config in candidates if config.in_bytes and config.keep == 1), None)
+    if whole is None:
+        return {}
+    return {name: whole for name, layer in layers.items() if left_dense(layer) is None and why_not_bytes(layer) is None}
+
+
+def _possible(configs: Mapping[str, Perforate], layer: nn.Conv2d) -> dict[str, Perforate]:
+    """The candidates that a layer can take."""
+    return {n: config for n, config in configs.items() if not config.in_bytes or why_not_bytes(layer) is None}
 
 
 def _unworthy(name: str, layer: nn.Conv2d, calls: Mapping[str, list], macs: Mapping[str, int]) -> str | None:
@@ -254,6 +284,15 @@ def _timed_like(conversion: Conversion) -> Conversion:
     if not config.filling.needs_data:
         return conversion
     return dataclasses.replace(conversion, config=config.filled_by(config.filling.likeness))
+
+
+def _with_ranges(layer: nn.Conv2d, conversion: Conversion) -> Conversion:
+    """The conversion with some range, where bytes need one."""
+    if not conversion.config.in_bytes:
+        return conversion
+    scale, zero = torch.tensor(1 / 32, dtype=torch.float64), torch.tensor(0)
+    clip, mean = torch.ones(layer.out_channels), torch.zeros(layer.in_channels)
+    return dataclasses.replace(conversion, quantization=Quantization(scale, zero, clip, mean))
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

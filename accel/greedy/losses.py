@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from accel.calibrate import LIMIT, fit_interpolation, fit_layer, settle
+from accel.calibrate import LIMIT, fit_interpolation, fit_layer, quantization_of, settle
 from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
 from accel.fills import CORRECTIONS, nearest_fit
@@ -153,8 +153,8 @@ class Losses:
         self.layers = convolutions(self.network)
         self.candidates = candidates
         self.budget = budget or Budget(None)
-        fitted = any(_is_fitted(made) for row in candidates.values() for made in row.values())
-        split = fitted and len(batch) > 1
+        calibrated = any(_is_calibrated(made) for row in candidates.values() for made in row.values())
+        split = calibrated and len(batch) > 1
         self.known = (batch.part(0, None, 2) if split else batch).part(0, max(1, LIMIT // batch.pixels))
         looked = batch.part(1, None, 2) if split else batch
         begin = time.monotonic()
@@ -221,9 +221,10 @@ class Losses:
         network = shared_copy(self.network)
         convert_layers(network, chosen)
         begin = time.monotonic()
+        if any(map(_is_calibrated, chosen.values())):
+            fit_interpolation(network, [self.known.given], before=self.budget.check)
         fitted = [made.config.correct for made in chosen.values() if _is_fitted(made)]
         if fitted:
-            fit_interpolation(network, [self.known.given], before=self.budget.check)
             each = (time.monotonic() - begin) / len(fitted)
             for correct in {*fitted} if len({*fitted}) == 1 else ():
                 self._fit_seconds["whole"].setdefault(correct, []).append(each)
@@ -284,14 +285,21 @@ class Losses:
         for (name, _), probe in probes.items():
             if probe.config.filling.needs_data:
                 probe.set_fit(nearest_fit(probe.out_channels))  # where the pictures do not reach it
+            if probe.config.filling.needs_data or probe.config.in_bytes:
                 fitted.setdefault(name, []).append(probe)
 
         def fit(name: str, x: Tensor, target: Tensor) -> None:
+            found = (
+                quantization_of(self.layers[name], name, x) if any(p.config.in_bytes for p in fitted[name]) else None
+            )
             for probe in fitted[name]:
                 self.budget.check()
                 begin = time.monotonic()
-                probe.set_fit(fit_layer(probe, x, target))
-                self._fit_seconds["look"].setdefault(probe.config.correct, []).append(time.monotonic() - begin)
+                if probe.config.in_bytes:
+                    probe.quantization = found
+                if probe.config.filling.needs_data:
+                    probe.set_fit(fit_layer(probe, x, target))
+                    self._fit_seconds["look"].setdefault(probe.config.correct, []).append(time.monotonic() - begin)
 
         waiting = {name: self.layers[name] for name in fitted}
         if waiting:
@@ -304,3 +312,7 @@ def _again(recorded: Tensor, *_: object) -> Tensor:
 
 def _is_fitted(made: Conversion) -> bool:
     return made.config.filling.needs_data
+
+
+def _is_calibrated(made: Conversion) -> bool:
+    return _is_fitted(made) or made.config.in_bytes

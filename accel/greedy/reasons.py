@@ -39,5 +39,8 @@ def reasons(measured: Measurements, best: Tried) -> dict[str, str]:
             said = f"too sensitive: {least} would add {extra[least]:.3g} to the loss"
         else:
             said = f"too sensitive: nothing else was better than {best.origin}"
-        found[name] = said if label == DENSE else f"whole, by the engine; {said}"
+        if label != DENSE:
+            in_bytes = measured.space.candidates[name][label].config.in_bytes
+            said = f"whole, {'in eight bits' if in_bytes else 'by the engine'}; {said}"
+        found[name] = said
     return found

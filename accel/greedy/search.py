@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.config import Perforate, Rules, as_rules
+from accel.config import PRECISIONS, Perforate, Rules, as_rules
 from accel.errors import ConversionError
 from accel.greedy.budget import Budget
 from accel.greedy.candidates import Space, default_candidates, open_space
@@ -55,6 +55,7 @@ def search(
     macs: float | None = None,
     rules: Rules | Mapping | None = None,
     candidates: Sequence[Perforate] | None = None,
+    precision: str = PRECISIONS[0],
     loss: Loss | None = None,
     pictures: int | None = None,
     table: Table | None = None,
@@ -83,6 +84,8 @@ def search(
             cost and nothing is timed.
         rules: what is decided already, {pattern: Perforate(keep=...) or None}; layers that none matches are searched.
         candidates: configurations with `keep` that a layer may take; see `default_candidates`.
+        precision: of the default candidates; with 'int8' layers that are too small to search are quantized too, and
+            linear layers stay in fp32.
         loss: (outputs, batch) -> summed loss of the batch's pictures, instead of the above.
         pictures: calibration pictures to measure losses on; by default as many as the time allows, 8 to 1024, and for
             whole networks more; the fits of `convert_model` use all that it is given.
@@ -100,7 +103,9 @@ def search(
     """
     target, budget = Target.of(speedup=speedup, max_drop=max_drop, macs=macs), Budget(minutes)
     fixed = None if rules is None else as_rules(rules)
-    chosen = default_candidates(seed) if candidates is None else tuple(candidates)
+    chosen = default_candidates(seed, precision) if candidates is None else tuple(candidates)
+    if candidates is None and macs is not None:  # which do not tell what eight bits save
+        chosen = tuple(config for config in chosen if config.precision == precision)
     calibration = counted(calibration, model, example_inputs)
     space = open_space(model, example_inputs, calibration, chosen, fixed, loss)
     folder = None if folder is None else pathlib.Path(folder)
@@ -369,8 +374,8 @@ class _Search:
             total["speedup"] = best.speedup if self._is_timed else self.measured.timed_speedup(best.state)
         total |= {"start": best.origin, "minutes": round(self.budget.spent / 60, 3)}
         notes = {
-            **self.space.left,
             **dict.fromkeys(self.space.fixed, "decided by a rule"),
+            **self.space.left,
             **reasons(self.measured, best),
         }
         return FoundRules.of(self.space, self.measured.table, best, self.steps, list(self.record), notes, total)

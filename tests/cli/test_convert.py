@@ -283,10 +283,32 @@ def test_a_speedup_is_searched_for_on_pictures_that_are_not_compared(nets, photo
     monkeypatch.setattr(accel, "search", search)
     out = tmp_path / "out"
     assert (
-        convert(f"{nets}:edges", photos, out, "--batch", "2", "--speedup", "1.5", "--minutes", "3", "--seed", "4") == 0
+        convert(
+            f"{nets}:edges",
+            photos,
+            out,
+            "--batch",
+            "2",
+            "--speedup",
+            "1.5",
+            "--minutes",
+            "3",
+            "--precision",
+            "int8",
+            "--seed",
+            "4",
+        )
+        == 0
     )
     assert list(asked.pop("track")(range(2), "looking")) == [0, 1]
-    assert asked == {"speedup": 1.5, "minutes": 3.0, "seed": 4, "example": (2, 3, 24, 32), "known": [1]}
+    assert asked == {
+        "speedup": 1.5,
+        "minutes": 3.0,
+        "precision": "int8",
+        "seed": 4,
+        "example": (2, 3, 24, 32),
+        "known": [1],
+    }
     layers = {row["layer"]: row["keep"] for row in json.loads((out / "report.json").read_text())["layers"]}
     assert layers["3"] == pytest.approx(0.25, abs=0.05)
     assert json.loads((out / "report.json").read_text())["summary"]["pictures"] == 2

@@ -254,7 +254,6 @@ def test_one_colour_is_a_range():
     [
         ({"precision": "int4"}, "unknown precision 'int4': choose one of fp32, int8"),
         ({"precision": "int8", "mask": "adaptive"}, "mask 'adaptive' chooses positions in each image"),
-        ({"precision": "int8", "keep": None, "speedup": 2.0}, "a search does not look at precision 'int8' yet"),
     ],
 )
 def test_configurations_that_make_no_sense(given, said):
@@ -266,8 +265,14 @@ def test_networks_and_searches_that_cannot(dense):
     x = pictures()
     with pytest.raises(ConversionError, match=r"layer 'stem' has torch.float64 weights on cpu"):
         convert(copy.deepcopy(dense).double(), x=x.double())
-    with pytest.raises(ConfigError, match="a search is of networks in fp32 yet"):
-        accel.search(dense, example_inputs=x, calibration=[x], macs=0.7, candidates=[WHOLE], minutes=None)
+    with pytest.raises(ConversionError, match=r"no layer can compute in eight bits: 'stem' has torch.float64 weights"):
+        accel.search(
+            copy.deepcopy(dense).double(),
+            example_inputs=x.double(),
+            calibration=[x.double()],
+            macs=0.7,
+            precision="int8",
+        )
 
 
 @torch.no_grad()

@@ -1,0 +1,88 @@
+"""A search among layers in eight bits."""
+
+import pytest
+import torch
+from torch import nn
+
+import accel
+from accel import Perforate
+from accel.convert import convolutions
+from accel.greedy.candidates import default_candidates, label_of, open_space
+from accel.greedy.table import DENSE, Table
+
+WHOLE = Perforate(keep=1.0, mask="lattice", precision="int8")
+HALF = Perforate(keep=0.5, mask="lattice", interpolate="fitted", correct="scale", precision="int8")
+REFITTED = Perforate(keep=0.5, mask="lattice", interpolate="fitted", precision="int8")
+
+
+@pytest.fixture(scope="module")
+def net():
+    """Its second convolution has too few MACs to be searched."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1, groups=16), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(16, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 4, 3, padding=1)).eval()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def table_of(net, costs):
+    """A table in which every layer that is searched has these costs."""
+    return Table({name: dict(costs) for name in convolutions(net)}, rest=0.0)
+
+
+def search(net, pictures, **options):
+    return accel.search(net, example_inputs=pictures[:1], calibration=[pictures], minutes=None, **options)
+
+
+def test_whole_layers_in_eight_bits_come_first_and_their_loss_counts(net, pictures):
+    costs = {DENSE: 3.0, label_of(WHOLE): 1.0, label_of(HALF): 0.9, label_of(REFITTED): 0.9}
+    found = search(net, pictures, speedup=2.5, candidates=[WHOLE, HALF, REFITTED], table=table_of(net, costs))
+    assert found.chosen.kind == "whole" and {*found.values()} == {WHOLE}
+    assert found.chosen.loss > 0  # measured, not taken for exact
+    assert {row["precision"] for row in found.report.rows} == {"int8"}
+    assert all("in eight bits" in row["note"] for row in found.report.rows if "MACs" not in row["note"])
+
+
+def test_then_positions_are_left_out(net, pictures):
+    found = search(net, pictures, macs=0.7, precision="int8")
+    kept = {name: config.keep for name, config in found.items()}
+    assert all(config.in_bytes for config in found.values()) and min(kept.values()) < 1
+    assert kept["2"] == 1.0 and "too few to matter" in found.report.rows[1]["note"]
+    fast = accel.convert_model(net, found, example_inputs=pictures[:1], calibration=[pictures])
+    assert accel.count_macs(fast, pictures[:1]) <= 0.7 * accel.count_macs(net, pictures[:1])
+    with torch.no_grad():
+        assert (fast(pictures) - net(pictures)).square().mean() < 0.5 * net(pictures).var()
+
+
+def test_a_layer_may_go_back_to_fp32(net, pictures):
+    """Where it is eight bits that lose the most, and the target lets one layer be whole in fp32."""
+    costs = {DENSE: 1.2, label_of(WHOLE): 1.0}
+    found = search(net, pictures, speedup=1.1, candidates=[WHOLE], table=table_of(net, costs))
+    start = next(tried for tried in found.tried if tried.kind == "whole")
+    assert found.chosen.loss <= start.loss and found.chosen.speedup >= 1.1
+
+
+def test_small_layers_that_eight_bits_make_slow_stay_in_fp32(net, pictures):
+    costs = {DENSE: 3.0, label_of(WHOLE): 1.0}
+    table = Table({**table_of(net, costs).costs, "2": {DENSE: 0.1, label_of(WHOLE): 0.2}}, rest=0.0)
+    found = search(net, pictures, speedup=2.5, candidates=[WHOLE], table=table)
+    assert {name: config is not None for name, config in found.items()} == {"0": True, "2": False, "4": True, "6": True}
+
+
+def test_a_target_of_a_rule_knows_the_precision(net, pictures):
+    config = Perforate(macs=0.6, precision="int8")
+    fast = accel.convert_model(net, config, example_inputs=pictures[:1], calibration=[pictures])
+    assert all(layer.config.in_bytes for layer in convolutions(fast).values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_networks_that_are_timed_run_before_anything_is_calibrated(net, pictures, precision):
+    candidates = default_candidates(precision=precision)
+    space = open_space(net, pictures[:1], [pictures], candidates, None, None)
+    with torch.no_grad():
+        for label in map(label_of, candidates):
+            out = space.network(space.uniform(label))(pictures[:1])
+            assert out.shape == (1, 4, 16, 16) and out.isfinite().all()
