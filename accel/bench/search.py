@@ -1,15 +1,15 @@
 """Cases of kind `search`: what `accel.search` finds in its minutes, beside the best uniform rule that is as fast.
 
 A case: `model` and `weights` (none: those it brings), `searches` (pairs [speed-up, minutes], longer ones first),
-`batch`, `calibrate` (pictures to search and fit on; the others are judged), and one of `images` (a folder) with `size`
-[H, W], `data` (a data set without its labels, the first `judge` test pictures) and `shapes` (so many pictures drawn,
-with `size`). Paths are relative to the working directory.
+`precision` (fp32), `batch`, `calibrate` (pictures to search and fit on; the others are judged), and one of `images` (a
+folder) with `size` [H, W], `data` (a data set without its labels, the first `judge` test pictures) and `shapes` (so
+many pictures drawn, with `size`). Paths are relative to the working directory.
 
-Rows, one a search: the minutes asked for and `spent`; `speedup` and `loss` of the network that it found, timed again
-and judged on pictures that it did not see, as `accel.search` judges them; the `uniform` rule of the least loss among
-those at least as fast, to 2 % (timed as fitted on three batches); `relative`, the loss over that rule's; and `longer`,
-the loss over that of the first search for the same speed-up, where it is not that itself. `unmet` is what the search
-says where nothing is so fast.
+Rows, one a search: the minutes asked for and `spent`; `speedup`, `loss` and `drop` of the network that it found, timed
+again and judged on pictures that it did not see, as `accel.search` judges them; the `uniform` rule of the least loss
+among those at least as fast, to 2 % (timed as fitted on three batches); `relative`, the loss over that rule's; and
+`longer`, the loss over that of the first search for the same speed-up, where it is not that itself. `unmet` is what the
+search says where nothing is so fast.
 """
 
 from __future__ import annotations
@@ -30,7 +30,20 @@ if TYPE_CHECKING:
     from accel.greedy.losses import Judge
     from accel.greedy.trace import FoundRules
 
-SHOWN = ("case", "wanted", "minutes", "spent", "speedup", "loss", "start", "uniform", "relative", "longer", "unmet")
+SHOWN = (
+    "case",
+    "wanted",
+    "minutes",
+    "spent",
+    "speedup",
+    "loss",
+    "drop",
+    "start",
+    "uniform",
+    "relative",
+    "longer",
+    "unmet",
+)
 _AS_FAST = 0.98  # of our speed-up that makes a uniform rule as fast: two timings differ by as much
 
 
@@ -43,26 +56,28 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     known, judged = pictures[: case["calibrate"]], pictures[case["calibrate"] :]
     example, calibration = known[: case["batch"]], list(known.split(case["batch"]))
     judges = _judges(dense, judged.split(case["batch"]))
-    rules = _uniform_rules(dense, example)
+    precision = case.get("precision", "fp32")
+    rules = _uniform_rules(dense, example, precision)
 
     def convert(given: Rules, batches: Sequence[Tensor]) -> nn.Module:
         return accel.convert_model(dense, given, example_inputs=example, calibration=batches)
 
     @functools.cache
     def uniform_loss(name: str) -> float:
-        return _loss(convert(rules[name], calibration), judges)
+        return _quality(convert(rules[name], calibration), judges)[0]
 
     uniform = {name: convert(given, calibration[:3]) for name, given in rules.items()}  # as fast, whatever they fit
     longest: dict[float, float] = {}
     for wanted, minutes in case["searches"]:
+        asked = {"speedup": wanted, "minutes": minutes, "precision": precision, "seed": settings.seed}
         try:
-            found, spent = _searched(dense, example, calibration, wanted, minutes, settings.seed)
+            found, spent = _searched(dense, example, calibration, asked)
         except ConversionError as error:
             yield {"wanted": wanted, "minutes": minutes, "unmet": str(error), "error": 0.0, "correct": True}
             continue
         network = convert(found, calibration)
         speeds = _speedups(dense, {"ours": network, **uniform}, example, settings.repeats)
-        loss = _loss(network, judges)
+        loss, drop = _quality(network, judges)
         rivals = [name for name in uniform if speeds[name] >= _AS_FAST * speeds["ours"]]
         best = min(rivals, key=uniform_loss, default=None)
         longer = {"longer": round(loss / longest[wanted], 3)} if wanted in longest else {}
@@ -73,7 +88,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             "spent": round(spent, 3),
             "overrun": round(spent / minutes, 3),
             "speedup": round(speeds["ours"], 3),
-            "loss": loss,
+            **{"loss": loss, "drop": drop},
             "start": found.chosen.origin,
             "uniform": best,
             **({"uniform_speedup": round(speeds[best], 3), "uniform_loss": uniform_loss(best)} if best else {}),
@@ -86,14 +101,13 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
 
 
 def _searched(
-    dense: nn.Module, example: Tensor, calibration: Sequence[Tensor], wanted: float, minutes: float, seed: int
+    dense: nn.Module, example: Tensor, calibration: Sequence[Tensor], asked: Mapping[str, Any]
 ) -> tuple[FoundRules, float]:
     """(what a search found, the minutes it took)."""
     import accel
 
     begin = time.monotonic()
-    given = {"example_inputs": example, "calibration": calibration}
-    found = accel.search(dense, **given, speedup=wanted, minutes=minutes, seed=seed)
+    found = accel.search(dense, example_inputs=example, calibration=calibration, **asked)
     return found, (time.monotonic() - begin) / 60
 
 
@@ -112,19 +126,21 @@ def _pictures(case: Mapping[str, Any], seed: int) -> Tensor:
     return preprocess(case["model"], load_pictures(pathlib.Path(case["data"]), "test").pictures[: case["judge"]])
 
 
-def _uniform_rules(dense: nn.Module, example: Tensor) -> dict[str, Rules]:
-    """Every fitted candidate everywhere; with refitted weights with the first and the last layer left dense too."""
+def _uniform_rules(dense: nn.Module, example: Tensor, precision: str) -> dict[str, Rules]:
+    """Every fitted candidate everywhere; with refitted weights with the first and the last layer whole too."""
     from accel.config import Rules
     from accel.convert import convolutions
     from accel.greedy.candidates import default_candidates, label_of
 
     first, *_, last = convolutions(dense)
+    candidates = default_candidates(precision=precision)
+    whole = next((config for config in candidates if config.in_bytes and config.keep == 1), None)
     found = {}
-    for config in default_candidates():
+    for config in candidates:
         if config.filling.needs_data:
             found[label_of(config)] = Rules({"*": config})
         if config.effort > 1:
-            found[f"{label_of(config)}, first and last dense"] = Rules({first: None, last: None, "*": config})
+            found[f"{label_of(config)}, first and last dense"] = Rules({first: whole, last: whole, "*": config})
     return found
 
 
@@ -138,12 +154,14 @@ def _judges(dense: nn.Module, batches: Iterable[Tensor]) -> list[tuple[Tensor, J
         return [(x, Judge(dense(x), Batch((x,)))) for x in batches]
 
 
-def _loss(network: nn.Module, judges: Iterable[tuple[Tensor, Judge]]) -> float:
+def _quality(network: nn.Module, judges: Iterable[tuple[Tensor, Judge]]) -> tuple[float, float]:
+    """(loss, drop), as `Judge` has them."""
     import torch
 
     with torch.inference_mode():
-        parts = [(len(x), judge.loss(network(x))) for x, judge in judges]
-    return sum(count * loss for count, loss in parts) / sum(count for count, _ in parts)
+        parts = [(len(x), *judge.loss_and_drop(network(x))) for x, judge in judges]
+    count, loss, drop = (sum(values) for values in zip(*((n, n * loss, n * drop) for n, loss, drop in parts)))
+    return loss / count, drop / count
 
 
 def _speedups(dense: nn.Module, networks: Mapping[str, nn.Module], x: Tensor, repeats: int) -> dict[str, float]:
