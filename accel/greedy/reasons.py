@@ -14,7 +14,9 @@ def unmet(measured: Measurements) -> str:
         return f"{name}: there was no time to measure a single network in {measured.budget}; give more minutes"
     far = measured.record.first
     said = f"the network of the least cost that was measured ({far.origin}) costs 1/{far.speedup:.2f}, at a loss of "
-    more = "add candidates with a lower keep, or ask for less"
+    made = [conversion.config for row in measured.space.candidates.values() for conversion in row.values()]
+    bytes_left = measured.target.kind == "speedup" and not any(config.in_bytes for config in made)
+    more = f"add candidates with a lower keep, {'search with precision=int8, ' * bytes_left}or ask for less"
     if far.kind != "cheapest":
         more = f"give more minutes ({measured.budget} are over), {more}"
     return f"{name} cannot be met: {said}{far.loss:.3g}; {more}"
