@@ -186,8 +186,9 @@ def open_space(
     calls = record_calls(model, counted_layers(model), example_inputs)
     macs = {row.name: row.dense or 0 for row in layer_macs(model, example_inputs)}
     fixed = _decided(rules, layers)
-    left = {name: reason for name, layer in layers.items() if (reason := _unworthy(name, layer, calls, macs))}
-    fixed |= _quantized(configs.values(), {name: layers[name] for name in left if name not in fixed and calls[name]})
+    undecided = {name: layer for name, layer in layers.items() if name not in fixed}
+    left = {name: reason for name, layer in undecided.items() if (reason := _unworthy(name, layer, calls, macs))}
+    fixed |= _quantized(configs.values(), {name: layers[name] for name in left if calls[name]})
     options = {n: _possible(configs, layer) for n, layer in layers.items() if n not in left and n not in fixed}
     if any(config.in_bytes for config in configs.values()) and all(map(why_not_bytes, layers.values())):
         name, layer = next(iter(layers.items()))

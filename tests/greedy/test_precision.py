@@ -72,6 +72,15 @@ def test_small_layers_that_eight_bits_make_slow_stay_in_fp32(net, pictures):
     assert {name: config is not None for name, config in found.items()} == {"0": True, "2": False, "4": True, "6": True}
 
 
+@pytest.mark.parametrize("decided", [None, Perforate(keep=0.25, mask="lattice")])
+def test_what_a_rule_says_of_a_small_layer_holds(net, pictures, decided):
+    table = table_of(net, {DENSE: 3.0, label_of(WHOLE): 1.0, "lattice 0.25 nearest": 2.0})
+    options = {"speedup": 1.3, "candidates": [WHOLE], "table": table, "rules": {"2": decided}}
+    found = search(net, pictures, **options)
+    assert found["2"] == decided and found["4"] == WHOLE
+    assert found.report.rows[1]["note"] == "decided by a rule"
+
+
 def test_a_target_of_a_rule_knows_the_precision(net, pictures):
     config = Perforate(macs=0.6, precision="int8")
     fast = accel.convert_model(net, config, example_inputs=pictures[:1], calibration=[pictures])
