@@ -36,7 +36,7 @@ from accel.inputs import Inputs, counted
 from accel.nn.adaptive import adopt_stages, check_stages
 from accel.nn.inference import describe_paths, install, installed
 from accel.profiling.layers import Plan, plan_of
-from accel.running import cloned, copied, record_calls, run_on
+from accel.running import cloned, copied, record_calls, run_eagerly, run_on
 
 
 def plan_conversion(
@@ -96,6 +96,7 @@ def convert_model(
     return _convert(model, rules, example_inputs, calibration, loss, inplace, verify)[0]
 
 
+@run_eagerly()
 @torch.inference_mode(False)  # what is made there has tensors whose writes nobody counts: packed anew at every call
 def _convert(
     model: nn.Module,

@@ -18,9 +18,10 @@ from accel.errors import ConfigError, ConversionError
 from accel.inputs import Batch
 from accel.nn.residual_units import describe_unit, is_unit
 from accel.profiling.flops import count_macs
-from accel.running import copied, evaluation
+from accel.running import copied, evaluation, run_eagerly
 
 
+@run_eagerly()
 def shorten_model(
     model: nn.Module, *, calibration: Iterable, units: Sequence[str] = (), macs: float | None = None
 ) -> nn.Module:

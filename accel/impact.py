@@ -16,11 +16,12 @@ from torch.utils._pytree import tree_map
 from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
 from accel.inputs import Batch, batches
-from accel.running import copied, evaluation, floating_tensors, has_labels
+from accel.running import copied, evaluation, floating_tensors, has_labels, run_eagerly
 
 Loss = Callable[[object, object], Tensor]  # (outputs, batch as it was given) -> scalar
 
 
+@run_eagerly()
 def impact_maps(
     model: nn.Module,
     layers: Mapping[str, nn.Conv2d],

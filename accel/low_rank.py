@@ -21,12 +21,13 @@ from accel.fills.fitted import solve_ridge
 from accel.inputs import Batch
 from accel.nn.geometry import geometry_of
 from accel.profiling.flops import count_macs
-from accel.running import copied, evaluation, record_calls
+from accel.running import copied, evaluation, record_calls, run_eagerly
 
 _ROWS = 1 << 14  # output positions that a layer is solved on
 _RIDGE = 1e-3  # of the mean variance of the responses
 
 
+@run_eagerly()
 def decompose_model(
     model: nn.Module,
     *,

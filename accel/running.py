@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -29,15 +30,34 @@ def one_by_one() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def run_eagerly() -> Iterator[None]:
+    """Within the block compiled modules run as they were written: who looks into a model replaces calls for a while."""
+    compiles = "torch._dynamo" in sys.modules  # else nothing was compiled; importing it takes 2 s
+    with torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; every module gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    """Evaluation mode within the block, as `evaluated` sets it; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     try:
+        evaluated(model)
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def evaluated(model: nn.Module) -> nn.Module:
+    """The model, put into evaluation mode. Exported programs, alone or as parts of it, stay in the mode that they were
+    exported in."""
+    try:
+        model.eval()
+    except NotImplementedError:  # torch's, of an exported program: what comes behind that was left out
+        for child in model.children():
+            evaluated(child)
+    return model
 
 
 @contextlib.contextmanager
@@ -107,10 +127,13 @@ def copied(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
         made = copy.deepcopy(model, memo)
+    modes = {
+        twin: module.training for module, twin in zip(model.modules(), made.modules()) if hasattr(module, "training")
+    }
     if made.training != model.training:
         made.train(model.training)
-    for module, twin in zip(model.modules(), made.modules()):
-        twin.training = module.training
+    for twin, training in modes.items():
+        twin.training = training
     return made
 
 

@@ -238,7 +238,7 @@ def test_a_forward_that_views_its_maps_and_weights(kind, config, tmp_path):
         if whole:
             torch.testing.assert_close(found, net(image()), rtol=1e-4, atol=1e-5)
         accel.save_converted(fast, tmp_path)
-        assert torch.equal(accel.load_converted(tmp_path, kind())(image()), found)
+        assert torch.equal(accel.load_converted(tmp_path, kind().eval())(image()), found)
         torch.testing.assert_close(accel.revert_model(fast)(image()), net(image()))
     fast.train()(image()).sum().backward()
     assert all(layer.weight.grad.any() for layer in perforated_layers(fast).values())

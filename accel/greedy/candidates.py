@@ -30,7 +30,7 @@ from accel.nn.inference import install
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
 from accel.nn.quantized import Quantization, why_not_bytes
 from accel.profiling.flops import layer_macs
-from accel.running import copied, record_calls, run_on
+from accel.running import copied, evaluated, record_calls, run_on
 
 _SMALLEST = 0.005  # share of the network's MACs below which a layer is left alone: it cannot repay the search
 
@@ -198,7 +198,7 @@ def open_space(
         raise ConversionError(f"{type(model).__name__} has no convolution to search over: {left or 'rules decide all'}")
     options |= {name: {label_of(config): config} for name, config in fixed.items() if config is not None}
     options = {name: options[name] for name in layers if name in options}
-    prepared = copied(model).eval()
+    prepared = evaluated(copied(model))
     run = functools.partial(run_on, example_inputs=example_inputs)
     contiguous = settle_layouts(prepared, calls, run, weights=True)
     made = _conversions(model, layers, options, contiguous, calibration, loss)
@@ -291,8 +291,10 @@ def _with_ranges(layer: nn.Conv2d, conversion: Conversion) -> Conversion:
     """The conversion with some range, where bytes need one."""
     if not conversion.config.in_bytes:
         return conversion
-    scale, zero = torch.tensor(1 / 32, dtype=torch.float64), torch.tensor(0)
-    clip, mean = torch.ones(layer.out_channels), torch.zeros(layer.in_channels)
+    scale = torch.tensor(1 / 32, dtype=torch.float64, device="cpu")
+    zero = torch.tensor(0, dtype=torch.int64, device="cpu")
+    clip = torch.ones(layer.out_channels, dtype=torch.float32, device="cpu")
+    mean = torch.zeros(layer.in_channels, dtype=torch.float32, device="cpu")
     return dataclasses.replace(conversion, quantization=Quantization(scale, zero, clip, mean))
 
 

@@ -31,6 +31,7 @@ from accel.greedy.table import DENSE, Table
 from accel.greedy.trace import FoundRules, Step, save_found
 from accel.greedy.uniform import Uniform, uniform_rules
 from accel.inputs import Inputs, batches, counted
+from accel.running import run_eagerly
 
 _UNIFORM_UNTIL, _FAR_UNTIL = 0.4, 0.3  # of the time: uniform rules near the target, and those further from it
 _CONFIRM_SHARE = 0.08  # of the time, at most, for timing the result again
@@ -45,6 +46,7 @@ _GAIN = 0.01  # of the loss, less than which ends the exchanges
 _CONFIRMED = 3  # networks that are timed again at the end, at most
 
 
+@run_eagerly()
 def search(
     model: nn.Module,
     *,

@@ -335,8 +335,9 @@ def make_plain(model: nn.Module) -> nn.Module:
 
 def is_stage(module: nn.Module) -> bool:
     """Whether a module is a sequence of two or more residual units, run one after the other."""
-    plain = type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__
-    return plain and len(module) > 1 and all(is_unit(unit) for unit in module)
+    if not isinstance(module, nn.Sequential) or "forward" in module.__dict__:
+        return False
+    return type(module).forward is nn.Sequential.forward and len(module) > 1 and all(is_unit(unit) for unit in module)
 
 
 def _collect_results(model: nn.Module, _inputs: tuple, output: object) -> AdaptiveOutput | None:

@@ -108,7 +108,8 @@ class _Module(NamedTuple):
         names = frozenset(attributes) - {"forward"}
         alive = is_whole(module) or has_own_forward(module)  # it is called, whatever it is set to
         settings = () if alive else [name for name in attributes if name not in _UNREAD]
-        read = operator.itemgetter("training", *_STORES, *hooks, *settings)
+        modes = [name for name in ("training",) if name in attributes]  # compiled ones have that of what they wrap
+        read = operator.itemgetter(*_STORES, *hooks, *settings, *modes)
         found = {name: frozen(attributes[name]) for name in names}
         before = read({**found, "training": False, **{name: {} for name in hooks}})
         forward = attributes["forward"] if has_own_forward(module) else None
@@ -120,15 +121,15 @@ class _Module(NamedTuple):
         """As `Stamp._difference`, of this module."""
         attributes = self.attributes
         hooks = [hook for name in self.hooks for hook in attributes[name].values()]
-        if attributes["training"] or not all(getattr(hook, "observes_only", False) for hook in hooks):
+        if attributes.get("training") or not all(getattr(hook, "observes_only", False) for hook in hooks):
             return BUSY
         forward = attributes["forward"] if has_own_forward(self.module) else None
         if type(self.module) is not self.kind or forward is not self.forward:
             return CHANGED
         if self.names != attributes.keys() - {"forward"}:
             return CHANGED
-        _, modules, *stores = self.before[:4]
-        first = 4 + len(self.hooks)  # of the settings
+        modules, *stores = self.before[:3]
+        first = 3 + len(self.hooks)  # of the settings
         if attributes["_modules"] != modules:
             return CHANGED
         if not _says(lambda now: self.read(now)[first:], attributes, self.before[first:]):

@@ -74,7 +74,7 @@ class Twin:
             inside = {key: type(value)() for key, value in own.items() if key in _INSIDE and isinstance(value, dict)}
             inside["_modules"] = {key: self._memo.get(id(child)) for key, child in module._modules.items()}
             for store in ("_parameters", "_buffers"):
-                inside[store] = own[store].copy() if read is None else _Reads(own[store], start, read)
+                inside[store] = dict(own[store].items()) if read is None else _Reads(own[store], start, read)
             rest = {key: copy.copy(value) for key, value in own.items() if key in _INSIDE}
             twin.__dict__.update({**rest, **inside, **attributes, "training": False})
             if module is not root:

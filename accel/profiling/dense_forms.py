@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.profiling.sides import dense_sides
-from accel.running import copied
+from accel.running import copied, evaluated
 
 COMPILED = "dense_compiled"
 
@@ -28,7 +28,7 @@ def compiled_side(model: nn.Module, x: Tensor, *, reset: bool = True) -> Callabl
     """
     import torch._inductor.config as inductor
 
-    net = copied(model).eval().to(memory_format=torch.channels_last)
+    net = evaluated(copied(model)).to(memory_format=torch.channels_last)
     given = x.contiguous(memory_format=torch.channels_last)
     if reset:
         torch.compiler.reset()

@@ -10,7 +10,6 @@ What multiplies by weights and cannot be counted is named: in `LayerMacs.uncount
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ from accel.errors import AccelError
 from accel.inputs import Inputs, as_batch
 from accel.kernels.counting import FVCORE_HANDLES, Work
 from accel.profiling.mac_formulas import FORMULAS, NOTHING, PRODUCTS, UNKNOWN, product
+from accel.running import evaluation, run_eagerly
 
 _TORCH_LIBRARIES = ("aten", "prim", "prims", "accel", "profiler", "c10d", "_c10d_functional")
 
@@ -109,20 +109,15 @@ def _run(model: nn.Module, x: Inputs) -> _Counter:
     """Run the model once in evaluation, under a counter."""
     batch = as_batch(x)
     counter = _Counter(model, len(batch))
-    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     handles = counter.watch(model)
-    with contextlib.suppress(NotImplementedError):  # exported programs run in the mode that they were exported in
-        model.eval()
     try:
         # In inference mode convolutions and linear layers reach the counter whole, not as addmm, which others use too;
         # compiled modules run as they were written, not as code that nobody can look into.
-        with torch.compiler.set_stance("force_eager"), torch.inference_mode(), counter:
+        with evaluation(model), run_eagerly(), torch.inference_mode(), counter:
             batch.run(model)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return counter
 
 

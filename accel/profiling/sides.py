@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from accel.inputs import Batch, Inputs, as_batch
 from accel.profiling.latency import Timing, compare
-from accel.running import copied
+from accel.running import copied, evaluated
 
 FORMATS = {"dense_nchw": torch.contiguous_format, "dense_channels_last": torch.channels_last}
 DENSE = tuple(FORMATS)
@@ -19,7 +19,7 @@ DENSE = tuple(FORMATS)
 
 def in_format(net: nn.Module, x: Inputs, memory_format: torch.memory_format) -> functools.partial:
     """A side: a copy of `net` with its weights in the memory format, on `x` in the same format."""
-    net = copied(net).eval()
+    net = evaluated(copied(net))
     for parameter in net.parameters():
         parameter.data = _laid_out(parameter.data, memory_format)
     return functools.partial(laid_out(x, memory_format).run, net)

@@ -194,6 +194,7 @@ typedef struct {
         FootprintJob footprints;
         Quantizing quantizing;
         MaxJob max;
+        Frame frame;
     };
 } ReplayCall;
 

@@ -59,14 +59,14 @@ def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, resid
             threads=torch.get_num_threads(),
         )  # fmt: skip
     recorded = tape()
-    if recorded is not None and edges is None:
+    if recorded is not None:
         if call.footprints is None:
-            weights = {"packed": packed.address, "zero": packed.zero}
+            weights = {"packed": packed.address, "zero": packed.zero if edges is None else 0}
         else:
             weights = {"weights": packed.address}
         kind = "convolve" if call.footprints is None else "footprints"
         given = {"bias": bias_at, **weights}
-        recorded.append(kind, x, residual, out, call.job, given, packed.storage, (packed, bias, call))
+        recorded.append(kind, x, residual, out, call.job, given, packed.storage, (packed, bias, call), edges)
     return out
 
 
@@ -212,9 +212,12 @@ def _edges(x: Tensor, plan: Plan) -> Tensor:
     pieces, pixels = plan.axes.pieces, plan.axes.edge_pixels
     batch, channels = x.shape[:2]
     out = torch.empty(batch * pixels * channels, dtype=torch.float32, device=CPU)
-    _engine.frame(
-        x=x.data_ptr(), out=out.data_ptr(), pieces=pieces.data_ptr(), piece_count=len(pieces), images=batch,
-        channels=channels, pixels=pixels, stride_n=plan.in_pixels * channels, stride_c=1, stride_pixel=channels,
-        threads=torch.get_num_threads(),
-    )  # fmt: skip
+    given = {
+        **{"pieces": pieces.data_ptr(), "piece_count": len(pieces), "images": batch, "channels": channels},
+        **{"pixels": pixels, "stride_n": plan.in_pixels * channels, "stride_c": 1, "stride_pixel": channels},
+    }
+    _engine.frame(x=x.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads(), **given)
+    recorded = tape()
+    if recorded is not None:
+        recorded.append("frame", x, None, out, None, given, others=(plan,))
     return out

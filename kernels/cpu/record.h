@@ -10,7 +10,8 @@
 enum {
     MAX_VECTORS = 4, GRAD_VECTORS = 2, MAX_REACH = 8, MOST_OUTSIDE = 57, BUFFER_STATE = 0, BUFFER_INPUT = 1,
     ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3, KIND_FLOATS = 0, KIND_FOURS = 1, KIND_BYTES =
-    2, CALL_CONVOLVE = 0, CALL_FOOTPRINTS = 1, CALL_QUANTIZE = 2, CALL_MAX_ROWS = 3, MOST_TERMS = 65793
+    2, CALL_CONVOLVE = 0, CALL_FOOTPRINTS = 1, CALL_QUANTIZE = 2, CALL_MAX_ROWS = 3, CALL_FRAME = 4, MOST_TERMS =
+    65793
 };
 
 /* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows; row
@@ -107,13 +108,14 @@ typedef struct {
     F(FootprintJob, "int64_t", filled) F(FootprintJob, "int64_t", plain) F(FootprintJob, "int64_t", narrow) \
     F(FootprintJob, "int64_t", zero_point)
 
-/* A call as it was recorded, before its job: the buffers that it reads and writes; residual -1: none. */
+/* A call as it was recorded, before its job: the buffers that it reads and writes; residual, edges -1: none. edges:
+ * what its `zero` points to, where the row of the kernel is one run. */
 typedef struct {
-    int64_t kind, x, residual, out;
+    int64_t kind, x, residual, edges, out;
 } RecordedCall;
 #define RecordedCall_FIELDS(F) \
     F(RecordedCall, "int64_t", kind) F(RecordedCall, "int64_t", x) F(RecordedCall, "int64_t", residual) \
-    F(RecordedCall, "int64_t", out)
+    F(RecordedCall, "int64_t", edges) F(RecordedCall, "int64_t", out)
 
 /* outside -1: `bytes` from the start of the thread's own memory. Otherwise one of the tensors outside, and how many
  * bytes of it one group of images takes. */
@@ -466,6 +468,6 @@ typedef struct {
 #define EVERY_CONSTANT(C) \
     C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \
     C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH) C(KIND_FLOATS) C(KIND_FOURS) C(KIND_BYTES) C(CALL_CONVOLVE) \
-    C(CALL_FOOTPRINTS) C(CALL_QUANTIZE) C(CALL_MAX_ROWS) C(MOST_TERMS)
+    C(CALL_FOOTPRINTS) C(CALL_QUANTIZE) C(CALL_MAX_ROWS) C(CALL_FRAME) C(MOST_TERMS)
 
 #endif

@@ -23,7 +23,7 @@ MOST_OUTSIDE = 57  # tensors that a replay may read and write
 STATE, INPUT = 0, 1  # buffers of a stage
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3}
 KINDS = {"floats": 0, "fours": 1, "bytes": 2}  # of what a lane multiplies: fours and bytes are u8 by s8
-CALLS = {"convolve": 0, "footprints": 1, "quantize": 2, "max_rows": 3}  # that may be recorded
+CALLS = {"convolve": 0, "footprints": 1, "quantize": 2, "max_rows": 3, "frame": 4}  # that may be recorded
 CONSTANTS = {
     "MAX_VECTORS": MAX_VECTORS,
     "GRAD_VECTORS": GRAD_VECTORS,
@@ -109,8 +109,9 @@ FOOTPRINTS_OF_FLOATS = {"bytes": 0, "inverse": 0.0, "zero_point": 0}
 
 RECORDED_CALL = Record(
     "RecordedCall",
-    "A call as it was recorded, before its job: the buffers that it reads and writes; residual -1: none.",
-    (NUMBERS, "kind x residual out"),
+    "A call as it was recorded, before its job: the buffers that it reads and writes; residual, edges -1: none. edges: "
+    "what its `zero` points to, where the row of the kernel is one run.",
+    (NUMBERS, "kind x residual edges out"),
 )
 
 REPLAY_BUFFER = Record(

@@ -33,7 +33,13 @@ static int run_call(const Replay *r, char *const *outside, const ReplayCall *rec
         now.max.rows = x, now.max.out = out, now.max.threads = threads;
         accel_max_rows(&now.max);
         return 0;
+    case CALL_FRAME:
+        now.frame.x = x, now.frame.out = out, now.frame.threads = threads;
+        accel_frame(&now.frame);
+        return 0;
     default:
+        if (now.call.edges >= 0)
+            now.job.zero = place(r, outside, now.call.edges, group, memory);
         now.job.x = x, now.job.residual = residual, now.job.out = out, now.job.threads = threads;
         return accel_convolve(&now.job);
     }
@@ -59,7 +65,8 @@ int accel_replay(const Replay *r, char *const *outside)
         const RecordedCall *call = &((const ReplayCall *)r->calls)[i].call;
         REQUIRE(is_buffer(r, call->x) && is_buffer(r, call->out));
         REQUIRE(call->residual == -1 || is_buffer(r, call->residual));
-        REQUIRE(call->kind >= CALL_CONVOLVE && call->kind <= CALL_MAX_ROWS);
+        REQUIRE(call->edges == -1 || (call->kind == CALL_CONVOLVE && is_buffer(r, call->edges)));
+        REQUIRE(call->kind >= CALL_CONVOLVE && call->kind <= CALL_FRAME);
     }
     for (int64_t i = 0; ACCEL_CHECKED && i < r->buffer_count; i++) {
         REQUIRE(r->buffers[i].outside >= -1 && r->buffers[i].outside < r->outside_count && r->buffers[i].bytes >= 0);

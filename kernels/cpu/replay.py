@@ -26,6 +26,7 @@ _JOBS = {
     "footprints": (record.FOOTPRINT_JOB, ("x", "residual", "out", "bytes", "threads")),
     "quantize": (record.QUANTIZING, ("x", "out", "threads")),
     "max_rows": (record.MAX_JOB, ("rows", "out", "threads")),
+    "frame": (record.FRAME, ("x", "out", "threads")),
 }
 _LONGEST = record.RECORDED_CALL.size + max(job.size for job, _ in _JOBS.values())  # engine.h's ReplayCall
 _LINE = 64  # bytes of a cache line
@@ -67,23 +68,22 @@ class Tape:
         given: Mapping[str, float],
         weights: Tensor | None = None,
         others: tuple = (),
+        edges: Tensor | None = None,
     ) -> None:
         """A call of one of `record.CALLS`, packed but for what is `given`; `others` hold what else it points to."""
-        tensors = (x, *(() if residual is None else (residual,)))
-        read = [self._places.get(t.data_ptr()) for t in tensors]
-        parts = None in read or any(self.buffers[i].tensor.nbytes != t.nbytes for i, t in zip(read, tensors))
-        if parts:  # something else was computed in between, or what is read is a part of a map
-            self.understood = False
+        tensors = {name: t for name, t in (("x", x), ("residual", residual), ("edges", edges)) if t is not None}
+        read = {name: self._places.get(t.data_ptr(), -1) for name, t in tensors.items()}
+        if any(at < 0 or self.buffers[at].tensor.nbytes != tensors[name].nbytes for name, at in read.items()):
+            self.understood = False  # something else was computed in between, or what is read is a part of a map
             return
-        for buffer in read:
+        for buffer in read.values():
             self.buffers[buffer].last = len(self.calls)
         self.bytes += out.nbytes
         if self.bytes > MOST:
             raise TooLarge
         place = self._places[out.data_ptr()] = len(self.buffers)
         self.buffers.append(_Buffer(out, len(self.calls), len(self.calls)))
-        residual_at = -1 if residual is None else read[1]
-        call = record.RECORDED_CALL.struct(kind=record.CALLS[kind], x=read[0], residual=residual_at, out=place)
+        call = record.RECORDED_CALL.struct(**{"residual": -1, "edges": -1, **read}, kind=record.CALLS[kind], out=place)
         made, filled_in = _JOBS[kind]
         self.calls.append(call + made.struct(job, **dict.fromkeys(filled_in, 0), **given))
         self.kept += (weights, others)

@@ -105,6 +105,18 @@ def test_shortcuts_do_not_cut_a_branch():
     assert [len(each) for each in convs] == [5, 3]
 
 
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_rows_of_the_kernel_that_are_one_run(keep, batch):
+    """Few channels for more outputs than a vector has lanes: rows at the edge are read from a framed copy."""
+    net = nn.Sequential(nn.Conv2d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 8, 3, padding=1), nn.ReLU()).eval()
+    net = accel.convert_model(net, Perforate(keep=keep, mask="lattice"), example_inputs=images(batch))
+    assert_repeats(net, images(batch))
+    assert programs(net) and None not in programs(net)
+    x = images(batch, seed=5)  # not what was recorded
+    assert torch.equal(unrecorded(net, x), net_outputs(net, x))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_threads_do_not_matter(threads):
     net, x, before = converted(), images(6), torch.get_num_threads()
