@@ -99,13 +99,14 @@ def define(
     Args:
         schema: of its arguments, as torch writes it; fake gives outputs of the right shapes for them.
         module: the file that the function lives in, where the names differ.
-        of: the place of the argument whose device and dtype choose the backend.
+        of: the place of the argument whose device and dtype choose the backend; of a list, those of its first.
         mutates: the arguments that it writes to.
     """
 
     @torch.library.custom_op(f"accel::{op}", mutates_args=mutates, schema=schema)
     def run(*arguments):
-        return implementation(op, arguments[of], module)(*arguments)
+        known_by = arguments[of]
+        return implementation(op, known_by if isinstance(known_by, Tensor) else known_by[0], module)(*arguments)
 
     run.register_fake(fake)
     return run

@@ -49,7 +49,8 @@ def masked_conv2d(
         weight, bias: [K, C / groups, kh, kw], [K] or None; dtype and device of x.
         active: the set on the output map, on the device of x.
         stride, dilation: (vertical, horizontal). padding: (top, bottom, left, right).
-        activation: none, relu, leaky_relu (slope 0.01) or hardswish; only the first two where a gradient is needed.
+        activation: none, relu, leaky_relu (slope 0.01), hardswish or relu6; only the first two where a gradient is
+            needed.
         residual: [N, K, H_out, W_out] in any memory format.
         source: the set on the input map that x holds rows of; input positions outside of it read as zeros.
 

@@ -61,7 +61,7 @@ def perforated_conv2d(
         positions: the set on the output map, on the device of x.
         stride, dilation: (vertical, horizontal). padding: (top, bottom, left, right).
         padding_mode: zeros, reflect, replicate or circular, as nn.Conv2d's.
-        activation: none, relu, leaky_relu (slope 0.01) or hardswish.
+        activation: none, relu, leaky_relu (slope 0.01), hardswish or relu6.
         residual: added before the activation: [N, K, H_out, W_out], at every position; or, with `compact`, rows
             [N * P, K].
         compact: return the computed rows and leave the other positions alone.

@@ -75,6 +75,11 @@ class PositionSet:
         return len(self) / (self.height * self.width)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    @property
     def is_full(self) -> bool:
         return len(self) == self.height * self.width
 

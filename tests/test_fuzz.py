@@ -36,6 +36,7 @@ OPERATIONS = {
     "method.relu": lambda net, x: x.relu(),
     "leaky": lambda net, x: F.leaky_relu(x),
     "hardswish": lambda net, x: F.hardswish(x),
+    "relu6": lambda net, x: F.relu6(x),
     "relu_": lambda net, x: x.relu_(),
     "F.relu_": lambda net, x: F.relu(x, inplace=True),
     "max": lambda net, x: net.max_pool(x),
@@ -149,7 +150,10 @@ class RandomNet(nn.Module):
         if self.draw.random() < 0.6:
             do("layer", len(values) - 1, key=self._new_norm(values[-1]))
         if self.draw.random() < 0.7:
-            do(self.draw.choice(["relu", "F.relu", "torch.relu", "method.relu", "leaky", "hardswish"]), len(values) - 1)
+            do(
+                self.draw.choice(["relu", "F.relu", "torch.relu", "method.relu", "leaky", "hardswish", "relu6"]),
+                len(values) - 1,
+            )
 
     def _unit(self, values, do):
         """A residual unit around the last value."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from accel.kernels.caches import IdentityCache
 from accel.kernels.interpolate import interpolate
+from accel.kernels.join_rows import join_rows
 from accel.kernels.max_rows import max_rows
 from accel.kernels.positions import PositionSet, every_position, tap_map
 from accel.nn import dense
 from accel.nn.graph import Pool
 
-_taps = IdentityCache()
+_taps, _resized = IdentityCache(), IdentityCache()
 _ADDED = 1024  # rows added up in one product of matrices: with 65,536 the mean of a 512x512 map was off by 4e-4
 
 
@@ -37,6 +38,15 @@ class Compact:
     positions: PositionSet
     batch: int
     batched: bool = True
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the map."""
+        return torch.Size([*[self.batch] * self.batched, self.rows.shape[1], *self.positions.size])
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """`shape`, or one number of it."""
+        return self.shape if dim is None else self.shape[dim]
 
     @property
     def images(self) -> Tensor:
@@ -59,6 +69,11 @@ class Compact:
     def with_rows(self, rows: Tensor) -> Compact:
         """Other rows at the same positions."""
         return Compact(rows, self.positions, self.batch, self.batched)
+
+    def with_every_row(self, rows: Tensor, size: tuple[int, int]) -> Compact | Tensor:
+        """Rows of every position of a map of this size, as layers hand maps over: bytes so, floats as a map."""
+        made = Compact(rows, every_position(*size), self.batch, self.batched)
+        return made if rows.dtype is torch.uint8 else made.leave(made.as_image())
 
     def leave(self, values: Tensor) -> Tensor:
         """`values` [N, ...] that were read from the rows, in the rank of the map."""
@@ -138,6 +153,38 @@ def max_pool(
     if compact:
         return Compact(out, every_position(*size), value.batch, value.batched)
     return value.leave(out.view(value.batch, *size, value.rows.shape[1]).permute(0, 3, 1, 2))
+
+
+def join(values: Sequence[Compact | Tensor], dim: int = 1) -> Compact | Tensor:
+    """torch.cat of maps in dimension 1 or -3."""
+    images = [handed_over(value) if isinstance(value, Tensor) else value for value in values]
+    first, sizes = images[0], [image.positions.size for image in images]
+    if len({*sizes}) > 1 or (dim == 1 and not first.batched):
+        raise ValueError(f"channels of maps of one size can be joined, got dimension {dim} of maps {sizes}")
+    rows = join_rows([image.rows for image in images], list(map(_stand_ins, images)), first.batch)
+    return first.with_every_row(rows, sizes[0])
+
+
+def resize(value: Compact | Tensor, **how: object) -> Compact | Tensor:
+    """F.interpolate to the nearest position; how: its arguments but the first."""
+    image = handed_over(value) if isinstance(value, Tensor) else value
+    ones, nearest = [1] * (len(image.shape) - 2), image.positions.nearest
+    key = (len(ones), image.positions.size, *sorted(how.items()))
+    taps, size = _resized.get((nearest,), key, lambda sets: _find_resized(*sets, (*ones, *image.positions.size), how))
+    return image.with_every_row(join_rows([image.rows], [taps], image.batch), size)
+
+
+def _find_resized(nearest: Tensor, shape: tuple[int, ...], how: dict) -> tuple[Tensor, tuple[int, int]]:
+    """(rows int32 [windows], output size), as torch resizes a map [..., H, W] of the numbers of the positions."""
+    index = torch.arange(nearest.numel(), dtype=torch.float64, device="cpu")  # exact up to 2**53
+    found = F.interpolate(index.view(shape), **how)
+    return nearest[found.flatten().long().to(nearest.device)], (found.shape[-2], found.shape[-1])
+
+
+def _stand_ins(image: Compact) -> Tensor | None:
+    """The row that stands for each position; None: its own."""
+    nearest = image.positions.nearest
+    return None if nearest is every_position(*image.positions.size).nearest else nearest
 
 
 def avg_pool(

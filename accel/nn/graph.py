@@ -82,6 +82,51 @@ def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (tuple(value) * 2)[:2]
 
 
+_RESIZING = inspect.signature(F.interpolate)
+
+
+def resizing_of(node: fx.Node, modules: dict[str, nn.Module]) -> dict[str, object] | None:
+    """The arguments of F.interpolate but the first, where the node resizes to the nearest position; else None."""
+    module, own = module_of(node, modules), list(_RESIZING.parameters)[1:]
+    if isinstance(module, nn.Upsample) and type(module).forward is nn.Upsample.forward:
+        given = {name: getattr(module, name) for name in own if hasattr(module, name)}
+    elif node.op == "call_function" and node.target is F.interpolate and node.args:
+        given = dict(zip(own, node.args[1:])) | node.kwargs
+    else:
+        return None
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return given if given.get("mode", "nearest") in ("nearest", "nearest-exact") else None
+
+
+def concatenation_of(node: fx.Node) -> tuple[list[fx.Node], int] | None:
+    """(maps, dimension) where the node joins maps along their channels; else None."""
+    if node.op != "call_function" or node.target not in (torch.cat, torch.concat, torch.concatenate):
+        return None
+    given = dict(zip(("tensors", "dim"), node.args)) | node.kwargs
+    maps, dim = given.get("tensors"), given.get("dim", 0)
+    if not isinstance(maps, (list, tuple)) or not all(isinstance(each, fx.Node) for each in maps):
+        return None
+    return (list(maps), dim) if dim in (1, -3) and given.keys() <= {"tensors", "dim"} else None
+
+
+def reads_shape(node: fx.Node) -> bool:
+    """Whether the node asks for the size of a value, and for nothing else of it."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1:] == ("shape",)
+    return node.op == "call_method" and node.target == "size" and len(node.all_input_nodes) == 1
+
+
+_ON_NUMBERS = (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, int, tuple)
+
+
+def says_size(node: fx.Node) -> bool:
+    """Whether the node's value follows from the sizes of maps alone."""
+    if reads_shape(node):
+        return True
+    sources = node.all_input_nodes
+    return node.op == "call_function" and node.target in _ON_NUMBERS and bool(sources) and all(map(says_size, sources))
+
+
 _POINTWISE_MODULES = (
     *(nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Dropout2d),
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid),

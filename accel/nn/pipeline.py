@@ -216,6 +216,8 @@ def _activation(node: fx.Node, modules: Modules) -> str | None:
     module = module_of(node, modules)
     if type(module) is nn.LeakyReLU:
         return "leaky_relu" if module.negative_slope == 0.01 else None
+    if type(module) in (nn.ReLU6, nn.Hardtanh):
+        return "relu6" if (module.min_val, module.max_val) == (0, 6) else None
     if module is not None:
         return {nn.ReLU: "relu", nn.Hardswish: "hardswish"}.get(type(module))
     if node.op not in ("call_function", "call_method"):
@@ -224,7 +226,7 @@ def _activation(node: fx.Node, modules: Modules) -> str | None:
         return "relu"
     if node.target is F.leaky_relu and len(node.args) == 1 and node.kwargs.get("negative_slope", 0.01) == 0.01:
         return "leaky_relu"
-    return "hardswish" if node.target is F.hardswish else None
+    return {F.hardswish: "hardswish", F.relu6: "relu6"}.get(node.target)
 
 
 def _pass_rows(graph: fx.Graph, modules: Modules, chains: Chains) -> None:

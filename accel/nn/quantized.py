@@ -24,7 +24,7 @@ from accel.kernels.quantized_conv2d import quantized_conv2d
 from accel.nn.folding import Folded
 
 STEPS = 127  # of weights, on either side of zero
-BYTE_ACTIVATIONS = ("none", "relu")  # bounds of bytes
+BYTE_ACTIVATIONS = ("none", "relu", "relu6")  # bounds of bytes
 _KEPT = 3  # integers of a layer, as foldings of its weights
 _FLOATING = contextvars.ContextVar("accel_floating", default=False)
 
@@ -119,7 +119,7 @@ class Quantization:
         being their activation."""
         steps, scale, shift = self._rounded(weights.weight.detach())
         bias = shift if weights.bias is None else weights.bias.detach() + shift
-        bounds = (out.zero_point, BYTE) if out is not None and activation == "relu" else None
+        bounds = None if out is None else _bounds(out, activation)
         steps = steps.view(*steps.shape, *[1] * (4 - steps.dim()))  # of a linear layer too
         return Integers(steps.to(torch.int8), Requantization.of(of_x, scale, bias, out, bounds=bounds, residual=added))
 
@@ -190,6 +190,15 @@ def convolve_bytes(
     x = x if handed_over else of_x.quantize(x)
     activation = activation if out is None else "none"  # the bounds of the bytes are it
     return quantized_conv2d(x, made.weight, made.requantization, positions, activation=activation, **how)
+
+
+def _bounds(out: Affine, activation: str) -> tuple[int, int]:
+    """The lowest and the highest byte that one of `BYTE_ACTIVATIONS` gives."""
+    low = 0 if activation == "none" else out.zero_point
+    if activation != "relu6":
+        return low, BYTE
+    steps = 6 * torch.tensor(1 / out.scale, dtype=torch.float32, device="cpu")  # as numbers are quantized
+    return low, min(out.zero_point + round(steps.item()), BYTE)
 
 
 def _by_output(values: Tensor, weight: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from accel.kernels.replay import Program, engine_state, prepare_replay
 from accel.nn import compact, dense
 from accel.nn.effects import may_move, writes
 from accel.nn.folding import is_computed
-from accel.nn.graph import module_of
+from accel.nn.graph import module_of, says_size
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.quantized import is_floating
 
@@ -28,7 +28,7 @@ _CALLS = ("call_function", "call_method", "call_module")
 
 def cut_segments(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[Segment]:
     """Put one call of a `Segment` in the place of every run of two or more convolutions that the engine can repeat, and
-    of the poolings of bytes between them."""
+    of what moves bytes between them."""
     for node in list(graph.nodes):
         _hoist(node, modules)
     for node in reversed(list(graph.nodes)):
@@ -38,10 +38,10 @@ def cut_segments(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[Segment
 
 def _hoist(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     """Move what is no convolution before those that it does not need, such as a shortcut before a branch."""
-    if node.op not in _CALLS or _is_repeatable(node, modules):
+    if node.op not in _CALLS or _is_between(node, modules):
         return
     before = node.prev
-    while (before.op == "get_attr" or _is_repeatable(before, modules)) and before not in node.all_input_nodes:
+    while _is_between(before, modules) and before not in node.all_input_nodes:
         before = before.prev
     if before is not node.prev and not writes(node):
         before.append(node)
@@ -50,10 +50,10 @@ def _hoist(node: fx.Node, modules: dict[str, nn.Module]) -> None:
 def _sink(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     """Move what is no convolution behind all those that follow, such as the resizing of a side output, if none needs
     it."""
-    if node.op not in _CALLS or _is_repeatable(node, modules):
+    if node.op not in _CALLS or _is_between(node, modules):
         return
     after, passed = node.next, []
-    while (after.op == "get_attr" or _is_repeatable(after, modules)) and node not in after.all_input_nodes:
+    while _is_between(after, modules) and node not in after.all_input_nodes:
         passed.append(after)
         after = after.next
     if passed and not _is_repeatable(after, modules) and may_move(node, passed):
@@ -61,18 +61,25 @@ def _sink(node: fx.Node, modules: dict[str, nn.Module]) -> None:
 
 
 def _runs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[list[fx.Node]]:
-    """Convolutions with nothing between them but the reading of modules."""
+    """Convolutions with nothing between them but the reading of modules and sizes."""
     runs: list[list[fx.Node]] = [[]]
     for node in graph.nodes:
         if _is_repeatable(node, modules):
             runs[-1].append(node)
-        elif node.op != "get_attr" and runs[-1]:
+        elif runs[-1] and not _is_between(node, modules):
             runs.append([])
     return [run for run in runs if len(run) > 1]
 
 
+def _is_between(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node does not end a run of convolutions."""
+    return node.op == "get_attr" or says_size(node) or _is_repeatable(node, modules)
+
+
 def _is_repeatable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.target is dense.convolve or (node.target is compact.max_pool and node.kwargs.get("compact")):
+        return True
+    if node.target in (compact.join, compact.resize):
         return True
     layer = module_of(node, modules)
     if not isinstance(layer, PerforatedConv2d) or is_computed(layer):
@@ -82,10 +89,12 @@ def _is_repeatable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module]) -> Segment:
+    first = run[0]
+    run = _with_sizes(graph, run)
     read = dict.fromkeys(source for node in run for source in node.all_input_nodes)
     attributes = [source for source in read if source.op == "get_attr"]
     inputs = [source for source in read if source not in run and source.op != "get_attr"]
-    outputs = [node for node in run if any(user not in run for user in node.users)]
+    outputs = [node for node in run if not says_size(node) and any(user not in run for user in node.users)]
     inner, own = fx.Graph(), {}
     for source in inputs:
         own[source] = inner.placeholder(source.name)
@@ -95,7 +104,7 @@ def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module])
     names = [node.target for node in (*attributes, *run) if isinstance(node.target, str)]
     layers = [modules[name] for name in names if name in modules]  # the others are tensors
     segment = Segment(inner, modules[""], layers)
-    with graph.inserting_before(run[0]):
+    with graph.inserting_before(first):
         call = graph.call_function(segment.run, tuple(inputs))
         for index, node in enumerate(outputs):
             node.replace_all_uses_with(graph.call_function(operator.getitem, (call, index)))
@@ -103,6 +112,16 @@ def _replace(graph: fx.Graph, run: list[fx.Node], modules: dict[str, nn.Module])
         if not node.users:
             graph.erase_node(node)
     return segment
+
+
+def _with_sizes(graph: fx.Graph, run: list[fx.Node]) -> list[fx.Node]:
+    """A run, and what tells it sizes: they follow from the shapes of its inputs, which a recording is kept for."""
+    found, waiting = set(run), list(run)
+    while waiting:
+        sizes = {source for source in waiting.pop().all_input_nodes if says_size(source)} - found
+        found |= sizes
+        waiting += sizes
+    return [node for node in graph.nodes if node in found]
 
 
 class Segment:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels.cpu import _engine, record
+from accel.kernels.quantize import pitch_of
 
 record.check(_engine)
 CPU = torch.device("cpu")  # said at every allocation, a string would cost a microsecond more
@@ -51,6 +52,16 @@ def empty(
     memory = torch.frombuffer(_engine.block(size), dtype=dtype, count=count)
     out = torch.empty(0, dtype=dtype, device=CPU)
     return out.set_(memory.untyped_storage(), 0, shape, strides)  # an op, which a meter of memory sees
+
+
+def filled_up(x: Tensor) -> Tensor | None:
+    """A map as `accel.kernels.quantize.bytes_like` lays it out, with what lies between its pixels; None for another."""
+    pitch = pitch_of(x)
+    batch, _, height, width = x.shape if pitch else (0, 0, 0, 0)
+    if not pitch or x.stride() != (height * width * pitch, 1, width * pitch, pitch):
+        return None
+    end = x.storage_offset() + batch * height * width * pitch
+    return x.as_strided((batch, pitch, height, width), x.stride()) if end <= x.untyped_storage().nbytes() else None
 
 
 def address(tensor: Tensor | None) -> int:

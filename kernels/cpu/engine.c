@@ -54,6 +54,7 @@ RUN(frame, Frame)
 RUN(interpolate, Fill)
 RUN(interpolate_backward, Fill)
 RUN(max_rows, MaxJob)
+RUN(place, Placing)
 RUN(interpolate_fitted_backward, FittedGradJob)
 TRY(active, ActiveJob)
 RUN(invert, Inversion)
@@ -115,6 +116,7 @@ static PyMethodDef methods[] = {
     METHOD(interpolate, "Rows to maps: Fill."),
     METHOD(interpolate_backward, "Its adjoint: Fill."),
     METHOD(max_rows, "The largest of several rows: MaxJob."),
+    METHOD(place, "Rows into columns of others: Placing."),
     METHOD(quantize, "Numbers to bytes; whether all are finite: Quantizing."),
     METHOD(interpolate_fitted_backward, "The adjoint of fitted interpolation: FittedGradJob."),
     METHOD(active, "Mask to positions: ActiveJob."),

@@ -171,6 +171,7 @@ void accel_frame(const Frame *f);
 void accel_interpolate(const Fill *f);
 void accel_interpolate_backward(const Fill *f);
 void accel_max_rows(const MaxJob *job);
+void accel_place(const Placing *job);
 int accel_quantize(const Quantizing *job);
 void accel_interpolate_fitted_backward(const FittedGradJob *job);
 int accel_active(const ActiveJob *job);
@@ -185,7 +186,7 @@ int accel_grad_input(const GradJob *job);
 int accel_grad_weight(const GradJob *job);
 void accel_column_sums(const ColumnSums *job);
 
-static inline int is_activation(int64_t code) { return code >= ACT_NONE && code <= ACT_HARDSWISH; }
+static inline int is_activation(int64_t code) { return code >= ACT_NONE && code <= ACT_RELU6; }
 
 typedef struct {
     RecordedCall call;
@@ -195,6 +196,7 @@ typedef struct {
         Quantizing quantizing;
         MaxJob max;
         Frame frame;
+        Placing placing;
     };
 } ReplayCall;
 

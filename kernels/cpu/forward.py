@@ -116,12 +116,15 @@ def pixels_of(x: Tensor, geometry: CallGeometry, sets: tuple[Tensor | None, ...]
     return height * width if sets[2] is None else x.shape[0] // max(batch, 1)
 
 
-def by_pointers(x, sets, kernel, geometry, activation, compact, as_runs: bool, elements: Mapping[str, float]) -> Call:
-    """A call of `_engine.convolve` at a static set. elements: the fields of JOB that say what x and the output hold."""
+def by_pointers(
+    x, sets, kernel, geometry, activation, compact, as_runs: bool, elements: Mapping[str, float], pitch: int = 0
+) -> Call:
+    """A call of `_engine.convolve` at a static set. elements: the fields of JOB that say what x and the output hold;
+    pitch: from pixel to pixel of x, if not its channels."""
     batch, height, width = geometry.in_size
     out_size, groups = geometry.out_size, geometry.groups
     out_channels, c_group, kh, kw = kernel
-    channels, kind = c_group * groups, forward_kind(kernel, groups)
+    channels, kind = pitch or c_group * groups, forward_kind(kernel, groups)
     table = Geometry((height, width), (kh, kw), *geometry.taps)
     plan = static_plan(table, *sets, out_size, pixels_of(x, geometry, sets), as_runs)
     rows, out_pixels = batch * plan.count, out_size[0] * out_size[1]
@@ -130,8 +133,8 @@ def by_pointers(x, sets, kernel, geometry, activation, compact, as_runs: bool, e
     job = record.JOB.pack(
         **plan.addresses(compact), offsets=0, dynamic=False, scatter=not compact, framed=False, rows=rows,
         table_rows=plan.count, in_pixels=plan.in_pixels, in_pitch=channels, in_width=width, out_width=out_size[1],
-        taps=taps.taps, tap_columns=taps.tap_columns, run=kw * channels if as_runs else c_group, out_pixels=out_pixels,
-        out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
+        taps=taps.taps, tap_columns=taps.tap_columns, run=kw * channels if as_runs else pitch or c_group,
+        out_pixels=out_pixels, out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
         activation=record.ACTIVATIONS[activation], edge_run=kw * channels if as_runs else 0,
         edges_each=taps.edge_pixels * channels, edge_columns=taps.edge_columns, **elements,
     )  # fmt: skip

@@ -1,5 +1,5 @@
 /* Compact rows to dense maps by the nearest map, the adjoint (a segment sum in a fixed order, without atomics), and
- * max pooling of such maps without making them; numbers to bytes; how large maps are written. */
+ * max pooling of such maps without making them; maps side by side; numbers to bytes; how large maps are written. */
 #include <string.h>
 
 #include "engine.h"
@@ -117,19 +117,72 @@ void accel_max_rows(const MaxJob *job)
     }
 }
 
+void accel_place(const Placing *job)
+{
+    REQUIRE(job->images >= 0 && job->count >= 0 && job->windows >= 0 && job->width >= 0 && job->at >= 0);
+    REQUIRE(job->at + job->width <= job->pitch && (job->taps || job->count == job->windows));
+    REQUIRE(IS_ARRAY((const uint8_t *)job->rows, job->images * job->count * job->width));
+    REQUIRE(IS_ARRAY((uint8_t *)job->out, job->images * job->windows * job->pitch));
+    REQUIRE(!job->taps || job->images == 0 || are_within(job->taps, job->windows, 0, job->count));
+    if (!job->width)
+        return; /* the arrays may be null then, which memcpy must not be given even for nothing */
+    const int threads = accel_threads(job->threads);
+    const int64_t rows = job->images * job->windows;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * job->width > 1 << 14)
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t image = i / job->windows, window = i % job->windows;
+        const int64_t row = image * job->count + (job->taps ? job->taps[window] : window);
+        memcpy((char *)job->out + i * job->pitch + job->at, (const char *)job->rows + row * job->width,
+               (size_t)job->width);
+    }
+}
+
+/* count floats from x to bytes; returns whether one of them was not finite. */
+static int quantize_values(const Quantizing *job, const float *x, uint8_t *out, int64_t count)
+{
+    return !accel_isa_bytes->quantize(x, out, count, (float)job->inverse, (int32_t)job->zero_point);
+}
+
+enum { MOST_PITCH = 16 };
+
+/* The same for rows of bytes with room between them. */
+static int quantize_rows(const Quantizing *job, const float *x, uint8_t *out, int64_t rows)
+{
+    enum { SPAN = 1 << 10 }; /* longer than the rows that it holds, by a row at least */
+    const int64_t width = job->width, pitch = job->pitch, each = SPAN / pitch - 1;
+    uint8_t span[SPAN] = {0};
+    int odd = 0;
+    for (int64_t at = 0; at < rows; at += each) {
+        const int64_t here = rows - at < each ? rows - at : each;
+        odd |= quantize_values(job, x + at * width, span, here * width);
+        for (int64_t row = 0; row < here; row++)
+            if (pitch == 4)
+                memcpy(out + (at + row) * 4, span + row * width, 4); /* of a constant length: a move */
+            else
+                memcpy(out + (at + row) * pitch, span + row * width, (size_t)width);
+    }
+    return odd;
+}
+
 int accel_quantize(const Quantizing *job)
 {
-    REQUIRE(IS_ARRAY(job->x, job->count) && IS_ARRAY(job->out, job->count));
-    REQUIRE(job->zero_point >= 0 && job->zero_point <= 255 && job->inverse > 0);
     enum { CHUNK = 1 << 14 }; /* 80 KB in and out: below, threads cost more than they save */
+    REQUIRE(job->count >= 0 && job->width > 0 && job->pitch >= job->width);
+    REQUIRE(job->pitch == job->width || job->pitch <= MOST_PITCH);
+    REQUIRE(IS_ARRAY(job->x, job->count * job->width) && IS_ARRAY(job->out, job->count * job->pitch));
+    REQUIRE(job->zero_point >= 0 && job->zero_point <= 255 && job->inverse > 0);
+    const int flat = job->pitch == job->width;
     const int threads = accel_threads(job->threads);
-    const int64_t chunks = (job->count + CHUNK - 1) / CHUNK;
+    const int64_t width = flat ? 1 : job->width, pitch = flat ? 1 : job->pitch;
+    const int64_t rows = flat ? job->count * job->width : job->count, each = CHUNK / pitch;
+    const int64_t chunks = (rows + each - 1) / each;
     int odd = 0;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(| : odd) if (threads > 1 && chunks > 1)
     for (int64_t i = 0; i < chunks; i++) {
-        const int64_t at = i * CHUNK, count = job->count - at < CHUNK ? job->count - at : CHUNK;
-        odd |= !accel_isa_bytes->quantize(job->x + at, job->out + at, count, (float)job->inverse,
-                                          (int32_t)job->zero_point);
+        const int64_t at = i * each, here = rows - at < each ? rows - at : each;
+        const float *x = job->x + at * width;
+        uint8_t *out = job->out + at * pitch;
+        odd |= flat ? quantize_values(job, x, out, here) : quantize_rows(job, x, out, here);
     }
     return odd;
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU
+from accel.kernels.quantize import FOUR
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def packed_weight(weight: Tensor, groups: int, kind: str, zero_point: int = 0) -
 
 def _pack(weight: Tensor, groups: int, kind: str, zero_point: int) -> Packed:
     out_channels, inner, kh, kw = weight.shape
-    padding = inner * groups * weight.itemsize
+    padding = -(-inner * groups * weight.itemsize // FOUR) * FOUR  # pixels of few bytes are filled up
     element = "floats" if weight.dtype is torch.float32 else "bytes" if kind == "depthwise" else "fours"
     groups = 1 if kind == "depthwise" else groups
     outer = out_channels // groups

@@ -9,9 +9,9 @@
 
 enum {
     MAX_VECTORS = 4, GRAD_VECTORS = 2, MAX_REACH = 8, MOST_OUTSIDE = 57, BUFFER_STATE = 0, BUFFER_INPUT = 1,
-    ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3, KIND_FLOATS = 0, KIND_FOURS = 1, KIND_BYTES =
-    2, CALL_CONVOLVE = 0, CALL_FOOTPRINTS = 1, CALL_QUANTIZE = 2, CALL_MAX_ROWS = 3, CALL_FRAME = 4, MOST_TERMS =
-    65793
+    ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3, ACT_RELU6 = 4, KIND_FLOATS = 0, KIND_FOURS =
+    1, KIND_BYTES = 2, CALL_CONVOLVE = 0, CALL_FOOTPRINTS = 1, CALL_QUANTIZE = 2, CALL_MAX_ROWS = 3, CALL_FRAME = 4,
+    CALL_PLACE = 5, MOST_TERMS = 65793
 };
 
 /* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows; row
@@ -217,16 +217,32 @@ typedef struct {
     F(MaxJob, "int64_t", tap_count) F(MaxJob, "int64_t", channels) F(MaxJob, "int64_t", narrow) \
     F(MaxJob, "int64_t", threads)
 
-/* out = zero_point + the nearest integer of x * inverse, a byte. */
+/* Rows of a map into columns of other rows: rows [images * count][width], read at taps [windows] (NULL: all, in
+ * order), to out [images * windows][pitch] from column `at` on; width, pitch and at in bytes. */
+typedef struct {
+    const void *rows;
+    void *out;
+    const int32_t *taps;
+    int64_t images, count, windows, width, pitch, at, threads;
+} Placing;
+#define Placing_FIELDS(F) \
+    F(Placing, "const void *", rows) F(Placing, "void *", out) F(Placing, "const int32_t *", taps) \
+    F(Placing, "int64_t", images) F(Placing, "int64_t", count) F(Placing, "int64_t", windows) \
+    F(Placing, "int64_t", width) F(Placing, "int64_t", pitch) F(Placing, "int64_t", at) \
+    F(Placing, "int64_t", threads)
+
+/* out = zero_point + the nearest integer of x * inverse, a byte. x: [count][width], out: [count][pitch]; what lies
+ * between the rows is not said. */
 typedef struct {
     const float *x;
     uint8_t *out;
-    int64_t count, zero_point, threads;
+    int64_t count, width, pitch, zero_point, threads;
     double inverse;
 } Quantizing;
 #define Quantizing_FIELDS(F) \
     F(Quantizing, "const float *", x) F(Quantizing, "uint8_t *", out) F(Quantizing, "int64_t", count) \
-    F(Quantizing, "int64_t", zero_point) F(Quantizing, "int64_t", threads) F(Quantizing, "double", inverse)
+    F(Quantizing, "int64_t", width) F(Quantizing, "int64_t", pitch) F(Quantizing, "int64_t", zero_point) \
+    F(Quantizing, "int64_t", threads) F(Quantizing, "double", inverse)
 
 /* The adjoint of fitted interpolation, where a skipped position holds a weighted sum of `taps` computed rows:
  * gradients of the rows, of the weights [classes][taps][channels] and of the constants [classes][channels] from
@@ -461,13 +477,13 @@ typedef struct {
 
 #define EVERY_RECORD(R) \
     R(Job) R(Step) R(FootprintRun) R(FootprintJob) R(RecordedCall) R(ReplayBuffer) R(Replay) R(PanelSize) R(Packing) \
-    R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(Quantizing) R(FittedGradJob) R(ActiveJob) R(Inversion) \
-    R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(StageBuffer) R(StageConv) R(StageUnit) \
-    R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
+    R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(Placing) R(Quantizing) R(FittedGradJob) R(ActiveJob) \
+    R(Inversion) R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(StageBuffer) R(StageConv) \
+    R(StageUnit) R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
 
 #define EVERY_CONSTANT(C) \
     C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \
-    C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH) C(KIND_FLOATS) C(KIND_FOURS) C(KIND_BYTES) C(CALL_CONVOLVE) \
-    C(CALL_FOOTPRINTS) C(CALL_QUANTIZE) C(CALL_MAX_ROWS) C(CALL_FRAME) C(MOST_TERMS)
+    C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH) C(ACT_RELU6) C(KIND_FLOATS) C(KIND_FOURS) C(KIND_BYTES) \
+    C(CALL_CONVOLVE) C(CALL_FOOTPRINTS) C(CALL_QUANTIZE) C(CALL_MAX_ROWS) C(CALL_FRAME) C(CALL_PLACE) C(MOST_TERMS)
 
 #endif

@@ -21,9 +21,9 @@ GRAD_VECTORS = 2  # dX: narrow panels, since threads can share an image only by 
 MAX_REACH = 8  # of the convolutions of a stage's unit, and one more
 MOST_OUTSIDE = 57  # tensors that a replay may read and write
 STATE, INPUT = 0, 1  # buffers of a stage
-ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3}
+ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3, "relu6": 4}
 KINDS = {"floats": 0, "fours": 1, "bytes": 2}  # of what a lane multiplies: fours and bytes are u8 by s8
-CALLS = {"convolve": 0, "footprints": 1, "quantize": 2, "max_rows": 3, "frame": 4}  # that may be recorded
+CALLS = {"convolve": 0, "footprints": 1, "quantize": 2, "max_rows": 3, "frame": 4, "place": 5}  # that may be recorded
 CONSTANTS = {
     "MAX_VECTORS": MAX_VECTORS,
     "GRAD_VECTORS": GRAD_VECTORS,
@@ -181,12 +181,23 @@ MAX_JOB = Record(
     (NUMBERS, "images count windows tap_count channels narrow threads"),
 )
 
+PLACING = Record(
+    "Placing",
+    "Rows of a map into columns of other rows: rows [images * count][width], read at taps [windows] (NULL: all, in "
+    "order), to out [images * windows][pitch] from column `at` on; width, pitch and at in bytes.",
+    ("const void *", "rows"),
+    ("void *", "out"),
+    (INDICES, "taps"),
+    (NUMBERS, "images count windows width pitch at threads"),
+)
+
 QUANTIZING = Record(
     "Quantizing",
-    "out = zero_point + the nearest integer of x * inverse, a byte.",
+    "out = zero_point + the nearest integer of x * inverse, a byte. x: [count][width], out: [count][pitch]; what lies "
+    "between the rows is not said.",
     (FLOATS, "x"),
     ("uint8_t *", "out"),
-    (NUMBERS, "count zero_point threads"),
+    (NUMBERS, "count width pitch zero_point threads"),
     ("double", "inverse"),
 )
 

@@ -37,6 +37,10 @@ static int run_call(const Replay *r, char *const *outside, const ReplayCall *rec
         now.frame.x = x, now.frame.out = out, now.frame.threads = threads;
         accel_frame(&now.frame);
         return 0;
+    case CALL_PLACE:
+        now.placing.rows = x, now.placing.out = out, now.placing.threads = threads;
+        accel_place(&now.placing);
+        return 0;
     default:
         if (now.call.edges >= 0)
             now.job.zero = place(r, outside, now.call.edges, group, memory);
@@ -66,7 +70,7 @@ int accel_replay(const Replay *r, char *const *outside)
         REQUIRE(is_buffer(r, call->x) && is_buffer(r, call->out));
         REQUIRE(call->residual == -1 || is_buffer(r, call->residual));
         REQUIRE(call->edges == -1 || (call->kind == CALL_CONVOLVE && is_buffer(r, call->edges)));
-        REQUIRE(call->kind >= CALL_CONVOLVE && call->kind <= CALL_FRAME);
+        REQUIRE(call->kind >= CALL_CONVOLVE && call->kind <= CALL_PLACE);
     }
     for (int64_t i = 0; ACCEL_CHECKED && i < r->buffer_count; i++) {
         REQUIRE(r->buffers[i].outside >= -1 && r->buffers[i].outside < r->outside_count && r->buffers[i].bytes >= 0);

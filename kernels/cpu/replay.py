@@ -27,6 +27,7 @@ _JOBS = {
     "quantize": (record.QUANTIZING, ("x", "out", "threads")),
     "max_rows": (record.MAX_JOB, ("rows", "out", "threads")),
     "frame": (record.FRAME, ("x", "out", "threads")),
+    "place": (record.PLACING, ("rows", "out", "threads")),
 }
 _LONGEST = record.RECORDED_CALL.size + max(job.size for job, _ in _JOBS.values())  # engine.h's ReplayCall
 _LINE = 64  # bytes of a cache line
@@ -78,16 +79,25 @@ class Tape:
             return
         for buffer in read.values():
             self.buffers[buffer].last = len(self.calls)
-        self.bytes += out.nbytes
-        if self.bytes > MOST:
-            raise TooLarge
-        place = self._places[out.data_ptr()] = len(self.buffers)
-        self.buffers.append(_Buffer(out, len(self.calls), len(self.calls)))
+        place = self._places.get(out.data_ptr())
+        if place is None:
+            place = self._write_to(out)
+        else:  # another call wrote a part of it
+            self.buffers[place].last = len(self.calls)
         call = record.RECORDED_CALL.struct(**{"residual": -1, "edges": -1, **read}, kind=record.CALLS[kind], out=place)
         made, filled_in = _JOBS[kind]
         self.calls.append(call + made.struct(job, **dict.fromkeys(filled_in, 0), **given))
         self.kept += (weights, others)
         self.weights = max(self.weights, 0 if weights is None else weights.nbytes)
+
+    def _write_to(self, out: Tensor) -> int:
+        """A buffer for what the next call is the first to write to."""
+        self.bytes += out.nbytes
+        if self.bytes > MOST:
+            raise TooLarge
+        place = self._places[out.data_ptr()] = len(self.buffers)
+        self.buffers.append(_Buffer(out, len(self.calls), len(self.calls)))
+        return place
 
     def mark_outputs(self, outputs: Sequence[object], inputs: int) -> bool:
         """Whether calls wrote every one of these maps, each another one; they lie outside from then on."""

@@ -67,6 +67,27 @@ def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
     return out
 
 
+def join_rows(parts: Sequence[Tensor], taps: Sequence[Tensor | None], batch: int) -> Tensor:
+    """Rows side by side; arguments and result as in `accel.kernels.reference.join_rows`."""
+    if parts[0].dtype is not torch.uint8:
+        require_float32(*parts)
+    parts = [part.contiguous() for part in parts]
+    taps = [None if tap is None else tap.contiguous() for tap in taps]
+    counts = [len(part) // max(batch, 1) for part in parts]
+    windows = counts[0] if taps[0] is None else len(taps[0])
+    out = empty((batch * windows, sum(part.shape[1] for part in parts)), dtype=parts[0].dtype)
+    size, at, recorded = out.itemsize, 0, tape()
+    for part, tap, count in zip(parts, taps, counts):
+        width = part.shape[1] * size
+        given = {"taps": address(tap), "images": batch, "count": count, "windows": windows, "width": width, "at": at}
+        given["pitch"] = out.shape[1] * size
+        _engine.place(rows=part.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads(), **given)
+        if recorded is not None:
+            recorded.append("place", part, None, out, None, given, others=(tap,))
+        at += width
+    return out
+
+
 def active_positions(mask: Tensor, dilate: int) -> tuple[Tensor, Tensor]:
     """Mask to positions; arguments and result as in `accel.kernels.reference.active_positions`."""
     mask = mask.contiguous()

@@ -10,6 +10,7 @@ ACTIVATIONS = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,  # slope 0.01, nn.LeakyReLU's default
     "hardswish": F.hardswish,
+    "relu6": F.relu6,
 }
 
 

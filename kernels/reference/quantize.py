@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accel.kernels.quantize import refuse_odd
+from accel.kernels.quantize import bytes_like, refuse_odd
 
 
 def quantize(x: Tensor, inverse: float, zero_point: int) -> Tensor:
@@ -13,4 +13,4 @@ def quantize(x: Tensor, inverse: float, zero_point: int) -> Tensor:
     if not x.isfinite().all():
         refuse_odd()
     steps = x * torch.tensor(inverse, dtype=torch.float32, device=x.device)
-    return (steps.clamp(-zero_point, 255 - zero_point).round() + zero_point).to(torch.uint8)
+    return bytes_like(x).copy_(steps.clamp(-zero_point, 255 - zero_point).round() + zero_point)

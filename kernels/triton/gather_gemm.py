@@ -109,6 +109,8 @@ def _activate(value, ACTIVATION: tl.constexpr):
         value = tl.where(value > 0.0, value, 0.01 * value)
     elif ACTIVATION == "hardswish":
         value = value * tl.minimum(tl.maximum(value + 3.0, 0.0), 6.0) / 6.0
+    elif ACTIVATION == "relu6":
+        value = tl.clamp(value, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL)
     else:
         tl.static_assert(ACTIVATION == "none", "unknown activation")
     return value

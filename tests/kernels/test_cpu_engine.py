@@ -15,7 +15,13 @@ from accel.kernels.cpu import _engine  # noqa: E402
 from accel.kernels.geometry import CallGeometry  # noqa: E402
 from accel.kernels.positions import PositionSet, output_size  # noqa: E402
 
-ACTIVATIONS = {"none": lambda v: v, "relu": F.relu, "leaky_relu": F.leaky_relu, "hardswish": F.hardswish}
+ACTIVATIONS = {
+    "none": lambda v: v,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "relu6": F.relu6,
+}
 MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 

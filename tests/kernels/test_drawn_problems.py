@@ -12,7 +12,13 @@ from accel.kernels.positions import output_size
 from accel.ops import active_positions, masked_conv2d, perforated_conv2d
 
 PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
-ACT = {"none": lambda rows: rows, "relu": F.relu, "leaky_relu": F.leaky_relu, "hardswish": F.hardswish}
+ACT = {
+    "none": lambda rows: rows,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "relu6": F.relu6,
+}
 
 
 def draw_geometry(rng: random.Random) -> tuple[tuple[int, int], tuple[int, int], dict]:

@@ -15,7 +15,13 @@ from accel.kernels.positions import PositionSet, output_size
 from accel.ops import perforated_conv2d
 
 PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
-ACT = {"none": lambda rows: rows, "relu": F.relu, "leaky_relu": F.leaky_relu, "hardswish": F.hardswish}
+ACT = {
+    "none": lambda rows: rows,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "relu6": F.relu6,
+}
 
 
 @dataclasses.dataclass

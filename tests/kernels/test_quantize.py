@@ -51,8 +51,28 @@ def test_the_memory_format_stays(isa):
     for given in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3)):
         out = quantize(given, 20.0, 100)
         assert torch.equal(out, ((given * 20).round() + 100).clamp(0, 255).to(torch.uint8))
-    last = quantize(x.contiguous(memory_format=torch.channels_last), 20.0, 100)
-    assert last.is_contiguous(memory_format=torch.channels_last)
+    wide = torch.randn(2, 20, 4, 3).contiguous(memory_format=torch.channels_last)
+    assert quantize(wide, 20.0, 100).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (90, 130)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 7, 13, 15, 17])
+def test_pixels_of_few_channels_begin_at_fours(isa, channels, size):
+    x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(channels))
+    x, (height, width) = x.contiguous(memory_format=torch.channels_last), size
+    pitch = channels if channels > 16 else -(-channels // 4) * 4
+    threads = torch.get_num_threads()
+    for asked in (1, 2):
+        torch.set_num_threads(asked)
+        out = quantize(x, 20.0, 100)
+        if (height, width) != (1, 1):
+            assert out.stride() == (height * width * pitch, 1, width * pitch, pitch)
+        assert torch.equal(out, ((x * 20).round() + 100).clamp(0, 255).to(torch.uint8))
+        with pytest.raises(ValueError, match="NaN or an infinity"):
+            quantize(x.index_fill(3, torch.tensor(width - 1), float("nan")), 20.0, 100)
+    torch.set_num_threads(threads)
+    with use_backend("reference"):
+        assert quantize(x, 20.0, 100).stride() == out.stride()
 
 
 def test_refusals():

@@ -28,7 +28,7 @@ def drawn(height, width, channels, batch=2, taps=5, classes=3):
     return values[0], kept, Neighbors(skipped, rows, starts), *values[1:]
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "hardswish"])
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "hardswish", "relu6"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_bytes_of_the_map(isa, shape, activation):
     given = drawn(*SHAPES[shape])

@@ -16,7 +16,7 @@ from accel.nn.quantized import floating
 from accel.profiling.distances import relative_norm
 from accel.running import one_by_one
 from accel.tests.nn.eight_bits import FILLS, WHOLE, convert, pictures
-from accel.tests.nn.replays import unrecorded
+from accel.tests.nn.replays import programs, unrecorded
 
 HANDED = {"whole": WHOLE, **{name: FILLS[name] for name in ("nearest", "weighted", "fitted")}}
 READ_BY = {"nearest": "zero"}  # whose fill lays rows over something
@@ -43,6 +43,59 @@ def test_a_layer_gives_bytes_to_the_one_that_alone_reads_it(fill, monkeypatch):
     assert torch.equal(found == 0, own == 0)
     plan = accel.plan_conversion(net, config, example_inputs=x[:2], calibration=[x])
     assert "bytes to 3" in next(row["note"] for row in plan.rows if row["layer"] == "0")
+
+
+SIXES = {
+    "ReLU6": nn.ReLU6,
+    "Hardtanh": lambda: nn.Hardtanh(0, 6),
+    "other bounds": lambda: nn.Hardtanh(0, 4),
+    "changed bounds": lambda: changed(nn.ReLU6(), max_val=4.0),
+}
+
+
+def changed(module, **settings):
+    for name, value in settings.items():
+        setattr(module, name, value)
+    return module
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", SIXES)
+@torch.no_grad()
+def test_inverted_residuals(kind, precision):
+    """MobileNetV2's: 1x1, depthwise, 1x1, added to what they read; what lies above six is cut off, in bytes too."""
+
+    class Inverted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), SIXES[kind]())
+            wide = [nn.Conv2d(8, 48, 1), nn.BatchNorm2d(48), SIXES[kind]()]
+            depthwise = [nn.Conv2d(48, 48, 3, padding=1, groups=48), nn.BatchNorm2d(48), SIXES[kind]()]
+            self.unit = nn.Sequential(*wide, *depthwise, nn.Conv2d(48, 8, 1), nn.BatchNorm2d(8))
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.last(x + self.unit(x))
+
+    torch.manual_seed(0)
+    net, x = Inverted().eval(), pictures(seed=7)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 12, 30)
+    assert (net.stem[:2](x) > 6).float().mean() > 0.1
+    fast = convert(net, accel.Perforate(keep=1.0, precision=precision))
+    (_, path) = installed(fast)[0]
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(fast(x), own) < (1e-5 if precision == "fp32" else 2e-2) and path.doubt is None
+    if kind in ("ReLU6", "Hardtanh"):
+        assert all(path.chains.fused[name][-1] == "relu6" for name in ("stem.0", "unit.0", "unit.3"))
+        passed = {"stem.0": ["unit.0", "unit.6"], "unit.0": ["unit.3"], "unit.3": ["unit.6"], "unit.6": ["last"]}
+        assert path.chains.bytes == (passed if precision == "int8" else {})
+    else:
+        assert "relu6" not in str(path.chains)
 
 
 class Sides(nn.Module):
@@ -167,6 +220,130 @@ def test_integers_that_the_model_adds_are_numbers():
     net, x = Adds().eval(), pictures(seed=8)
     fast = convert(net)
     assert installed(fast)[0][1].chains.bytes == {"first": ["second"]}
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(fast(x), own) < 2e-3
+
+
+class UNet(nn.Module):
+    """Two levels: pooled, resized to the nearest position, and joined with the map before; `how` resizes."""
+
+    def __init__(self, how, dim=1):
+        super().__init__()
+        self.how, self.dim = how, dim
+        self.outer, self.inner = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+        self.joint, self.last = nn.Conv2d(40, 16, 3, padding=1), nn.Conv2d(16, 1, 1)
+
+    def forward(self, x):
+        x = F.relu(self.outer(x))
+        deep = F.relu(self.inner(F.max_pool2d(x, 2)))
+        return self.last(F.relu(self.joint(torch.cat([x, self.how(deep, x)], self.dim))))
+
+
+class Up(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.UpsamplingNearest2d(scale_factor=2)
+
+    def forward(self, deep, x):
+        return self.up(deep)
+
+
+RESIZED = {
+    "by a factor": lambda deep, x: F.interpolate(deep, scale_factor=2),
+    "to a size": lambda deep, x: F.interpolate(deep, (20, 20), mode="nearest-exact"),
+    "to that of a map": lambda deep, x: F.interpolate(deep, size=x.shape[-2:]),
+    "by a module": Up(),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("fill", HANDED)
+@pytest.mark.parametrize("how", RESIZED)
+@torch.no_grad()
+def test_maps_of_bytes_are_resized_and_joined(how, fill, monkeypatch):
+    torch.manual_seed(0)
+    net, x, seen = UNet(RESIZED[how]).eval(), pictures(seed=7), []
+    fast = convert(net, HANDED[fill])
+    (_, path) = installed(fast)[0]
+    passed = {name: set(readers) for name, readers in path.chains.bytes.items()}
+    both = {"inner", "joint"}
+    assert passed == {"outer": both, "inner": both, "joint": {"last"}} and path.doubt is None
+    own_quantize = Affine.quantize
+    monkeypatch.setattr(Affine, "quantize", lambda self, x: seen.append(1) or own_quantize(self, x))
+    found = unrecorded(fast, x)
+    assert len(seen) == 1, "only the picture is quantized"
+    assert torch.equal(fast(x), found), "recorded, where it is"
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(found, own) < 5e-3
+    with floating():
+        assert relative_norm(fast(x), own) < 0.02
+    assert path.doubt is None
+
+
+@torch.no_grad()
+def test_a_network_of_joined_maps_runs_as_one_call():
+    torch.manual_seed(0)
+    fast, x = convert(UNet(RESIZED["by a factor"]).eval()), pictures(seed=7)
+    fast(x)
+    assert len(programs(fast)) == 1 and None not in programs(fast)
+
+
+class Joins(nn.Module):
+    """Maps of two layers are joined in a dimension."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.one, self.two, self.dim = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1), dim
+        self.last = nn.Conv2d(16, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(torch.cat((F.relu(self.one(x)), F.relu(self.two(x))), dim=self.dim))
+
+
+@pytest.mark.parametrize("dim", [1, -3])
+@torch.no_grad()
+def test_joined_without_a_batch(dim):
+    """Dimension 1 is then the height."""
+    torch.manual_seed(0)
+    net, x = Joins(dim).eval(), pictures(seed=7)
+    fast = convert(net, HANDED["nearest"])
+    assert installed(fast)[0][1].chains.bytes == {"one": ["last"], "two": ["last"]}
+    if dim == 1:
+        for each in (net, fast):
+            with pytest.raises((RuntimeError, ValueError)):
+                each(x[0])
+    else:
+        assert relative_norm(fast(x[0]), fast(x)[0]) < 2e-3
+    assert installed(fast)[0][1].doubt is None
+
+
+@torch.no_grad()
+def test_what_would_be_too_coarse_is_not_shared():
+    """A map is joined with one that is a hundred times as large: its other reader would see three of its bytes."""
+    torch.manual_seed(0)
+    net, x = UNet(RESIZED["by a factor"]).eval(), pictures(seed=7)
+    net.inner.weight.mul_(100)
+    fast = convert(net)
+    assert installed(fast)[0][1].chains.bytes == {"joint": ["last"]}
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(fast(x), own) < 2e-3
+
+
+@torch.no_grad()
+def test_numbers_and_bytes_are_not_joined():
+    class Mixed(UNet):
+        def forward(self, x):
+            x = F.hardswish(self.outer(x))
+            deep = F.relu(self.inner(F.max_pool2d(x, 2)))
+            return self.last(F.relu(self.joint(torch.cat([x, self.how(deep, x)], 1))))
+
+    torch.manual_seed(0)
+    net, x = Mixed(RESIZED["by a factor"]).eval(), pictures(seed=7)
+    fast = convert(net)
+    assert installed(fast)[0][1].chains.bytes == {"joint": ["last"]} and installed(fast)[0][1].doubt is None
     with one_by_one():
         own = fast(x)
     assert relative_norm(fast(x), own) < 2e-3

@@ -35,7 +35,7 @@ def image(channels=3):
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-@pytest.mark.parametrize("activation", ["none", "relu", "hardswish"])
+@pytest.mark.parametrize("activation", ["none", "relu", "hardswish", "relu6"])
 @torch.inference_mode()
 def test_it_is_the_module_with_what_is_fused(name, activation):
     torch.manual_seed(0)

@@ -146,7 +146,7 @@ def test_idle_programs_touch_nothing(interpreter, generator):
     assert not rows[count:].any()
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "hardswish"])
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "hardswish", "relu6"])
 def test_a_nan_stays_one(interpreter, random_set, activation):
     here = random_set(2, 2, 4)
     x = torch.tensor([[1.0, float("nan"), -1.0, 4.0]]).view(1, 1, 2, 2)

@@ -68,7 +68,7 @@ def test_outputs(interpreter, generator, assert_close, case, dtype):
     assert_close(got, problem.forward(reference, "relu", wide=True))
 
 
-@pytest.mark.parametrize("activation", ["none", "leaky_relu", "hardswish"])
+@pytest.mark.parametrize("activation", ["none", "leaky_relu", "hardswish", "relu6"])
 def test_activations(interpreter, generator, assert_close, activation):
     problem = Problem(NARROW, torch.float32, generator)
     assert_close(problem.forward(interpolate, activation), problem.forward(reference, activation, wide=True))
