@@ -14,15 +14,7 @@ binding = pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine 
 from accel.kernels.cpu import _engine  # noqa: E402
 from accel.kernels.geometry import CallGeometry  # noqa: E402
 from accel.kernels.positions import PositionSet, output_size  # noqa: E402
-
-ACTIVATIONS = {
-    "none": lambda v: v,
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "hardswish": F.hardswish,
-    "relu6": F.relu6,
-}
-MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+from accel.tests.kernels.named import ACTIVATIONS, PAD  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +44,7 @@ def random_set(height: int, width: int, keep: float, seed: int = 0) -> PositionS
 
 def padded_conv(x, weight, bias, stride, padding, dilation, groups, padding_mode):
     top, bottom, left, right = padding
-    x = F.pad(x, (left, right, top, bottom), mode=MODES[padding_mode])
+    x = F.pad(x, (left, right, top, bottom), mode=PAD[padding_mode])
     return F.conv2d(x, weight, bias, stride, 0, dilation, groups)
 
 
@@ -256,7 +248,7 @@ def test_drawn(isa, kind, seed):
         (rng.randint(low, high), rng.randint(low, high)) for low, high in ((13, 29), (1, 3), (1, 2))
     ]
     padding, keep = tuple(rng.randint(0, 4) for _ in range(4)), rng.choice((0.1, 0.5, 1.0))
-    mode, activation = rng.choice(list(MODES)), rng.choice(list(ACTIVATIONS))
+    mode, activation = rng.choice(list(PAD)), rng.choice(list(ACTIVATIONS))
     case = Case(rng.randint(1, 3), channels, outputs, size, kernel, stride, padding, dilation, groups, mode, keep,
                 activation, seed)  # fmt: skip
     x, source = case.x, None

@@ -10,15 +10,7 @@ import torch.nn.functional as F
 
 from accel.kernels.positions import output_size
 from accel.ops import active_positions, masked_conv2d, perforated_conv2d
-
-PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
-ACT = {
-    "none": lambda rows: rows,
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "hardswish": F.hardswish,
-    "relu6": F.relu6,
-}
+from accel.tests.kernels.named import ACTIVATIONS, PAD
 
 
 def draw_geometry(rng: random.Random) -> tuple[tuple[int, int], tuple[int, int], dict]:
@@ -77,7 +69,7 @@ def test_perforated(backend, device, random_set, assert_close, seed):
     rng = random.Random(seed)
     for _ in range(draws(backend)):
         size, kernel, geometry = draw_geometry(rng)
-        groups, mode, activation = rng.choice([1, 1, 2, 4]), rng.choice(list(PAD)), rng.choice(list(ACT))
+        groups, mode, activation = rng.choice([1, 1, 2, 4]), rng.choice(list(PAD)), rng.choice(list(ACTIVATIONS))
         x, weight, bias = draw_tensors(rng, size, kernel, groups, device)
         positions = random_set(*output_size(size, kernel, **geometry), rng.random(), rng.randrange(99)).to(device)
         compact, source = rng.random() < 0.5, None
@@ -92,7 +84,7 @@ def test_perforated(backend, device, random_set, assert_close, seed):
         if rng.random() < 0.5:
             residual = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed)).to(device)
             expected = expected + residual
-        expected = ACT[activation](expected)
+        expected = ACTIVATIONS[activation](expected)
         got = perforated_conv2d(
             x, weight, bias, positions, **geometry, groups=groups, padding_mode=mode, activation=activation,
             residual=residual, compact=compact, source=source,
@@ -106,7 +98,7 @@ def test_masked(backend, needs, device, assert_close, seed):
     rng = random.Random(100 + seed)
     for _ in range(draws(backend)):
         size, kernel, geometry = draw_geometry(rng)
-        groups, activation = rng.choice([1, 1, 2, 4]), rng.choice(list(ACT))
+        groups, activation = rng.choice([1, 1, 2, 4]), rng.choice(list(ACTIVATIONS))
         x, weight, bias = draw_tensors(rng, size, kernel, groups, device)
         exact = convolve(x, weight, bias, "zeros", groups, **geometry)
         g = torch.Generator().manual_seed(seed)
@@ -117,8 +109,8 @@ def test_masked(backend, needs, device, assert_close, seed):
             residual=residual,
         )  # fmt: skip
         if residual is None:
-            expected = ACT[activation](exact).permute(0, 2, 3, 1)[mask]
+            expected = ACTIVATIONS[activation](exact).permute(0, 2, 3, 1)[mask]
             got = got[: len(expected)]
         else:
-            expected = torch.where(mask[:, None], ACT[activation](exact + residual), residual.double())
+            expected = torch.where(mask[:, None], ACTIVATIONS[activation](exact + residual), residual.double())
         assert_close(got, expected)

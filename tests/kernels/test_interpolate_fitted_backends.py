@@ -6,18 +6,11 @@ import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from accel import ops
 from accel.kernels.reference import interpolate as reference
+from accel.tests.kernels.named import ACTIVATIONS
 
-ACTIVATIONS = {
-    "none": lambda v: v,
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "hardswish": F.hardswish,
-    "relu6": F.relu6,
-}
 SHAPES = {
     "one pixel": {"size": (1, 1), "keep": 1.0, "channels": 3},
     "nothing skipped": {"size": (4, 5), "keep": 1.0, "channels": 16},

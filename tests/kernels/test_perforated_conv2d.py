@@ -13,15 +13,7 @@ from accel.kernels.counting import FVCORE_HANDLES
 from accel.kernels.dispatch import use_backend
 from accel.kernels.positions import PositionSet, output_size
 from accel.ops import perforated_conv2d
-
-PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
-ACT = {
-    "none": lambda rows: rows,
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "hardswish": F.hardswish,
-    "relu6": F.relu6,
-}
+from accel.tests.kernels.named import ACTIVATIONS, PAD
 
 
 @dataclasses.dataclass
@@ -139,13 +131,13 @@ def test_every_gradient(backend, needs, device, case, random_set, assert_close, 
         assert_close(gradient, right)
 
 
-@pytest.mark.parametrize("activation", ACT)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_and_their_gradients(backend, needs, device, random_set, assert_close, activation):
     needs("perforated_conv2d_backward", "perforated_conv2d")
     case = CASES["plain"]
     positions = random_set(*case.out_size, case.keep).to(device)
     exact = [t.requires_grad_() for t in case.tensors(torch.float64, device)]
-    expected = ACT[activation](fill(case.dense(*exact[:3]), positions) + exact[3])
+    expected = ACTIVATIONS[activation](fill(case.dense(*exact[:3]), positions) + exact[3])
     tensors = [t.detach().float().requires_grad_() for t in exact]
     arguments = dict(case.geometry, activation=activation, residual=tensors[3])
     got = perforated_conv2d(*tensors[:3], positions, **arguments)

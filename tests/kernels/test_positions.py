@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from accel.kernels.positions import ActiveSet, PositionSet, output_size, tap_map
-
-PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+from accel.tests.kernels.named import PAD
 
 
 def ints(*values: int) -> torch.Tensor:

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from accel.kernels.positions import PositionSet, output_size
 from accel.ops import Affine, Requantization, interpolate, quantized_conv2d, use_backend
 from accel.tests.drawn_sets import draw_set
+from accel.tests.kernels.named import PAD
 
-PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 ZEROS = (0, 128, 255)
 
 

@@ -18,9 +18,8 @@ from accel.nn.inference import installed
 from accel.nn.quantized import Quantization, floating
 from accel.profiling.distances import relative_norm
 from accel.running import one_by_one
+from accel.tests.kernels.named import PAD
 from accel.tests.nn.eight_bits import FILLS, WHOLE, convert, pictures
-
-PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
 class Residual(nn.Module):
