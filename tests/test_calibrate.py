@@ -9,7 +9,7 @@ from torch import nn
 
 import accel
 from accel import Perforate, calibrate
-from accel.calibrate import fit_interpolation, fit_layer
+from accel.calibrate import fit_interpolation, fit_layer, fits, ranges
 from accel.errors import ConfigError, DataError
 from accel.fills.fitted import ridge_regression
 from accel.fills.sums import nearest_fit
@@ -270,6 +270,49 @@ def test_a_walk_in_many_rounds_settles_the_same(monkeypatch):
     for one, other in zip(whole, rounds):
         if isinstance(one, nn.Conv2d):
             assert all(torch.equal(t, other.fit.tensors()[n]) for n, t in one.fit.tensors().items())
+
+
+def test_ranges_without_fits_are_those_beside_them(monkeypatch):
+    """Where nothing is fitted the dense network need not run; what the layers read is the same."""
+    model, x = nn.Sequential(conv(), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1)).eval(), image(batch=4, size=16)
+    config = Perforate(keep=0.5, mask="lattice", precision="int8")
+    alone = accel.convert_model(model, config, example_inputs=x, calibration=[x])
+
+    def settle(net, batch, waiting, fit, own):
+        dense = {layer: layer.forward_densely for layer in waiting.values()}
+        return fits.settle(net, batch, waiting, lambda name, x, _: fit(name, x), dense, own)
+
+    monkeypatch.setattr(fits, "settle_by_inputs", settle)
+    beside = accel.convert_model(model, config, example_inputs=x, calibration=[x])
+    for one, other in zip(alone, beside):
+        if isinstance(one, nn.Conv2d):
+            assert all(torch.equal(t, other.quantization.tensors()[n]) for n, t in one.quantization.tensors().items())
+
+
+@pytest.mark.parametrize("step", [1, 3, 64, 1000])
+def test_values_are_sampled_where_they_lie(step):
+    x = torch.randn(3, 8, 7, 5, generator=torch.Generator().manual_seed(0))
+    for each in (
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        x[:, ::2],
+        x[0],
+        x[..., 0].expand(3, 8, 7),
+        x[0, 0, 0],
+    ):
+        assert torch.equal(ranges._every(each, step), each.flatten()[::step])
+        assert ranges._as_stored(each).aminmax() == each.aminmax()
+
+
+def test_errors_of_calibration_say_what_they_said():
+    """Not that the model cannot run."""
+    with pytest.raises(DataError, match=r"^layer '0' reads nothing but zeros"):
+        accel.convert_model(
+            nn.Sequential(conv()).eval(),
+            Perforate(keep=1.0, precision="int8"),
+            example_inputs=image(),
+            calibration=[torch.zeros_like(image())],
+        )
 
 
 def test_layers_that_only_one_of_the_networks_calls_are_left_to_nearest_filling():

@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from accel.calibrate.ranges import quantization_of, widened
-from accel.calibrate.settling import settle
+from accel.calibrate.settling import settle, settle_by_inputs
 from accel.config import PRECISIONS, Perforate
 from accel.errors import ConfigError, DataError
 from accel.fills.fitted import noise
@@ -77,7 +77,6 @@ def fit_interpolation(
     left: dict[str, Tensor] = {}  # bool [C], the channels left to nearest filling
 
     def judge(name: str, x: Tensor, target: Tensor) -> None:
-        before()
         quantize(name, x)
         if name in fitted:
             found = _judged(layers[name], x, target)
@@ -87,16 +86,19 @@ def fit_interpolation(
     def refit(name: str, x: Tensor, target: Tensor) -> None:
         quantize(name, x)
         if name in left and not left[name].all():
-            before()
             layers[name].set_fit(_refitted(layers[name], x, target, left[name]))
 
     def quantize(name: str, x: Tensor) -> None:
+        before()
         if name in quantized:
             layers[name].quantization = quantization_of(layers[name], name, x)
 
     with one_by_one():
         _leave_to_nearest(fitted)
-        unreached = settle(model, pictures, waiting, judge, dense, own)
+        if fitted:
+            unreached = settle(model, pictures, waiting, judge, dense, own)
+        else:
+            unreached = settle_by_inputs(model, pictures, waiting, quantize, own)
         if waiting and len(unreached) == len(waiting):
             name = unreached[0]
             raise DataError(

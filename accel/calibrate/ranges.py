@@ -32,7 +32,7 @@ def quantization_of(layer: nn.Conv2d | nn.Linear, name: str, x: Tensor) -> Quant
 def widened(quantization: Quantization, name: str, x: Tensor) -> Quantization:
     """The same for a layer that is called again, with x: its bytes hold both."""
     old = quantization.input
-    low, high = _range_of(name, x) if x.numel() and bool((x != 0).any()) else (0.0, 0.0)
+    low, high = _range_of(name, x) if x.numel() and any(_as_stored(x).aminmax()) else (0.0, 0.0)
     ends = old.ends
     if ends[0] - old.scale <= low and high <= ends[1] + old.scale:
         return quantization
@@ -47,7 +47,7 @@ def _quantization(affine: Affine, clip: Tensor, mean: Tensor) -> Quantization:
 
 def _range_of(name: str, x: Tensor) -> tuple[float, float]:
     """Of the ranges that leave out the values beyond some share on either side, or none, the best for x in bytes."""
-    least, most = map(float, x.aminmax()) if x.numel() else (0.0, 0.0)
+    least, most = map(float, _as_stored(x).aminmax()) if x.numel() else (0.0, 0.0)
     if not (abs(least) < float("inf") and abs(most) < float("inf")):
         raise DataError(f"layer {name!r} reads NaN or infinities in the calibration data: mend the pictures")
     if least == most == 0:
@@ -55,12 +55,25 @@ def _range_of(name: str, x: Tensor) -> tuple[float, float]:
             f"layer {name!r} reads nothing but zeros in the calibration data, which gives its bytes no range: give "
             f"other pictures, or leave the layer in fp32 by a rule of its own"
         )
-    seen = x.flatten()[:: -(-x.numel() // _SEEN)].float()
+    seen = _every(x, -(-x.numel() // _SEEN)).float()
     edges = [edge for share in _SHARES for edge in (1 - share, share)]
     ends = torch.quantile(seen, torch.tensor(edges, dtype=seen.dtype, device=seen.device))
     ranges = [(least, most), *((float(low), float(high)) for low, high in ends.view(-1, 2))]
     ranges = [(min(low, 0.0), max(high, 0.0)) for low, high in ranges]
     return min((each for each in ranges if each[0] < each[1]), key=lambda each: _error(seen, _as_bytes(name, *each)))
+
+
+def _as_stored(x: Tensor) -> Tensor:
+    """The same values, dimensions in the order of the memory: HED's largest map is read 5 times as fast so."""
+    return x.permute(sorted(range(x.dim()), key=lambda dim: -x.stride(dim)))
+
+
+def _every(x: Tensor, step: int) -> Tensor:
+    """Every so many of the values of x, without a copy of it in another layout."""
+    index, offset = torch.arange(0, x.numel(), step, device=x.device), 0
+    for size, stride in zip(reversed(x.shape), reversed(x.stride())):
+        offset, index = offset + index % size * stride, index.div(size, rounding_mode="floor")
+    return x.as_strided((int(offset.max()) + 1,), (1,))[offset]
 
 
 def _as_bytes(name: str, low: float, high: float) -> Affine:

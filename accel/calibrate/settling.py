@@ -7,13 +7,12 @@ batch can mix them. What does not fit into memory at once is settled in several 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from accel.errors import DataError
+from accel.errors import AccelError, DataError
 from accel.inputs import Batch
 from accel.running import evaluation, replaced_forwards
 
@@ -63,6 +62,22 @@ def settle(
     return unreached
 
 
+@torch.no_grad()
+def settle_by_inputs(
+    model: nn.Module,
+    batch: Batch,
+    waiting: Mapping[str, nn.Module],
+    fit: Callable[[str, Tensor], None],
+    own: Mapping[nn.Module, Callable[[Tensor], Tensor]],
+) -> list[str]:
+    """`settle` without the dense network: `fit` is called with (name, x). The names of layers that nothing calls."""
+    with evaluation(model):
+        settled, _ = _settle_recorded(
+            model, batch, waiting, lambda name, x, _: fit(name, x), own, dict.fromkeys(waiting)
+        )
+    return [name for name in waiting if name not in settled]
+
+
 def _record(
     model: nn.Module,
     batch: Batch,
@@ -99,7 +114,7 @@ def _settle_recorded(
     layers: Mapping[str, nn.Module],
     fit: Callable[[str, Tensor, Tensor], None],
     own: Mapping[nn.Module, Callable],
-    targets: dict[str, Tensor],
+    targets: dict[str, Tensor | None],
 ) -> tuple[set[str], str | None]:
     """Settle those that have a target, until a call of one comes that has none: (names settled, the latter's name)."""
     settled: set[str] = set()
@@ -121,8 +136,7 @@ def _settle_recorded(
         return run
 
     forwards = {layer: settling(name, layer) for name, layer in layers.items()}
-    with contextlib.suppress(_RoundEnds), replaced_forwards({**own, **forwards}):
-        batch.run(model)
+    run_on_data(model, batch, {**own, **forwards})
     return settled, stopped_at
 
 
@@ -137,6 +151,8 @@ def run_on_data(model: nn.Module, batch: Batch, forwards: Mapping[nn.Module, Cal
             batch.run(model)
     except _RoundEnds:
         return
+    except AccelError:  # which says more
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise DataError(
             f"the model cannot run on the calibration data ({batch.described()}), give it what the model itself takes: "
