@@ -2,8 +2,9 @@
 OpenVINO in its own precisions.
 
 A case: `model`, `weights` (none: drawn), `images` (a folder), `size` [H, W], `batch` (list), `calibrate` (pictures to
-calibrate on; the others are judged), and `forms`, tables of what `accel.Perforate` takes. Paths are relative to the
-working directory. OpenVINO (extra `bench`) is asked for latency on as many threads, its int8 is nncf's
+calibrate on; the others are judged), and `forms`, tables of what `accel.Perforate` takes, and of `low_rank`: the share
+of the MACs that the network is decomposed to before, but for the layers that the patterns in `whole` match. Paths are
+relative to the working directory. OpenVINO (extra `bench`) is asked for latency on as many threads, its int8 is nncf's
 post-training quantization on the same pictures.
 
 Rows, one a form or rival and batch: interleaved times in milliseconds; `speedup`, over the fastest of torch's forms;
@@ -47,9 +48,15 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     dense = get_model(case["model"], weights=case.get("weights", "none"))
     pictures = preprocess(case["model"], read_folder(pathlib.Path(case["images"]), tuple(case["size"])))
     known, judged = pictures[: case["calibrate"]], pictures[case["calibrate"] :]
+    bases = {
+        share: _decomposed(dense, share, case, known) for share in {form.get("low_rank") for form in case["forms"]}
+    }
     for batch in case["batch"]:
         x = known[:batch]
-        forms = {_name(form): _converted(dense, case["model"], form, x, known) for form in case["forms"]}
+        forms = {
+            _name(form): _converted(bases[form.get("low_rank")], case["model"], form, x, known)
+            for form in case["forms"]
+        }
         rivals = _openvino(dense, x, known)
         errors = {name: _error(network, x) for name, network in forms.items()}
         for name in [name for name, error in errors.items() if error > _tolerance(name)]:
@@ -80,17 +87,25 @@ def _beside(timing: Mapping[str, Any], name: str) -> Row:
 
 
 def _name(form: Mapping[str, Any]) -> str:
-    """Such as "0.5 fitted int8"."""
+    """Such as "0.5 fitted int8", or "low rank 0.5, whole fp32"."""
+    before = f"low rank {form['low_rank']:g}, " if "low_rank" in form else ""
     kept = "whole" if form["keep"] == 1 else f"{form['keep']:g} {form.get('interpolate', 'nearest')}"
-    return f"{kept} {form.get('precision', 'fp32')}"
+    return f"{before}{kept} {form.get('precision', 'fp32')}"
 
 
-def _converted(dense: nn.Module, model: str, form: Mapping[str, Any], x: Tensor, known: Tensor) -> nn.Module:
+def _decomposed(dense: nn.Module, share: float | None, case: Mapping[str, Any], known: Tensor) -> nn.Module:
+    import accel
+
+    whole = dict.fromkeys(case.get("whole", ()))
+    return dense if share is None else accel.decompose_model(dense, calibration=[known], macs=share, ranks=whole)
+
+
+def _converted(base: nn.Module, model: str, form: Mapping[str, Any], x: Tensor, known: Tensor) -> nn.Module:
     import accel
     from accel.zoo.registry import default_rules
 
-    rules = default_rules(model, accel.Perforate(**form))
-    return accel.convert_model(dense, rules, example_inputs=x, calibration=[known])
+    config = accel.Perforate(**{name: value for name, value in form.items() if name != "low_rank"})
+    return accel.convert_model(base, default_rules(model, config), example_inputs=x, calibration=[known])
 
 
 def _tolerance(form: str) -> float:
