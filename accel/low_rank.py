@@ -27,6 +27,10 @@ _ROWS = 1 << 14  # output positions that a layer is solved on
 _RIDGE = 1e-3  # of the mean variance of the responses
 
 
+class LowRankConv2d(nn.Sequential):
+    """A convolution of fewer channels and one of 1x1 behind it, in the place of one."""
+
+
 @run_eagerly()
 def decompose_model(
     model: nn.Module,
@@ -37,7 +41,7 @@ def decompose_model(
 ) -> nn.Module:
     """A copy of a dense model with low-rank convolutions; convert it afterwards to perforate it as well.
 
-    A decomposed layer becomes nn.Sequential(convolution without bias to d channels, 1x1 convolution). With `macs` the
+    A decomposed layer becomes `LowRankConv2d(convolution without bias to d channels, 1x1 convolution)`. With `macs` the
     ranks are chosen greedily by the paper's rule: the product over layers of the variance kept, for the MACs saved.
 
     Args:
@@ -69,7 +73,7 @@ def decompose_model(
     if not chosen:
         raise ConfigError("no layer would be decomposed: give ranks={pattern: rank} or macs=")
     waiting = {name: layer for name, layer in low.named_modules() if name in chosen}
-    pairs: dict[nn.Module, nn.Sequential] = {}
+    pairs: dict[nn.Module, LowRankConv2d] = {}
 
     def decompose(name: str, x: Tensor, target: Tensor) -> None:
         layer = waiting[name]
@@ -78,11 +82,40 @@ def decompose_model(
     own = {layer: functools.partial(_run_pair, pairs, layer) for layer in waiting.values()}
     if unreached := settle(low, pictures, waiting, decompose, {}, own):
         raise DataError(f"the calibration data never reaches layer {unreached[0]!r}: leave it whole by rank None")
-    for name, module in list(low.named_modules(remove_duplicate=False)):  # a shared layer has several names
+    _put_in(low, pairs)
+    return low
+
+
+def ranks_of(model: nn.Module) -> dict[str, int]:
+    """The rank of every layer of a model that was decomposed."""
+    return {name: each[0].out_channels for name, each in model.named_modules() if isinstance(each, LowRankConv2d)}
+
+
+@torch.no_grad()
+def set_ranks(model: nn.Module, ranks: Mapping[str, int]) -> None:
+    """Put layers of these ranks in the place of the model's, whose weights are still to be loaded.
+
+    Raises:
+        ConfigError: a name that is not of a plain nn.Conv2d of one group, or a rank that it cannot have.
+    """
+    known, pairs = dict(model.named_modules(remove_duplicate=False)), {}
+    for name, rank in ranks.items():
+        layer = known.get(name)
+        if isinstance(layer, LowRankConv2d) and layer[0].out_channels == rank:
+            continue
+        if type(layer) is not nn.Conv2d or layer.groups != 1:
+            raise ConfigError(f"no convolution of one group is called {name!r}")
+        if type(rank) is not int or not 1 <= rank <= layer.out_channels:
+            raise ConfigError(f"layer {name!r} has ranks from 1 to {layer.out_channels}, got {rank!r}")
+        pairs[layer] = LowRankConv2d(*_empty_pair(layer, rank))
+    _put_in(model, pairs)
+
+
+def _put_in(model: nn.Module, pairs: Mapping[nn.Module, LowRankConv2d]) -> None:
+    for name, module in list(model.named_modules(remove_duplicate=False)):  # a shared layer has several names
         if module in pairs:
             parent, _, last = name.rpartition(".")
-            setattr(low.get_submodule(parent), last, pairs[module].train(module.training))
-    return low
+            setattr(model.get_submodule(parent), last, pairs[module].train(module.training))
 
 
 def _given_ranks(layers: Mapping[str, nn.Conv2d], ranks: Mapping[str, int | None]) -> dict[str, int | None]:
@@ -102,11 +135,11 @@ def _given_ranks(layers: Mapping[str, nn.Conv2d], ranks: Mapping[str, int | None
     return given
 
 
-def _run_pair(pairs: Mapping[nn.Module, nn.Sequential], layer: nn.Module, x: Tensor) -> Tensor:
+def _run_pair(pairs: Mapping[nn.Module, LowRankConv2d], layer: nn.Module, x: Tensor) -> Tensor:
     return pairs[layer](x)
 
 
-def _decomposed(layer: nn.Conv2d, rank: int, response: Tensor, target: Tensor) -> nn.Sequential:
+def _decomposed(layer: nn.Conv2d, rank: int, response: Tensor, target: Tensor) -> LowRankConv2d:
     """The two convolutions that bring `response` nearest to `target` [N, K, H, W] in the mean square, at this rank.
 
     Reduced-rank regression: the best full matrix M from response to target, then the leading directions U of what it
@@ -127,7 +160,7 @@ def _decomposed(layer: nn.Conv2d, rank: int, response: Tensor, target: Tensor) -
     first.weight.copy_((inner @ layer.weight.flatten(1).double()).view_as(first.weight))
     second.weight.copy_(leading[:, :, None, None])
     second.bias.copy_(bias)
-    return nn.Sequential(first, second)
+    return LowRankConv2d(first, second)
 
 
 def _empty_pair(layer: nn.Conv2d, rank: int) -> tuple[nn.Conv2d, nn.Conv2d]:

@@ -28,9 +28,10 @@ from accel.convert import (
     quantized_linears,
 )
 from accel.convert.layout import lay_out
-from accel.errors import ConversionError, UnknownNameError, WeightsError
+from accel.errors import ConfigError, ConversionError, UnknownNameError, WeightsError
 from accel.files import replacing, write_tensors
 from accel.fills import Fit
+from accel.low_rank import ranks_of, set_ranks
 from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_configs, make_adaptive
 from accel.nn.inference import install, refused_parts
@@ -39,7 +40,7 @@ from accel.nn.quantized import Quantization
 from accel.running import copied
 
 FORMAT = "skimconv converted model"
-VERSIONS = 1, 2  # the latter: with linear layers in eight bits
+VERSIONS = 1, 2, 3  # with linear layers in eight bits; with layers of low rank
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _Found = TypeVar("_Found", Fit, Quantization)
 # prefixes of what calibration found: no state_dict key holds a colon
@@ -58,7 +59,7 @@ def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
     layers, linears, stages = perforated_layers(model), quantized_linears(model), adaptive_configs(model)
     if not (layers or linears or stages):
         raise ConversionError(f"this {type(model).__name__} has no converted layer: convert it before saving")
-    state, aliases = _own_storage(model)
+    ranks, (state, aliases) = ranks_of(model), _own_storage(model)
     tensors = state | {key: tensor for name, layer in layers.items() for key, tensor in _calibrated(name, layer)}
     tensors |= {key: tensor for name, layer in linears.items() for key, tensor in _quantized(name, layer.quantization)}
     folder = pathlib.Path(folder)
@@ -66,7 +67,8 @@ def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
         write_tensors(folder / WEIGHTS, tensors)
         config = {
             "format": FORMAT,
-            "version": VERSIONS[bool(linears)],
+            "version": VERSIONS[2 if ranks else bool(linears)],
+            "ranks": ranks,
             "layers": {name: _describe(layer) for name, layer in layers.items()},
             "linears": list(linears),
             "stages": {name: config.to_dict() for name, config in stages.items()},
@@ -87,8 +89,8 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
 
     Args:
         folder: what was given to `save_converted`.
-        model: the dense model it was converted from, or a new one of the same architecture; its weights do not matter
-            and it is left as it is. The result has its mode, device and own storage.
+        model: the dense model it was converted from, decomposed or not, or a new one of the same architecture; its
+            weights do not matter and it is left as it is. The result has its mode, device and own storage.
 
     Raises:
         WeightsError: a file is missing, corrupt or of another version, or `model` is of another architecture.
@@ -100,9 +102,10 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     fits = _take(folder, tensors, _FIT, Fit)
     quantizations = _take(folder, tensors, _QUANTIZATION, Quantization)
     state = tensors | {alias: tensors[name] for alias, name in config["aliases"].items() if name in tensors}
-    fast = _with_stages(folder, copied(model), config["stages"])
+    fast = _with_ranks(folder, copied(model), config["ranks"])
+    known, layers = convolutions(fast), config["layers"]
+    fast = _with_stages(folder, fast, config["stages"])
     _check_same_architecture(folder, state, fast)
-    known, layers = convolutions(model), config["layers"]
     for name in layers:
         if name not in known or left_dense(known[name]) is not None:
             raise WeightsError(
@@ -187,6 +190,15 @@ def _take(folder: pathlib.Path, tensors: dict[str, Tensor], prefix: str, kind: t
         ) from error
 
 
+def _with_ranks(folder: pathlib.Path, model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+    """`model` with its layers decomposed, in place."""
+    try:
+        set_ranks(model, ranks)
+    except ConfigError as error:
+        raise WeightsError(f"{folder} was made from another model: {error}") from error
+    return model
+
+
 def _with_stages(folder: pathlib.Path, model: nn.Module, stages: Mapping[str, Halting]) -> nn.Module:
     """`model` with its stages made adaptive, in place."""
     known = dict(model.named_modules())
@@ -262,8 +274,9 @@ def _read_config(path: pathlib.Path) -> dict:
             name: made.setdefault(json.dumps(entry, sort_keys=True), config_from_dict(entry))
             for name, entry in config["stages"].items()
         }
-        config = {"contiguous": [], "refused": {}, "linears": [], **config}  # files of before have none of these
-        kinds = {"aliases": dict, "sha256": str, "contiguous": list, "refused": dict, "linears": list}
+        before = {"contiguous": [], "refused": {}, "linears": [], "ranks": {}}  # which had none of these
+        config = {**before, **config}
+        kinds = {"aliases": dict, "sha256": str, **{key: type(value) for key, value in before.items()}}
         if wrong := [key for key, kind in kinds.items() if not isinstance(config[key], kind)]:
             raise TypeError(f"{wrong[0]} of the wrong kind")
     except UnknownNameError as error:

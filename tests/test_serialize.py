@@ -119,7 +119,7 @@ def change_config(folder, **changes):
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not JSON"),
         (lambda folder: (folder / "config.json").write_text("[1]"), "not the config of a converted model"),
         (lambda folder: change_config(folder, format="other"), "not the config of a converted model"),
-        (lambda folder: change_config(folder, version=3), "is of version 3, expected one of"),
+        (lambda folder: change_config(folder, version=4), "is of version 4, expected one of"),
         (
             lambda folder: change_config(folder, layers={"convs.0": {"config": {"version": 1}}}),
             r"config\.json is damaged",
@@ -290,3 +290,53 @@ def test_what_is_made_under_inference_mode_is_as_fast_as_elsewhere(made, tmp_pat
         assert torch.equal(fast(x), expected)
     fast.train()(x).sum().backward()
     assert all(parameter.grad is not None for parameter in fast.parameters())
+
+
+class Twice(nn.Module):
+    """A convolution under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.same = self.again
+
+    def forward(self, x):
+        return self.same(self.again(self.first(x).relu()).relu())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@torch.no_grad()
+def test_layers_of_low_rank_come_back_on_the_dense_model(tmp_path, precision):
+    torch.manual_seed(0)
+    net, x = Twice().eval(), image()
+    low = accel.decompose_model(net, calibration=[x], ranks={"first": 3, "again": 5})
+    config = Perforate(keep=0.5, mask="lattice", precision=precision)
+    fast = accel.convert_model(low, config, example_inputs=x, calibration=[x])
+    accel.save_converted(fast, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["version"] == 3
+    for model in (net, Twice().eval(), low):
+        loaded = accel.load_converted(tmp_path, model)
+        assert torch.equal(loaded(x), fast(x)) and loaded.again is loaded.same
+    with pytest.raises(
+        WeightsError, match="was made from another model: no convolution of one group is called 'first'"
+    ):
+        accel.load_converted(tmp_path, Net())
+
+
+@pytest.mark.parametrize(
+    "ranks, said",
+    [
+        ({"first": 9}, "has ranks from 1 to 8, got 9"),
+        ({"first": "3"}, "has ranks from 1 to 8, got '3'"),
+        ({"": 3}, "no convolution of one group is called ''"),
+        ([], "ranks of the wrong kind"),
+    ],
+)
+def test_ranks_that_a_layer_cannot_have_are_named(tmp_path, ranks, said):
+    net, x = Twice().eval(), image()
+    low = accel.decompose_model(net, calibration=[x], ranks={"first": 3})
+    accel.save_converted(accel.convert_model(low, Perforate(keep=0.5), example_inputs=x), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ranks": ranks}))
+    with pytest.raises(WeightsError, match=said):
+        accel.load_converted(tmp_path, net)

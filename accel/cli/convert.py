@@ -51,6 +51,12 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         metavar="S",
         help="search what to keep, in --precision, for a network S times faster (see accel search)",
     )
+    parser.add_argument(
+        "--low-rank",
+        type=float,
+        metavar="SHARE",
+        help="first make two convolutions of each, to this share of the MACs, but for those that the rules leave dense",
+    )
     common.add_minutes(parser)
     conversion.add_conversion(parser)
     conversion.add_input(parser)
@@ -131,7 +137,12 @@ def prepare(args: argparse.Namespace) -> Job:
             raise ConversionError(
                 f"--speedup {args.speedup:g} is met by the dense network: there is nothing to convert"
             )
-    fast = accel.convert_model(model, rules, example_inputs=pictures.first, calibration=calibration)
+    base = model
+    if args.low_rank is not None:
+        base = accel.decompose_model(
+            model, calibration=calibration, macs=args.low_rank, ranks=whole_layers(args, resolved.name)
+        )
+    fast = accel.convert_model(base, rules, example_inputs=pictures.first, calibration=calibration)
     return Job(resolved, model, fast, others)
 
 
@@ -145,10 +156,27 @@ def wanted_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforat
 
     if args.speedup is None:
         return conversion.read_rules(args, name)
+    if args.low_rank is not None:
+        raise ConfigError("--speedup does not look at --low-rank: give --keep with it")
     if conversion.wants_conversion(args, but="precision"):
         raise ConfigError("--speedup finds what to keep: leave out --keep, --mask, --interpolate and --rules")
     given = {} if args.precision is None else {"precision": args.precision}
     return Perforate(speedup=args.speedup, seed=args.seed, **given)
+
+
+def whole_layers(args: argparse.Namespace, name: str | None) -> dict[str, None]:
+    """Patterns of the layers that --low-rank leaves whole."""
+    from accel.config import Perforate, Rules
+
+    if args.rules is not None:
+        rules = conversion.read_rules(args, name)
+    elif name is not None:
+        from accel.zoo.registry import default_rules
+
+        rules = default_rules(name, Perforate(keep=conversion.DEFAULT_KEEP))  # in fp32, where dense ones are left alone
+    else:
+        rules = None
+    return {pattern: None for pattern, config in rules.items() if config is None} if isinstance(rules, Rules) else {}
 
 
 def split_pictures(
@@ -159,7 +187,7 @@ def split_pictures(
     Raises:
         ConfigError: rules that need calibration, and a single picture.
     """
-    if not conversion.needs_calibration(rules):
+    if args.low_rank is None and not conversion.needs_calibration(rules):
         return None, pictures
     count = min(conversion.CALIBRATED, len(pictures.pixels) // 2)
     if count == 0:

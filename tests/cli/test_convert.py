@@ -82,6 +82,25 @@ def test_a_classifier_at_keep_1_agrees(nets, photos, tmp_path, capsys):
     assert not (out / "pictures").exists()
 
 
+def test_low_rank_before(nets, photos, tmp_path, capsys):
+    """What a rule leaves dense stays whole; what is saved loads on the network that was given."""
+    out, rules = tmp_path / "out", tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nlayers = "0"\ndense = true\n[[rule]]\nlayers = "*"\nkeep = 0.5\nmask = "lattice"\n')
+    assert convert(f"{nets}:edges", photos, out, "--low-rank", "0.6", "--rules", str(rules)) == 0
+    captured = capsys.readouterr()
+    assert "calibrating on the first 1 picture" in captured.err and "loaded back: same outputs" in captured.err
+    ranks = json.loads((out / "model" / "config.json").read_text())["ranks"]
+    assert ranks.keys() == {"3"}
+    summary = json.loads((out / "report.json").read_text())["summary"]
+    assert summary["dense_macs"] == 24 * 32 * (27 * 8 + 72 * 8 + 8)
+    assert summary["executed_macs"] < 0.6 * summary["dense_macs"]
+    assert main.main(["profile", str(out / "model"), "--size", "24x32", "--source", f"{nets}:edges"]) == 0
+    assert convert(f"{nets}:edges", photos, tmp_path / "b", "--low-rank", "1.5", "--keep", "0.5") == 1
+    assert "macs is a share" in capsys.readouterr().err
+    assert convert(f"{nets}:edges", photos, tmp_path / "c", "--low-rank", "0.5", "--speedup", "2") == 1
+    assert "--speedup does not look at --low-rank" in capsys.readouterr().err
+
+
 def test_a_saved_folder_loads_in_python(nets, photos, tmp_path):
     assert convert(f"{nets}:edges", photos, tmp_path / "out", "--keep", "0.4", "--quiet") == 0
     namespace = {}
