@@ -12,6 +12,7 @@ from accel.nn.quantized import Quantization, round_weights
 
 _SHARES = (0.999, 0.9999)  # of the values, within a range that leaves out those beyond
 _SEEN = 1 << 20  # values that ranges are compared on
+_TOGETHER = 1 << 18  # weights, which stay in the caches
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)  # of weights
 
 
@@ -94,6 +95,11 @@ def _error(x: Tensor, affine: Affine) -> float:
 
 def _clips(weight: Tensor) -> Tensor:
     """[K], for every output channel the clip of the least squared error."""
+    channels = max(_TOGETHER // max(weight[0].numel(), 1), 1)
+    return torch.cat([_clips_of(part) for part in weight.split(channels)])
+
+
+def _clips_of(weight: Tensor) -> Tensor:
     errors = []
     for share in _CLIPS:
         steps, scale = round_weights(weight, weight.new_full((len(weight),), share))
