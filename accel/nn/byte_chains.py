@@ -1,5 +1,5 @@
 """Maps that are handed over in bytes: from layers in eight bits to all that read them, some behind what only moves
-numbers (max poolings, resizings to the nearest position, concatenations), or add them to what they give."""
+numbers (poolings, resizings to the nearest position, concatenations), or add them to what they give."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ def pass_bytes(conv: fx.Node, modules: Modules, passed: dict[str, list[str]]) ->
         return
     for node in region.movers:
         function, arguments, how = _moving_call(node, modules)
+        if function is compact.mean_pool:
+            with node.graph.inserting_before(node):
+                how = {"meaning": node.graph.get_attr(widest.target)}
         replace(node, function, arguments, how)
     for name, nodes in (("given", region.makers), ("read", region.inputs), ("added", region.adders)):
         for node in nodes:
@@ -114,12 +117,17 @@ def _gives_bytes(node: fx.Node, modules: Modules) -> bool:
 
 
 def _moving_call(node: fx.Node, modules: Modules) -> tuple[Callable, tuple, dict] | None:
-    """(function, arguments, keywords) of what moves a map's numbers, and makes no others; None of any other node."""
+    """(function, arguments, keywords) of what moves a map's numbers, or their means; None of any other node."""
     if node.target is compact.max_pool:
         return node.target, node.args, {"compact": True}
+    if node.target is compact.avg_pool:
+        source, kernel, stride, padding, *count = node.args
+        return compact.mean_pool, (source, kernel, stride, padding, False, *count), {}
     pool = pool_of(node, modules)
     if pool is not None and pool.kind == "max":
         return *compact.pool_call(pool, node.args[0]), {"compact": True}
+    if pool is not None and not (pool.window.ceil_mode and pool.count_include_pad):
+        return compact.mean_pool, (node.args[0], *pool.window, pool.count_include_pad, pool.divisor), {}
     resizing = resizing_of(node, modules)
     if resizing is not None:
         return compact.resize, node.args[:1], resizing

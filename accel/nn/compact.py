@@ -19,11 +19,12 @@ from accel.kernels.caches import IdentityCache
 from accel.kernels.interpolate import interpolate
 from accel.kernels.join_rows import join_rows
 from accel.kernels.max_rows import max_rows
+from accel.kernels.mean_rows import mean_rows
 from accel.kernels.positions import PositionSet, every_position, tap_map
 from accel.nn import dense
 from accel.nn.graph import Pool
 
-_taps, _resized = IdentityCache(), IdentityCache()
+_taps, _resized, _means = IdentityCache(), IdentityCache(), IdentityCache()
 _ADDED = 1024  # rows added up in one product of matrices: with 65,536 the mean of a 512x512 map was off by 4e-4
 
 
@@ -204,6 +205,40 @@ def avg_pool(
     for tap, weight in zip(taps, weights):
         out.addcmul_(rows.index_select(1, tap), weight[:, None])
     return value.leave(out.view(value.batch, *size, rows.shape[2]).permute(0, 3, 1, 2))
+
+
+def mean_pool(
+    value: Compact | Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+    meaning: nn.Module,
+) -> Compact | Tensor:
+    """nn.AvgPool2d of a map in bytes, in bytes that stand for the same: for what those of a layer's input do. Floats of
+    floats."""
+    if isinstance(value, Tensor) or value.rows.dtype is not torch.uint8:
+        image = value if isinstance(value, Tensor) else to_dense(value)
+        return F.avg_pool2d(image, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+    size, spare = value.positions.size, (count_include_pad, divisor)
+    window = (size, kernel, stride, padding, (1, 1), ceil_mode)
+    taps, share, out = _means.get(
+        (value.positions.nearest,), (window, spare), lambda sets: _shares(*sets, window, *spare)
+    )
+    zero_point = meaning.quantization.input.zero_point
+    return value.with_every_row(mean_rows(value.rows, taps, share, zero_point, value.batch), out)
+
+
+def _shares(nearest: Tensor, window: tuple, count_include_pad: bool, divisor: int | None) -> tuple:
+    """(rows int32 [taps, windows], -1 outside the map; float32 [windows], 1 over the divisors; output size)."""
+    rows, inside, size = _find_pool_taps(nearest, *window)
+    count = (
+        torch.full_like(inside[0], len(inside), dtype=torch.float64) if count_include_pad else inside.sum(0).double()
+    )
+    count = count if divisor is None else torch.full_like(count, divisor)
+    return torch.where(inside, rows, -1), (1 / count).float(), size
 
 
 def pool_call(pool: Pool, source: object) -> tuple[Callable, tuple]:

@@ -193,7 +193,8 @@ def _take_what_follows(conv: fx.Node, modules: Modules) -> tuple[dict[str, objec
         options["activation"] = kind
         moved.append(activation)
         end = activation
-    end.replace_all_uses_with(conv)
+    if moved:
+        end.replace_all_uses_with(conv)
     for node in reversed(moved):
         stand_in(conv, node)
         conv.graph.erase_node(node)

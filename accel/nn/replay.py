@@ -79,7 +79,7 @@ def _is_between(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def _is_repeatable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.target is dense.convolve or (node.target is compact.max_pool and node.kwargs.get("compact")):
         return True
-    if node.target in (compact.join, compact.resize):
+    if node.target in (compact.join, compact.resize, compact.mean_pool):
         return True
     layer = module_of(node, modules)
     if not isinstance(layer, PerforatedConv2d) or is_computed(layer):

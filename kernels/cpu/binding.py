@@ -24,6 +24,7 @@ from accel.kernels.cpu.sets import (
     join_rows,
     local_deviation,
     max_rows,
+    mean_rows,
     ponder_cost,
     select_positions,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "masked_conv2d_",
     "masked_conv2d_backward",
     "max_rows",
+    "mean_rows",
     "perforated_conv2d",
     "perforated_conv2d_backward",
     "plan_stage",

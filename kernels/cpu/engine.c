@@ -55,6 +55,7 @@ RUN(interpolate, Fill)
 RUN(interpolate_backward, Fill)
 RUN(max_rows, MaxJob)
 RUN(place, Placing)
+RUN(mean_rows, MeanJob)
 RUN(interpolate_fitted_backward, FittedGradJob)
 TRY(active, ActiveJob)
 RUN(invert, Inversion)
@@ -117,6 +118,7 @@ static PyMethodDef methods[] = {
     METHOD(interpolate_backward, "Its adjoint: Fill."),
     METHOD(max_rows, "The largest of several rows: MaxJob."),
     METHOD(place, "Rows into columns of others: Placing."),
+    METHOD(mean_rows, "The mean of several rows of bytes: MeanJob."),
     METHOD(quantize, "Numbers to bytes; whether all are finite: Quantizing."),
     METHOD(interpolate_fitted_backward, "The adjoint of fitted interpolation: FittedGradJob."),
     METHOD(active, "Mask to positions: ActiveJob."),

@@ -172,6 +172,7 @@ void accel_interpolate(const Fill *f);
 void accel_interpolate_backward(const Fill *f);
 void accel_max_rows(const MaxJob *job);
 void accel_place(const Placing *job);
+void accel_mean_rows(const MeanJob *job);
 int accel_quantize(const Quantizing *job);
 void accel_interpolate_fitted_backward(const FittedGradJob *job);
 int accel_active(const ActiveJob *job);
@@ -197,6 +198,7 @@ typedef struct {
         MaxJob max;
         Frame frame;
         Placing placing;
+        MeanJob mean;
     };
 } ReplayCall;
 

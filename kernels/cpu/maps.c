@@ -117,6 +117,55 @@ void accel_max_rows(const MaxJob *job)
     }
 }
 
+/* To the nearest integer, halves to even: the last bits of a sum that has no others. */
+static inline int32_t nearest_integer(float x)
+{
+    union {
+        float value;
+        int32_t bits;
+    } sum = {.value = x + 12582912.0f}; /* 1.5 * 2^23 */
+    return sum.bits - 0x4B400000;
+}
+
+static void mean_of_bytes(const MeanJob *job, int64_t image, const int32_t *tap, float share, uint8_t *to)
+{
+    enum { SPAN = 64, LARGEST = 1 << 21 };
+    const uint8_t *rows = job->rows + image * job->count * job->channels;
+    const int32_t zero = (int32_t)job->zero_point;
+    for (int64_t c = 0; c < job->channels; c += SPAN) {
+        const int64_t width = job->channels - c < SPAN ? job->channels - c : SPAN;
+        int32_t sum[SPAN] = {0};
+        for (int64_t t = 0; t < job->tap_count; t++) {
+            const int32_t row = tap[t * job->windows];
+            const uint8_t *from = rows + row * job->channels + c;
+            for (int64_t i = 0; row >= 0 && i < width; i++)
+                sum[i] += from[i] - zero;
+        }
+        for (int64_t i = 0; i < width; i++) {
+            float mean = (float)sum[i] * share;
+            mean = mean < -LARGEST ? -LARGEST : mean > LARGEST ? LARGEST : mean;
+            const int32_t byte = nearest_integer(mean) + zero;
+            to[c + i] = (uint8_t)(byte < 0 ? 0 : byte > UINT8_MAX ? UINT8_MAX : byte);
+        }
+    }
+}
+
+void accel_mean_rows(const MeanJob *job)
+{
+    REQUIRE(job->images >= 0 && job->count >= 0 && job->windows >= 0 && job->channels >= 0 && job->tap_count > 0);
+    REQUIRE(IS_ARRAY(job->rows, job->images * job->count * job->channels));
+    REQUIRE(IS_ARRAY(job->out, job->images * job->windows * job->channels) && IS_ARRAY(job->share, job->windows));
+    REQUIRE(IS_ARRAY(job->taps, job->tap_count * job->windows) && job->zero_point >= 0 && job->zero_point <= UINT8_MAX);
+    REQUIRE(job->images == 0 || are_within(job->taps, job->tap_count * job->windows, -1, job->count));
+    const int threads = accel_threads(job->threads);
+    const int64_t windows = job->images * job->windows;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && windows * job->channels > 1 << 14)
+    for (int64_t i = 0; i < windows; i++) {
+        const int64_t window = i % job->windows;
+        mean_of_bytes(job, i / job->windows, job->taps + window, job->share[window], job->out + i * job->channels);
+    }
+}
+
 void accel_place(const Placing *job)
 {
     REQUIRE(job->images >= 0 && job->count >= 0 && job->windows >= 0 && job->width >= 0 && job->at >= 0);

@@ -11,7 +11,7 @@ enum {
     MAX_VECTORS = 4, GRAD_VECTORS = 2, MAX_REACH = 8, MOST_OUTSIDE = 57, BUFFER_STATE = 0, BUFFER_INPUT = 1,
     ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3, ACT_RELU6 = 4, KIND_FLOATS = 0, KIND_FOURS =
     1, KIND_BYTES = 2, CALL_CONVOLVE = 0, CALL_FOOTPRINTS = 1, CALL_QUANTIZE = 2, CALL_MAX_ROWS = 3, CALL_FRAME = 4,
-    CALL_PLACE = 5, MOST_TERMS = 65793
+    CALL_PLACE = 5, CALL_MEAN_ROWS = 6, MOST_TERMS = 65793
 };
 
 /* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows; row
@@ -230,6 +230,21 @@ typedef struct {
     F(Placing, "int64_t", images) F(Placing, "int64_t", count) F(Placing, "int64_t", windows) \
     F(Placing, "int64_t", width) F(Placing, "int64_t", pitch) F(Placing, "int64_t", at) \
     F(Placing, "int64_t", threads)
+
+/* The mean of the rows taps[0..tap_count)[window] (-1: none), per channel; rows [images * count], out [images *
+ * windows] of bytes that stand for the same; taps [tap_count][windows], share [windows]. */
+typedef struct {
+    const uint8_t *rows;
+    uint8_t *out;
+    const int32_t *taps;
+    const float *share;
+    int64_t images, count, windows, tap_count, channels, zero_point, threads;
+} MeanJob;
+#define MeanJob_FIELDS(F) \
+    F(MeanJob, "const uint8_t *", rows) F(MeanJob, "uint8_t *", out) F(MeanJob, "const int32_t *", taps) \
+    F(MeanJob, "const float *", share) F(MeanJob, "int64_t", images) F(MeanJob, "int64_t", count) \
+    F(MeanJob, "int64_t", windows) F(MeanJob, "int64_t", tap_count) F(MeanJob, "int64_t", channels) \
+    F(MeanJob, "int64_t", zero_point) F(MeanJob, "int64_t", threads)
 
 /* out = zero_point + the nearest integer of x * inverse, a byte. x: [count][width], out: [count][pitch]; what lies
  * between the rows is not said. */
@@ -477,13 +492,14 @@ typedef struct {
 
 #define EVERY_RECORD(R) \
     R(Job) R(Step) R(FootprintRun) R(FootprintJob) R(RecordedCall) R(ReplayBuffer) R(Replay) R(PanelSize) R(Packing) \
-    R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(Placing) R(Quantizing) R(FittedGradJob) R(ActiveJob) \
-    R(Inversion) R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(StageBuffer) R(StageConv) \
-    R(StageUnit) R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
+    R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(Placing) R(MeanJob) R(Quantizing) R(FittedGradJob) \
+    R(ActiveJob) R(Inversion) R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(StageBuffer) \
+    R(StageConv) R(StageUnit) R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
 
 #define EVERY_CONSTANT(C) \
     C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \
     C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH) C(ACT_RELU6) C(KIND_FLOATS) C(KIND_FOURS) C(KIND_BYTES) \
-    C(CALL_CONVOLVE) C(CALL_FOOTPRINTS) C(CALL_QUANTIZE) C(CALL_MAX_ROWS) C(CALL_FRAME) C(CALL_PLACE) C(MOST_TERMS)
+    C(CALL_CONVOLVE) C(CALL_FOOTPRINTS) C(CALL_QUANTIZE) C(CALL_MAX_ROWS) C(CALL_FRAME) C(CALL_PLACE) \
+    C(CALL_MEAN_ROWS) C(MOST_TERMS)
 
 #endif

@@ -23,7 +23,8 @@ MOST_OUTSIDE = 57  # tensors that a replay may read and write
 STATE, INPUT = 0, 1  # buffers of a stage
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3, "relu6": 4}
 KINDS = {"floats": 0, "fours": 1, "bytes": 2}  # of what a lane multiplies: fours and bytes are u8 by s8
-CALLS = {"convolve": 0, "footprints": 1, "quantize": 2, "max_rows": 3, "frame": 4, "place": 5}  # that may be recorded
+_RECORDED = ("convolve", "footprints", "quantize", "max_rows", "frame", "place", "mean_rows")
+CALLS = {name: code for code, name in enumerate(_RECORDED)}  # that may be recorded
 CONSTANTS = {
     "MAX_VECTORS": MAX_VECTORS,
     "GRAD_VECTORS": GRAD_VECTORS,
@@ -189,6 +190,17 @@ PLACING = Record(
     ("void *", "out"),
     (INDICES, "taps"),
     (NUMBERS, "images count windows width pitch at threads"),
+)
+
+MEAN_JOB = Record(
+    "MeanJob",
+    "The mean of the rows taps[0..tap_count)[window] (-1: none), per channel; rows [images * count], out [images * "
+    "windows] of bytes that stand for the same; taps [tap_count][windows], share [windows].",
+    ("const uint8_t *", "rows"),
+    ("uint8_t *", "out"),
+    (INDICES, "taps"),
+    (FLOATS, "share"),
+    (NUMBERS, "images count windows tap_count channels zero_point threads"),
 )
 
 QUANTIZING = Record(

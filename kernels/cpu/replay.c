@@ -41,6 +41,10 @@ static int run_call(const Replay *r, char *const *outside, const ReplayCall *rec
         now.placing.rows = x, now.placing.out = out, now.placing.threads = threads;
         accel_place(&now.placing);
         return 0;
+    case CALL_MEAN_ROWS:
+        now.mean.rows = x, now.mean.out = out, now.mean.threads = threads;
+        accel_mean_rows(&now.mean);
+        return 0;
     default:
         if (now.call.edges >= 0)
             now.job.zero = place(r, outside, now.call.edges, group, memory);
@@ -70,7 +74,7 @@ int accel_replay(const Replay *r, char *const *outside)
         REQUIRE(is_buffer(r, call->x) && is_buffer(r, call->out));
         REQUIRE(call->residual == -1 || is_buffer(r, call->residual));
         REQUIRE(call->edges == -1 || (call->kind == CALL_CONVOLVE && is_buffer(r, call->edges)));
-        REQUIRE(call->kind >= CALL_CONVOLVE && call->kind <= CALL_PLACE);
+        REQUIRE(call->kind >= CALL_CONVOLVE && call->kind <= CALL_MEAN_ROWS);
     }
     for (int64_t i = 0; ACCEL_CHECKED && i < r->buffer_count; i++) {
         REQUIRE(r->buffers[i].outside >= -1 && r->buffers[i].outside < r->outside_count && r->buffers[i].bytes >= 0);

@@ -28,6 +28,7 @@ _JOBS = {
     "max_rows": (record.MAX_JOB, ("rows", "out", "threads")),
     "frame": (record.FRAME, ("x", "out", "threads")),
     "place": (record.PLACING, ("rows", "out", "threads")),
+    "mean_rows": (record.MEAN_JOB, ("rows", "out", "threads")),
 }
 _LONGEST = record.RECORDED_CALL.size + max(job.size for job, _ in _JOBS.values())  # engine.h's ReplayCall
 _LINE = 64  # bytes of a cache line

@@ -88,6 +88,21 @@ def join_rows(parts: Sequence[Tensor], taps: Sequence[Tensor | None], batch: int
     return out
 
 
+def mean_rows(rows: Tensor, taps: Tensor, share: Tensor, zero_point: int, batch: int) -> Tensor:
+    """The mean of several rows; arguments and result as in `accel.kernels.reference.mean_rows`."""
+    rows, taps, share = rows.contiguous(), taps.contiguous(), share.contiguous()
+    (tap_count, windows), channels = taps.shape, rows.shape[1]
+    out = empty((batch * windows, channels), dtype=rows.dtype)
+    given = {"taps": taps.data_ptr(), "share": share.data_ptr(), "images": batch, "windows": windows}
+    given |= {"count": rows.shape[0] // max(batch, 1), "tap_count": tap_count, "channels": channels}
+    given["zero_point"] = zero_point
+    _engine.mean_rows(rows=rows.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads(), **given)
+    recorded = tape()
+    if recorded is not None:
+        recorded.append("mean_rows", rows, None, out, None, given, others=(taps, share))
+    return out
+
+
 def active_positions(mask: Tensor, dilate: int) -> tuple[Tensor, Tensor]:
     """Mask to positions; arguments and result as in `accel.kernels.reference.active_positions`."""
     mask = mask.contiguous()

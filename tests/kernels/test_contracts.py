@@ -35,7 +35,7 @@ def test_every_function_on_a_record_says_what_it_requires():
     records = "|".join(r.name for r in record.RECORDS)
     declared = re.findall(rf"\b(accel_\w+)\(const (?:{records}) \*", (SOURCES / "engine.h").read_text())
     found = bodies("*.c")
-    assert len(declared) == 23 and set(declared) <= found.keys()
+    assert len(declared) == 24 and set(declared) <= found.keys()
     for name in declared:
         head = found[name].split(";")[:3]
         assert any("REQUIRE(" in line or re.search(r"\brequire_\w+\(", line) for line in head), name
@@ -139,6 +139,8 @@ def run_everything() -> None:
     binding.interpolate_backward(torch.randn(2, 8, 5, 6), where.nearest, 30)
     binding.quantize(rows, 0.5, 128)
     binding.max_rows(rows, torch.arange(30, dtype=torch.int32).view(2, 15), 2)
+    taps = torch.arange(-2, 28, dtype=torch.int32).clamp_min(-1).view(2, 15)
+    binding.mean_rows(rows.to(torch.uint8), taps, torch.full((15,), 0.5), 3, 2)
     binding.join_rows([rows[:30], rows], [None, torch.arange(15, dtype=torch.int32)], 2)
     lists = [torch.tensor(v, dtype=torch.int32) for v in ([0, 2], [1, 3], [[0, 1], [1, 0]], [0, 2])]
     binding.interpolate_fitted_backward(torch.randn(1, 8, 2, 2), torch.randn(2, 8), *lists, torch.randn(1, 2, 8))

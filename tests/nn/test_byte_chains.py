@@ -319,6 +319,48 @@ def test_joined_without_a_batch(dim):
     assert installed(fast)[0][1].doubt is None
 
 
+POOLS = {
+    "pads count": nn.AvgPool2d(3, 2, 1),
+    "they do not": nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+    "rounded up": nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False),
+    "divided by 5": nn.AvgPool2d((2, 3), divisor_override=5),
+    "a function": None,
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("fill", HANDED)
+@pytest.mark.parametrize("kind", POOLS)
+@torch.no_grad()
+def test_means_of_bytes(kind, fill, monkeypatch):
+    class Pools(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = POOLS[kind]
+            self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+
+        def forward(self, x):
+            x = self.one(x)
+            return self.two(F.avg_pool2d(x, 2) if self.pool is None else self.pool(x))
+
+    torch.manual_seed(0)
+    net, x, seen = Pools().eval(), pictures(seed=7), []
+    fast = convert(net, HANDED[fill])
+    (_, path) = installed(fast)[0]
+    assert path.chains.bytes == {"one": ["two"]} and path.doubt is None
+    own_quantize = Affine.quantize
+    monkeypatch.setattr(Affine, "quantize", lambda self, x: seen.append(1) or own_quantize(self, x))
+    found = unrecorded(fast, x)
+    assert len(seen) == 1, "only the picture is quantized"
+    assert torch.equal(fast(x), found) and None not in programs(fast)
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(found, own) < 2e-2  # a map is rounded to bytes before its mean is
+    with floating():
+        assert relative_norm(fast(x), own) < 0.02
+    assert relative_norm(fast(x[0]), found[0]) < 2e-2 and path.doubt is None
+
+
 @torch.no_grad()
 def test_what_would_be_too_coarse_is_not_shared():
     """A map is joined with one that is a hundred times as large: its other reader would see three of its bytes."""
