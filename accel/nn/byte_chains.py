@@ -37,7 +37,12 @@ def pass_bytes(conv: fx.Node, modules: Modules, passed: dict[str, list[str]]) ->
     if "meaning" in conv.kwargs and Meaning(*conv.kwargs["meaning"]).given is not None:
         return
     region = _region_of(conv, modules)
-    if region is None or _joins_numbers(region) or (widest := _widest(region.inputs, modules)) is None:
+    if (
+        region is None
+        or _joins_numbers(region)
+        or not _covers_means(region, modules)
+        or (widest := _widest(region.inputs, modules)) is None
+    ):
         return
     for node in region.movers:
         function, arguments, how = _moving_call(node, modules)
@@ -105,6 +110,23 @@ def _joins_numbers(region: _Region) -> bool:
     """Whether maps are joined of which one may be of numbers: bytes do not have every activation."""
     activations = {node.kwargs.get("activation", "none") for node in region.makers}
     return any(map(concatenation_of, region.movers)) and not activations <= {*BYTE_ACTIVATIONS}
+
+
+def _covers_means(region: _Region, modules: Modules) -> bool:
+    """Whether a layer reads what means are made of as well: the range of the means alone would cut off its peaks."""
+    means = [node for node in region.movers if _is_mean(node, modules)]
+    return all(_is_read(node.args[0], region, modules) for node in means)
+
+
+def _is_read(value: fx.Node, region: _Region, modules: Modules) -> bool:
+    moved = [user for user in value.users if user in region.movers and not _is_mean(user, modules)]
+    read = any(user in region.inputs and user.args[0] is value for user in value.users)
+    return read or any(_is_read(user, region, modules) for user in moved)
+
+
+def _is_mean(node: fx.Node, modules: Modules) -> bool:
+    call = _moving_call(node, modules)
+    return call is not None and call[0] is compact.mean_pool
 
 
 def _gives_bytes(node: fx.Node, modules: Modules) -> bool:

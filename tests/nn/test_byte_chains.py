@@ -338,16 +338,18 @@ def test_means_of_bytes(kind, fill, monkeypatch):
             super().__init__()
             self.pool = POOLS[kind]
             self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+            self.beside = nn.Conv2d(16, 8, 1)
 
         def forward(self, x):
-            x = self.one(x)
-            return self.two(F.avg_pool2d(x, 2) if self.pool is None else self.pool(x))
+            x = F.relu(self.one(x))
+            pooled = F.avg_pool2d(x, 2) if self.pool is None else self.pool(x)
+            return torch.cat([self.two(pooled).flatten(-3), self.beside(x).flatten(-3)], -1)
 
     torch.manual_seed(0)
     net, x, seen = Pools().eval(), pictures(seed=7), []
     fast = convert(net, HANDED[fill])
     (_, path) = installed(fast)[0]
-    assert path.chains.bytes == {"one": ["two"]} and path.doubt is None
+    assert {name: {*readers} for name, readers in path.chains.bytes.items()} == {"one": {"two", "beside"}}
     own_quantize = Affine.quantize
     monkeypatch.setattr(Affine, "quantize", lambda self, x: seen.append(1) or own_quantize(self, x))
     found = unrecorded(fast, x)
@@ -359,6 +361,18 @@ def test_means_of_bytes(kind, fill, monkeypatch):
     with floating():
         assert relative_norm(fast(x), own) < 0.02
     assert relative_norm(fast(x[0]), found[0]) < 2e-2 and path.doubt is None
+
+
+@torch.no_grad()
+def test_what_only_means_are_read_of_is_no_bytes():
+    """Their range would cut off the peaks of the map."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.AvgPool2d(2), nn.Conv2d(16, 8, 3, padding=1)).eval()
+    fast, x = convert(net), pictures(seed=7)
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(fast(x), own) < 1e-5
+    assert not any(path.chains.bytes for _, path in installed(fast))
 
 
 @torch.no_grad()
