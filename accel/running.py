@@ -29,6 +29,12 @@ def one_by_one() -> Iterator[None]:
         ONE_BY_ONE.reset(token)
 
 
+def is_exporting() -> bool:
+    """Whether torch.export is at work: what `torch.compiler.is_exporting` says of late. In torch 2.8 that is true in
+    whatever is compiled as well."""
+    return torch.compiler._is_exporting_flag
+
+
 @contextlib.contextmanager
 def run_eagerly() -> Iterator[None]:
     """Within the block compiled modules run as they were written: who looks into a model replaces calls for a while."""

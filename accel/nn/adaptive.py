@@ -34,6 +34,7 @@ from accel.nn.stage_outputs import AdaptiveOutput, StageOutput, add, close_list,
 from accel.nn.stamp import is_watched
 from accel.nn.unit_proof import DEFAULT_SIZE, ProvedUnit, prove_unit
 from accel.profiling.flops import SelfAccounting
+from accel.running import is_exporting
 
 __all__ = ["AdaptiveOutput", "AdaptiveStage", "HaltingHead", "StageOutput", "dense_execution", "ponder_loss"]
 
@@ -151,7 +152,7 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, fx.Proxy):
             return captured.record(self, x)
-        densely = self._dense or self.training or torch.is_grad_enabled() or torch.compiler.is_exporting()
+        densely = self._dense or self.training or torch.is_grad_enabled() or is_exporting()
         if torch.compiler.is_compiling() and not densely:
             return stage_op.run_stage(self, x)
         policy = policy_of(self)
@@ -342,7 +343,7 @@ def is_stage(module: nn.Module) -> bool:
 
 def _collect_results(model: nn.Module, _inputs: tuple, output: object) -> AdaptiveOutput | None:
     did, stages = close_list(model), adaptive_stages(model)
-    if output is None or torch.compiler.is_exporting():  # the forward raised, or who runs it does not know records
+    if output is None or is_exporting():  # the forward raised, or who runs it does not know records
         return None
     config, choice = stages[0].config, chosen(stages[0])
     collected = AdaptiveOutput(output, did, config.tau, getattr(config, "kl", None))

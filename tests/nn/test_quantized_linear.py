@@ -153,8 +153,8 @@ def test_saving_and_loading(dense, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({**config, "linears": linears}))
         with pytest.raises(WeightsError, match=message):
             accel.load_converted(tmp_path, Net())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "version": 3}))
-    with pytest.raises(WeightsError, match="of version 3"):
+    (tmp_path / "config.json").write_text(json.dumps({**config, "version": 4}))
+    with pytest.raises(WeightsError, match="of version 4"):
         accel.load_converted(tmp_path, Net())
 
 
