@@ -1,6 +1,7 @@
 """What a stage did travels with the call: threads, trunks called twice, nested models, exceptions, copies."""
 
 import asyncio
+import contextvars
 import copy
 import io
 import pickle
@@ -251,7 +252,18 @@ def test_a_reverted_model_has_no_trace_of_stages():
         assert torch.allclose(plain(x), fresh.eval()(x), atol=1e-5)
 
 
+def reads_context_variables() -> bool:
+    """Whether torch's compiler takes the reading of one into a graph; that of torch 2.8 breaks there."""
+    variable = contextvars.ContextVar("read", default=1)
+    try:
+        return int(torch.compile(lambda x: x + variable.get(), backend="eager", fullgraph=True)(torch.zeros(()))) == 1
+    except torch._dynamo.exc.Unsupported:
+        return False
+
+
 def test_compiled_in_training_as_one_graph():
+    if not reads_context_variables():
+        pytest.skip("this torch's compiler breaks a graph where a context variable is read")
     net = net_of(SACT()).train()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     x = torch.randn(2, 3, 16, 16)
