@@ -205,7 +205,8 @@ def _triton_takes_cpu() -> bool:
 
     if triton.knobs.runtime.interpret:
         return True
-    try:
-        return triton.runtime.driver.active is not None and not torch.cuda.is_available()
+    try:  # Triton 3.4 looks for a driver when something is asked of it
+        found = getattr(triton.runtime.driver.active, "get_current_target", None)
+        return found is not None and not torch.cuda.is_available()
     except RuntimeError:  # no driver at all
         return False

@@ -70,11 +70,11 @@ def masked_conv2d(
     if activation not in FUSED_BACKWARD and needs_grad(x, weight, bias, residual):
         raise ValueError(f"masked_conv2d: {activation} has no backward; use one of {', '.join(FUSED_BACKWARD)}")
     sets = (active.positions, active.counts, None if source is None else source.positions)
-    size = (active.height, active.width)
-    geometry = CallGeometry(in_size, size, tuple(stride), tuple(padding), tuple(dilation), groups)
+    geometry = (in_size, (active.height, active.width), tuple(stride), tuple(padding), tuple(dilation), groups)
     if is_direct(x, weight, bias, residual):
-        return implementation("masked_conv2d", x)(x, weight, bias, *sets, residual, geometry, activation)
-    return _CONV(x, weight, bias, *sets, residual, *geometry[:-1], activation)
+        run = implementation("masked_conv2d", x)
+        return run(x, weight, bias, *sets, residual, CallGeometry(*geometry), activation)
+    return _CONV(x, weight, bias, *sets, residual, *geometry, activation)
 
 
 def masked_conv2d_(
@@ -119,13 +119,12 @@ def masked_conv2d_(
     if needs_grad(out, x, weight, bias):
         raise ValueError("masked_conv2d_ has no backward: call masked_conv2d, or run it under torch.no_grad()")
     sets = (active.positions, active.counts, None if source is None else source.positions)
-    size = (active.height, active.width)
-    geometry = CallGeometry(in_size, size, tuple(stride), tuple(padding), tuple(dilation), groups)
+    geometry = (in_size, (active.height, active.width), tuple(stride), tuple(padding), tuple(dilation), groups)
     if is_direct(out, x, weight, bias):
         run = implementation("masked_conv2d_", x, "masked_conv2d")
-        run(out, x, weight, bias, *sets, geometry, activation, accumulate)
+        run(out, x, weight, bias, *sets, CallGeometry(*geometry), activation, accumulate)
     else:
-        _CONV_IN_PLACE(out, x, weight, bias, *sets, *geometry[:-1], activation, accumulate)
+        _CONV_IN_PLACE(out, x, weight, bias, *sets, *geometry, activation, accumulate)
     return out
 
 
