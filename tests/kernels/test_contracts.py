@@ -73,7 +73,7 @@ NULL, ODD = 0, object()  # ODD: an address between two floats
 BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
     "convolve": (record.JOB, {
         "x": NULL, "packed": ODD, "zero": NULL, "out": NULL, "residual": ODD, "row_taps": NULL, "rows": -1, "taps": 0,
-        "groups": 0, "in_pitch": 1, "table_rows": 0, "out_channels": 0, "activation": 4, "in_pixels": 3, "kind": 1,
+        "groups": 0, "in_pitch": 1, "table_rows": 0, "out_channels": 0, "activation": 5, "in_pixels": 3, "kind": 1,
         "narrow": 1,
     }),
     "convolve_footprints": (record.FOOTPRINT_JOB, {
@@ -90,7 +90,13 @@ BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
     "interpolate": (record.FILL, {"source": NULL, "result": ODD, "nearest": NULL, "count": 1, "images": -1}),
     "interpolate_backward": (record.FILL, {"source": NULL, "starts": NULL, "targets": NULL, "pixels": 1}),
     "max_rows": (record.MAX_JOB, {"rows": NULL, "out": ODD, "taps": NULL, "tap_count": 0, "count": 1}),
-    "quantize": (record.QUANTIZING, {"x": NULL, "out": NULL, "zero_point": 256, "inverse": -1.0, "count": -1}),
+    "quantize": (record.QUANTIZING, {
+        "x": NULL, "out": NULL, "zero_point": 256, "inverse": -1.0, "count": -1, "width": 0, "pitch": 99,
+    }),
+    "place": (record.PLACING, {"rows": NULL, "out": NULL, "count": 1, "at": 40, "images": -1}),
+    "mean_rows": (record.MEAN_JOB, {
+        "rows": NULL, "out": NULL, "share": ODD, "taps": NULL, "tap_count": 0, "zero_point": 256, "count": 1,
+    }),
     "interpolate_fitted_backward": (record.FITTED_GRAD_JOB, {
         "grad": NULL, "rows_grad": ODD, "starts": NULL, "reader_starts": NULL, "pixels": 2, "count": 1, "taps": -1,
     }),
