@@ -135,8 +135,8 @@ def _given_ranks(layers: Mapping[str, nn.Conv2d], ranks: Mapping[str, int | None
     return given
 
 
-def _run_pair(pairs: Mapping[nn.Module, LowRankConv2d], layer: nn.Module, x: Tensor) -> Tensor:
-    return pairs[layer](x)
+def _run_pair(pairs: Mapping[nn.Module, LowRankConv2d], layer: nn.Module, input: Tensor) -> Tensor:
+    return pairs[layer](input)
 
 
 def _decomposed(layer: nn.Conv2d, rank: int, response: Tensor, target: Tensor) -> LowRankConv2d:

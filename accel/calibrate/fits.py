@@ -127,13 +127,13 @@ def _leave_in_fp32(layers: Mapping[str, PerforatedConv2d | QuantizedLinear]) -> 
         )
 
 
-def _widening(name: str, layer: PerforatedConv2d | QuantizedLinear, x: Tensor) -> Tensor:
+def _widening(name: str, layer: PerforatedConv2d | QuantizedLinear, input: Tensor) -> Tensor:
     """The forward of a layer in eight bits that may be called again, with inputs of another range."""
     if getattr(layer, "quantization", None) is None:  # it is left in fp32
         with floating():
-            return type(layer).forward(layer, x)
-    layer.quantization = widened(layer.quantization, name, x)
-    return type(layer).forward(layer, x)
+            return type(layer).forward(layer, input)
+    layer.quantization = widened(layer.quantization, name, input)
+    return type(layer).forward(layer, input)
 
 
 def _leave_to_nearest(layers: Mapping[str, PerforatedConv2d]) -> None:

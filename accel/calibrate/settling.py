@@ -90,13 +90,13 @@ def _record(
     taken = 0
 
     def recorded(name: str, forward: Callable) -> Callable:
-        def run(x: Tensor) -> Tensor:
+        def run(input: Tensor) -> Tensor:  # as torch names it
             nonlocal taken
             if name in targets:
-                return forward(x)
+                return forward(input)
             if targets and taken >= memory:
                 raise _RoundEnds
-            out = forward(x)
+            out = forward(input)
             targets[name] = out.clone()  # an in-place activation may overwrite it
             taken += out.nbytes
             return out
@@ -123,15 +123,15 @@ def _settle_recorded(
     def settling(name: str, layer: nn.Module) -> Callable:
         forward = own.get(layer, layer.forward)
 
-        def run(x: Tensor) -> Tensor:
+        def run(input: Tensor) -> Tensor:  # as torch names it
             nonlocal stopped_at
             if name not in settled:
                 if name not in targets:
                     stopped_at = name
                     raise _RoundEnds
-                fit(name, x, targets.pop(name))
+                fit(name, input, targets.pop(name))
                 settled.add(name)
-            return forward(x)
+            return forward(input)
 
         return run
 

@@ -269,8 +269,8 @@ class Losses:
         """The outputs, part by part, of the layers that run once, in order; and the network's on all pictures."""
         found: dict[str, list[Tensor]] = {}
 
-        def recording(name: str, run: Callable, x: Tensor) -> Tensor:
-            out = run(x)
+        def recording(name: str, run: Callable, input: Tensor) -> Tensor:  # as torch names it
+            out = run(input)
             found.setdefault(name, []).append(out.clone())  # an in-place activation may overwrite it
             return out
 
@@ -306,7 +306,7 @@ class Losses:
             settle(self.network, self.known, waiting, fit, {}, {self.layers[name]: run for name, run in own.items()})
 
 
-def _again(recorded: Tensor, *_: object) -> Tensor:
+def _again(recorded: Tensor, *_: object, **__: object) -> Tensor:
     return recorded.clone()
 
 

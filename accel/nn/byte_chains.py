@@ -140,6 +140,8 @@ def _gives_bytes(node: fx.Node, modules: Modules) -> bool:
 
 def _moving_call(node: fx.Node, modules: Modules) -> tuple[Callable, tuple, dict] | None:
     """(function, arguments, keywords) of what moves a map's numbers, or their means; None of any other node."""
+    if not node.args:  # called by keyword
+        return None
     if node.target is compact.max_pool:
         return node.target, node.args, {"compact": True}
     if node.target is compact.avg_pool:

@@ -12,6 +12,7 @@ convolution's call as well.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import operator
 from collections.abc import Callable
 
@@ -75,6 +76,8 @@ def build(graph: fx.Graph, modules: Modules) -> Rewritten | None:
         modules: the root's modules by name, shared ones under every name.
     """
     chains = Chains()
+    for node in graph.nodes:
+        _by_position(node, modules)
     annotate(graph, modules)
     ask_for_ranks_early(graph, modules)
     for node in list(graph.nodes):
@@ -98,6 +101,15 @@ def build(graph: fx.Graph, modules: Modules) -> Rewritten | None:
     code = compile_graph(graph)
     segments = cut_segments(graph, modules)
     return Rewritten(code, compile_graph(graph), chains, segments, inputs)
+
+
+def _by_position(node: fx.Node, modules: Modules) -> None:
+    """Give a module its input as all that follows looks for it, where the model names it."""
+    if node.op != "call_module" or node.args or "input" not in node.kwargs:
+        return
+    if list(inspect.signature(type(modules[node.target]).forward).parameters)[1:2] == ["input"]:
+        node.args = (node.kwargs["input"],)
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "input"}
 
 
 def _simplify(node: fx.Node, modules: Modules) -> None:

@@ -363,6 +363,28 @@ def test_means_of_bytes(kind, fill, monkeypatch):
     assert relative_norm(fast(x[0]), found[0]) < 2e-2 and path.doubt is None
 
 
+@pytest.mark.parametrize(
+    "mover", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Upsample(scale_factor=2)], ids=lambda m: type(m).__name__
+)
+@torch.no_grad()
+def test_called_by_keyword(mover):
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.mover, self.two = nn.Conv2d(3, 8, 3), mover, nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            return self.two(self.mover(input=self.one(input=x)))
+
+    torch.manual_seed(0)
+    fast, x = convert(Keyword().eval()), pictures(seed=7)
+    with one_by_one():
+        own = fast(x)
+    assert relative_norm(fast(x), own) < 2e-3 and not any(path.doubt for _, path in installed(fast))
+    passed = [] if isinstance(mover, nn.AvgPool2d) else [{"one": ["two"]}]
+    assert [path.chains.bytes for _, path in installed(fast)] == passed
+
+
 @torch.no_grad()
 def test_what_only_means_are_read_of_is_no_bytes():
     """Their range would cut off the peaks of the map."""

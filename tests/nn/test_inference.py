@@ -216,7 +216,7 @@ FLOWS = {
     mixed_sum: {},
     average: {"conv": ["avg_pool2d"]},
     average_ceil: {},
-    by_keyword: {},
+    by_keyword: {"conv": ["pool"]},
 }
 
 
