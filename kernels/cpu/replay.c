@@ -11,6 +11,8 @@ static char *place(const Replay *r, char *const *outside, int64_t buffer, int64_
     return b.outside < 0 ? memory + b.bytes : outside[b.outside] + group * b.bytes;
 }
 
+#define FILLED_IN(job, input) now.job.input = x, now.job.out = out, now.job.threads = threads
+
 static int run_call(const Replay *r, char *const *outside, const ReplayCall *recorded, int64_t group, char *memory,
                     int64_t threads)
 {
@@ -27,24 +29,15 @@ static int run_call(const Replay *r, char *const *outside, const ReplayCall *rec
             now.footprints.out = out;
         return accel_convolve_footprints(&now.footprints);
     case CALL_QUANTIZE:
-        now.quantizing.x = x, now.quantizing.out = out, now.quantizing.threads = threads;
-        return accel_quantize(&now.quantizing);
+        return FILLED_IN(quantizing, x), accel_quantize(&now.quantizing);
     case CALL_MAX_ROWS:
-        now.max.rows = x, now.max.out = out, now.max.threads = threads;
-        accel_max_rows(&now.max);
-        return 0;
+        return FILLED_IN(max, rows), accel_max_rows(&now.max), 0;
     case CALL_FRAME:
-        now.frame.x = x, now.frame.out = out, now.frame.threads = threads;
-        accel_frame(&now.frame);
-        return 0;
+        return FILLED_IN(frame, x), accel_frame(&now.frame), 0;
     case CALL_PLACE:
-        now.placing.rows = x, now.placing.out = out, now.placing.threads = threads;
-        accel_place(&now.placing);
-        return 0;
+        return FILLED_IN(placing, rows), accel_place(&now.placing), 0;
     case CALL_MEAN_ROWS:
-        now.mean.rows = x, now.mean.out = out, now.mean.threads = threads;
-        accel_mean_rows(&now.mean);
-        return 0;
+        return FILLED_IN(mean, rows), accel_mean_rows(&now.mean), 0;
     default:
         if (now.call.edges >= 0)
             now.job.zero = place(r, outside, now.call.edges, group, memory);
