@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -57,12 +57,18 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 def evaluated(model: nn.Module) -> nn.Module:
     """The model, put into evaluation mode. Exported programs, alone or as parts of it, stay in the mode that they were
-    exported in."""
+    exported in.
+
+    Raises:
+        NotImplementedError: the model's own, where a part that is no such program refuses its mode.
+    """
     try:
         model.eval()
     except NotImplementedError:  # torch's, of an exported program: what comes behind that was left out
         for child in model.children():
             evaluated(child)
+        if model.training and not isinstance(model, fx.GraphModule):
+            raise
     return model
 
 

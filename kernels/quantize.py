@@ -15,7 +15,7 @@ from torch import Tensor
 from accel.kernels.dispatch import define, implementation, is_direct
 
 FOUR = 4  # bytes that a lane of the engine multiplies
-_FEW = 16  # channels: of more, the last few bytes are no more than a fifth
+MOST_PITCH = 16  # bytes of a pixel that is filled up to fours: of wider ones the last few are no more than a fifth
 
 
 def quantize(x: Tensor, inverse: float, zero_point: int) -> Tensor:
@@ -54,7 +54,7 @@ def bytes_like(x: Tensor) -> Tensor:
 
 def pitch_of(x: Tensor) -> int:
     """The bytes from pixel to pixel of the bytes of a map of few channels, 0 where there is nothing between them."""
-    few = x.dim() == 4 and x.shape[1] < _FEW and x.shape[1] % FOUR
+    few = x.dim() == 4 and x.shape[1] < MOST_PITCH and x.shape[1] % FOUR
     return -(-x.shape[1] // FOUR) * FOUR if few else 0
 
 

@@ -82,3 +82,14 @@ def test_searched(net):
 def test_shrunk_by_rank(net):
     smaller = accel.decompose_model(net, calibration=[X], ranks={"2": 4})
     assert len(outputs(smaller)) == 3 and accel.count_macs(smaller, X) < len(X) * MACS
+
+
+def test_a_part_that_refuses_its_mode_is_not_passed_over():
+    class Refuses(nn.Conv2d):
+        def train(self, mode=True):
+            raise NotImplementedError("this layer trains only")
+
+    net = nn.Sequential(Refuses(3, 4, 3), nn.ReLU())
+    with pytest.raises(NotImplementedError, match="this layer trains only"):
+        accel.count_macs(net, X)
+    assert all(module.training for module in net.modules())

@@ -162,6 +162,11 @@ def default_rules(name: str, config: Perforate | None = None) -> Rules:
     return Rules({**dict.fromkeys(_entry(name).dense, whole), "*": chosen})
 
 
+def dense_layers(name: str) -> tuple[str, ...]:
+    """Patterns of the layers that `default_rules` leave dense. ConfigError: an unknown model."""
+    return _entry(name).dense
+
+
 def input_size(name: str | None) -> tuple[int, int]:
     """The height and width a model is usually run at; ImageNet's 224 x 224 for a model that is not in the registry."""
     return (224, 224) if name is None else _entry(name).size

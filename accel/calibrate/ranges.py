@@ -24,7 +24,7 @@ def quantization_of(layer: nn.Conv2d | nn.Linear, name: str, x: Tensor) -> Quant
     Raises:
         DataError: x is zero everywhere, or not finite.
     """
-    affine = _as_bytes(name, *_range_of(name, x))
+    affine = _as_bytes(name, *_range_of(name, x, *_extremes(x)))
     channels = -1 if isinstance(layer, nn.Linear) else -3
     return _quantization(affine, _clips(layer.weight), x.transpose(0, channels).flatten(1).float().mean(1))
 
@@ -33,7 +33,8 @@ def quantization_of(layer: nn.Conv2d | nn.Linear, name: str, x: Tensor) -> Quant
 def widened(quantization: Quantization, name: str, x: Tensor) -> Quantization:
     """The same for a layer that is called again, with x: its bytes hold both."""
     old = quantization.input
-    low, high = _range_of(name, x) if x.numel() and any(_as_stored(x).aminmax()) else (0.0, 0.0)
+    least, most = _extremes(x)
+    low, high = _range_of(name, x, least, most) if least or most else (0.0, 0.0)
     ends = old.ends
     if ends[0] - old.scale <= low and high <= ends[1] + old.scale:
         return quantization
@@ -46,9 +47,9 @@ def _quantization(affine: Affine, clip: Tensor, mean: Tensor) -> Quantization:
     return Quantization(scale, torch.tensor(affine.zero_point, dtype=torch.int64, device="cpu"), clip, mean)
 
 
-def _range_of(name: str, x: Tensor) -> tuple[float, float]:
-    """Of the ranges that leave out the values beyond some share on either side, or none, the best for x in bytes."""
-    least, most = map(float, _as_stored(x).aminmax()) if x.numel() else (0.0, 0.0)
+def _range_of(name: str, x: Tensor, least: float, most: float) -> tuple[float, float]:
+    """Of the ranges that leave out the values beyond some share on either side, or none, the best for x in bytes, whose
+    values lie between the least and the most."""
     if not (abs(least) < float("inf") and abs(most) < float("inf")):
         raise DataError(f"layer {name!r} reads NaN or infinities in the calibration data: mend the pictures")
     if least == most == 0:
@@ -64,9 +65,13 @@ def _range_of(name: str, x: Tensor) -> tuple[float, float]:
     return min((each for each in ranges if each[0] < each[1]), key=lambda each: _error(seen, _as_bytes(name, *each)))
 
 
-def _as_stored(x: Tensor) -> Tensor:
-    """The same values, dimensions in the order of the memory: HED's largest map is read 5 times as fast so."""
-    return x.permute(sorted(range(x.dim()), key=lambda dim: -x.stride(dim)))
+def _extremes(x: Tensor) -> tuple[float, float]:
+    """The least and the largest value, (0, 0) of none, read in the order of the memory: HED's largest map of 13
+    pictures takes 0.02 s so, 0.5 s in the order of a channels_last map's dimensions."""
+    if not x.numel():
+        return 0.0, 0.0
+    least, most = x.permute(sorted(range(x.dim()), key=lambda dim: -x.stride(dim))).aminmax()
+    return float(least), float(most)
 
 
 def _every(x: Tensor, step: int) -> Tensor:

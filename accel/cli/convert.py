@@ -140,7 +140,7 @@ def prepare(args: argparse.Namespace) -> Job:
     base = model
     if args.low_rank is not None:
         base = accel.decompose_model(
-            model, calibration=calibration, macs=args.low_rank, ranks=whole_layers(args, resolved.name)
+            model, calibration=calibration, macs=args.low_rank, ranks=whole_layers(args, resolved.name, rules)
         )
     fast = accel.convert_model(base, rules, example_inputs=pictures.first, calibration=calibration)
     return Job(resolved, model, fast, others)
@@ -164,19 +164,13 @@ def wanted_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforat
     return Perforate(speedup=args.speedup, seed=args.seed, **given)
 
 
-def whole_layers(args: argparse.Namespace, name: str | None) -> dict[str, None]:
-    """Patterns of the layers that --low-rank leaves whole."""
-    from accel.config import Perforate, Rules
+def whole_layers(args: argparse.Namespace, name: str | None, rules: Rules | Perforate) -> dict[str, None]:
+    """Patterns of the layers that --low-rank leaves whole: which a file's rules, or the default ones, leave dense."""
+    from accel.zoo.registry import dense_layers
 
     if args.rules is not None:
-        rules = conversion.read_rules(args, name)
-    elif name is not None:
-        from accel.zoo.registry import default_rules
-
-        rules = default_rules(name, Perforate(keep=conversion.DEFAULT_KEEP))  # in fp32, where dense ones are left alone
-    else:
-        rules = None
-    return {pattern: None for pattern, config in rules.items() if config is None} if isinstance(rules, Rules) else {}
+        return {pattern: None for pattern, config in rules.items() if config is None}
+    return {} if name is None else dict.fromkeys(dense_layers(name))
 
 
 def split_pictures(

@@ -169,9 +169,9 @@ def join(values: Sequence[Compact | Tensor], dim: int = 1) -> Compact | Tensor:
 def resize(value: Compact | Tensor, **how: object) -> Compact | Tensor:
     """F.interpolate to the nearest position; how: its arguments but the first."""
     image = handed_over(value) if isinstance(value, Tensor) else value
-    ones, nearest = [1] * (len(image.shape) - 2), image.positions.nearest
-    key = (len(ones), image.positions.size, *sorted(how.items()))
-    taps, size = _resized.get((nearest,), key, lambda sets: _find_resized(*sets, (*ones, *image.positions.size), how))
+    shape = (*[1] * (1 + image.batched), *image.positions.size)  # of one channel
+    key = (shape, *sorted(how.items()))
+    taps, size = _resized.get((image.positions.nearest,), key, lambda sets: _find_resized(*sets, shape, how))
     return image.with_every_row(join_rows([image.rows], [taps], image.batch), size)
 
 
@@ -222,11 +222,9 @@ def mean_pool(
     if isinstance(value, Tensor) or value.rows.dtype is not torch.uint8:
         image = value if isinstance(value, Tensor) else to_dense(value)
         return F.avg_pool2d(image, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
-    size, spare = value.positions.size, (count_include_pad, divisor)
-    window = (size, kernel, stride, padding, (1, 1), ceil_mode)
-    taps, share, out = _means.get(
-        (value.positions.nearest,), (window, spare), lambda sets: _shares(*sets, window, *spare)
-    )
+    window = (value.positions.size, kernel, stride, padding, (1, 1), ceil_mode)
+    key = (window, count_include_pad, divisor)
+    taps, share, out = _means.get((value.positions.nearest,), key, lambda sets: _shares(*sets, *key))
     zero_point = meaning.quantization.input.zero_point
     return value.with_every_row(mean_rows(value.rows, taps, share, zero_point, value.batch), out)
 
@@ -234,10 +232,9 @@ def mean_pool(
 def _shares(nearest: Tensor, window: tuple, count_include_pad: bool, divisor: int | None) -> tuple:
     """(rows int32 [taps, windows], -1 outside the map; float32 [windows], 1 over the divisors; output size)."""
     rows, inside, size = _find_pool_taps(nearest, *window)
-    count = (
-        torch.full_like(inside[0], len(inside), dtype=torch.float64) if count_include_pad else inside.sum(0).double()
-    )
-    count = count if divisor is None else torch.full_like(count, divisor)
+    count = inside.sum(0).double()
+    if divisor is not None or count_include_pad:
+        count.fill_(divisor or len(inside))
     return torch.where(inside, rows, -1), (1 / count).float(), size
 
 

@@ -137,8 +137,10 @@ static void mean_of_bytes(const MeanJob *job, int64_t image, const int32_t *tap,
         int32_t sum[SPAN] = {0};
         for (int64_t t = 0; t < job->tap_count; t++) {
             const int32_t row = tap[t * job->windows];
+            if (row < 0)
+                continue;
             const uint8_t *from = rows + row * job->channels + c;
-            for (int64_t i = 0; row >= 0 && i < width; i++)
+            for (int64_t i = 0; i < width; i++)
                 sum[i] += from[i] - zero;
         }
         for (int64_t i = 0; i < width; i++) {
@@ -191,8 +193,6 @@ static int quantize_values(const Quantizing *job, const float *x, uint8_t *out, 
 {
     return !accel_isa_bytes->quantize(x, out, count, (float)job->inverse, (int32_t)job->zero_point);
 }
-
-enum { MOST_PITCH = 16 };
 
 /* The same for rows of bytes with room between them. */
 static int quantize_rows(const Quantizing *job, const float *x, uint8_t *out, int64_t rows)

@@ -24,10 +24,8 @@ def quantized_conv2d(
     numbers = levels.out_zero is not None and residual is not None and residual.dtype is torch.float32
     whole = filled_up(x) if geometry.groups == 1 else None
     x, pitch = (pixels_first(x), 0) if whole is None else (whole, whole.shape[1])
-    sets, key = (
-        (positions, nearest, source_nearest),
-        (weight.shape, geometry, activation, compact, levels, numbers, pitch),
-    )
+    sets, steps = (positions, nearest, source_nearest), (geometry, activation, compact, levels)
+    key = (weight.shape, *steps, numbers, pitch)
     call = _calls.get(sets, key, lambda _: _prepare(x, sets, *key))
     residual = None if residual is None else pixels_first(residual)
     multiplier, offset = multiplier.contiguous(), None if offset is None else offset.contiguous()

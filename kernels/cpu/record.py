@@ -15,6 +15,7 @@ from types import ModuleType
 
 from accel.kernels.cpu.layout import Record, comment, enumeration, macro
 from accel.kernels.quantization import MOST_TERMS
+from accel.kernels.quantize import MOST_PITCH
 
 MAX_VECTORS = 4
 GRAD_VECTORS = 2  # dX: narrow panels, since threads can share an image only by its channels
@@ -36,6 +37,7 @@ CONSTANTS = {
     **{f"KIND_{name.upper()}": code for name, code in KINDS.items()},
     **{f"CALL_{name.upper()}": code for name, code in CALLS.items()},
     "MOST_TERMS": MOST_TERMS,
+    "MOST_PITCH": MOST_PITCH,
 }
 
 FLOATS, MADE, INDICES, NUMBERS = "const float *", "float *", "const int32_t *", "int64_t"
