@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import weakref
 
 import torch
@@ -116,6 +117,22 @@ def every_position(height: int, width: int) -> PositionSet:
         with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
             found = _full_sets[height, width] = PositionSet.full(height, width)
     return found
+
+
+_alive: weakref.WeakValueDictionary[bytes, Tensor] = weakref.WeakValueDictionary()
+
+
+def shared(found: PositionSet) -> PositionSet:
+    """The set with the very tensor of positions that an equal one has, if one is kept anywhere.
+
+    So layers share all that was worked out for these positions, though each breaks the ties of `nearest` its own way.
+    """
+    positions = found.positions
+    if not is_direct() or type(positions) is not Tensor or positions.device.type != "cpu":
+        return found
+    digest = hashlib.sha256(repr(found.size).encode())
+    digest.update(positions.numpy())
+    return dataclasses.replace(found, positions=_alive.setdefault(digest.digest(), positions))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from accel.calibrate import fit_interpolation, fit_layer, fits, ranges
 from accel.errors import ConfigError, DataError
 from accel.fills.fitted import ridge_regression
 from accel.fills.sums import nearest_fit
+from accel.inputs import as_batch
 from accel.running import one_by_one
 
 
@@ -270,6 +271,27 @@ def test_a_walk_in_many_rounds_settles_the_same(monkeypatch):
     for one, other in zip(whole, rounds):
         if isinstance(one, nn.Conv2d):
             assert all(torch.equal(t, other.fit.tensors()[n]) for n, t in one.fit.tensors().items())
+
+
+@pytest.mark.parametrize("recorded", [(), ("0",), ("2", "4"), ("0", "2", "4")])
+def test_what_the_dense_network_gives_may_be_known(recorded):
+    """Some of it or all, and of layers that others wait for; the fits are the same."""
+    model = nn.Sequential(
+        conv(), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)
+    ).eval()
+    x = image(batch=4, size=16)
+    with one_by_one():
+        known = calibrate.record(model, as_batch((x,)), {name: model.get_submodule(name) for name in recorded}, {})
+    assert set(known) == {*recorded}
+    alone, beside = (fitted(model, x) for _ in range(2))
+    for layer in (beside[0], beside[2], beside[4]):
+        layer.set_fit(None)
+    fit_interpolation(beside, [x], known=known)
+    for one, other in zip(alone, beside):
+        if isinstance(one, nn.Conv2d):
+            assert not one.fit.nearest.all()
+            for name, tensor in one.fit.tensors().items():
+                torch.testing.assert_close(other.fit.tensors()[name], tensor)
 
 
 def test_ranges_without_fits_are_those_beside_them(monkeypatch):

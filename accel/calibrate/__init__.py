@@ -2,7 +2,7 @@
 
 from accel.calibrate.fits import LIMIT, check_calibration, fit_interpolation, fit_layer, is_lost, pictures_of_one_size
 from accel.calibrate.ranges import quantization_of
-from accel.calibrate.settling import settle
+from accel.calibrate.settling import record, settle
 
 __all__ = [
     "LIMIT",
@@ -12,5 +12,6 @@ __all__ = [
     "is_lost",
     "pictures_of_one_size",
     "quantization_of",
+    "record",
     "settle",
 ]

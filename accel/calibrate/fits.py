@@ -7,6 +7,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from scipy.special import stdtrit
@@ -39,7 +40,11 @@ def check_calibration(assigned: Mapping[str, Perforate], calibration: object) ->
 
 
 def fit_interpolation(
-    model: nn.Module, calibration: Iterable, limit: int = LIMIT, before: Callable[[], object] = lambda: None
+    model: nn.Module,
+    calibration: Iterable,
+    limit: int = LIMIT,
+    before: Callable[[], object] = lambda: None,
+    known: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Fit, in place, every layer of a converted model whose fill needs data, or that computes in eight bits, in the
     order they run.
@@ -60,6 +65,7 @@ def fit_interpolation(
         calibration: batches of inputs of one size, see `accel.inputs`.
         limit: input pixels used: the first 13 pictures of 240x320, or 1024 of 32x32; they make one batch.
         before: called before every fit; what it raises ends the work.
+        known: what layers give in the dense network for these pictures, where `accel.calibrate.record` found it before.
 
     Raises:
         DataError: unusable calibration data, pictures of differing sizes, or no layer is reached.
@@ -96,7 +102,7 @@ def fit_interpolation(
     with one_by_one():
         _leave_to_nearest(fitted)
         if fitted:
-            unreached = settle(model, pictures, waiting, judge, dense, own)
+            unreached = settle(model, pictures, waiting, judge, dense, own, known)
         else:
             unreached = settle_by_inputs(model, pictures, waiting, quantize, own)
         if waiting and len(unreached) == len(waiting):
@@ -111,7 +117,7 @@ def fit_interpolation(
             left, again = {}, quantized
         else:
             again = {name: layer for name, layer in waiting.items() if name not in unreached}
-        settle(model, pictures, again, refit, dense, own)
+        settle(model, pictures, again, refit, dense, own, known)
 
 
 def _leave_in_fp32(layers: Mapping[str, PerforatedConv2d | QuantizedLinear]) -> None:

@@ -8,6 +8,7 @@ batch can mix them. What does not fit into memory at once is settled in several 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ def settle(
     fit: Callable[[str, Tensor, Tensor], None],
     dense: Mapping[nn.Module, Callable[[Tensor], Tensor]],
     own: Mapping[nn.Module, Callable[[Tensor], Tensor]],
+    known: Mapping[str, Tensor] = MappingProxyType({}),
     memory: int = _MEMORY,
 ) -> list[str]:
     """Settle the waiting layers in the order they run.
@@ -41,6 +43,7 @@ def settle(
         fit: called once for each with (name, x, target): what its first call reads in the network settled so far, and
             what it gives in the dense one.
         dense, own: the forwards that layers have in the two networks, where not their present ones.
+        known: what layers give in the dense one, where `record` found it before.
 
     Returns:
         The names of the layers that the two networks do not both call.
@@ -51,12 +54,15 @@ def settle(
     left, unreached = dict(waiting), []
     with evaluation(model):
         while left:
-            targets = _record(model, batch, left, dense, memory)
+            targets = {name: known[name] for name in left if name in known}
+            targets = targets or record(model, batch, left, dense, memory)
             settled, stopped_at = _settle_recorded(model, batch, left, fit, own, targets)
             left = {name: layer for name, layer in left.items() if name not in settled}
             if stopped_at is None:
                 return [*unreached, *left]
-            if not settled:  # the dense network does not call it, or only after others that wait
+            if not settled and known:  # which lacked the next one
+                known = {}
+            elif not settled:  # the dense network does not call it, or only after others that wait
                 unreached.append(stopped_at)
                 del left[stopped_at]
     return unreached
@@ -78,14 +84,18 @@ def settle_by_inputs(
     return [name for name in waiting if name not in settled]
 
 
-def _record(
+@torch.no_grad()
+def record(
     model: nn.Module,
     batch: Batch,
     layers: Mapping[str, nn.Module],
     dense: Mapping[nn.Module, Callable],
-    memory: int,
+    memory: int = _MEMORY,
 ) -> dict[str, Tensor]:
-    """What the first calls of the layers give in the dense network, as many as `memory` holds and at least one."""
+    """What the first calls of the layers give in the dense network, as many as `memory` holds and at least one.
+
+    Args: as of `settle`; the model is in evaluation mode.
+    """
     targets: dict[str, Tensor] = {}
     taken = 0
 

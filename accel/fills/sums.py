@@ -9,13 +9,13 @@ so weights found at one size serve at any other.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from accel.kernels.caches import IdentityCache
 from accel.kernels.positions import Neighbors, PositionSet
 
 _CLASSES = 16  # classes with weights of their own, at most
@@ -51,9 +51,13 @@ class Fit:
 
     def neighbors(self, positions: PositionSet) -> Neighbors:
         """The neighbours on a position set of any size, sorted into the classes of this fit."""
-        found = find_neighbors(positions, self.weights.shape[1])
-        kind = classify(found.offsets, self.offsets.numpy())
-        return sort_into_classes(found.skipped, found.rows, kind, len(self.weights))
+        offsets, (classes, count, _) = self.offsets.numpy(), self.weights.shape
+
+        def sort(_: object) -> Neighbors:
+            found = find_neighbors(positions, count)
+            return sort_into_classes(found.skipped, found.rows, classify(found.offsets, offsets), classes)
+
+        return _lists.get((positions.positions,), (positions.size, classes, count, offsets.tobytes()), sort)
 
     def tensors(self) -> dict[str, Tensor]:
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -116,26 +120,25 @@ class Nearest(NamedTuple):
     classes: np.ndarray
 
 
-_KEPT = 8  # sets: the layers of a network have a few sizes, and a calibration asks three times for each layer
-_LARGEST_KEPT = 1 << 22  # positions times neighbours: 50 MB
+_nearest, _lists = IdentityCache(), IdentityCache()
 
 
 def find_neighbors(positions: PositionSet, count: int) -> Nearest:
     """The nearest T = `count` computed positions of each skipped one.
 
-    A set of fewer than T positions repeats its farthest one. Layers whose sets are equal share what was found: HED's 19
+    A set of fewer than T positions repeats its farthest one. Layers that share a set share what was found: HED's 19
     have five, and looking for the neighbours of each took a quarter of a calibration.
     """
-    is_kept = positions.height * positions.width * count <= _LARGEST_KEPT
-    find = _find_neighbors if is_kept else _find_neighbors.__wrapped__
-    return find(positions.positions.numpy().tobytes(), positions.height, positions.width, count)
+    key = (positions.size, count)
+    return _nearest.get(
+        (positions.positions,), key, lambda sets: _find_neighbors(sets[0].numpy(), *positions.size, count)
+    )
 
 
-@functools.lru_cache(maxsize=_KEPT)
-def _find_neighbors(positions: bytes, height: int, width: int, count: int) -> Nearest:
+def _find_neighbors(computed: np.ndarray, height: int, width: int, count: int) -> Nearest:
     from scipy.spatial import cKDTree
 
-    computed = np.frombuffer(positions, np.int32).astype(np.int64)
+    computed = computed.astype(np.int64)
     skipped = np.setdiff1d(np.arange(height * width), computed)
     points, wanted = (np.stack([flat // width, flat % width], 1) for flat in (computed, skipped))
     looked_up = min(len(points), count + _SPARE)

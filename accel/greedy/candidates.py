@@ -25,6 +25,7 @@ from accel.fills import CORRECTIONS
 from accel.greedy.table import DENSE, Table
 from accel.impact import impact_maps
 from accel.inputs import Batch, Inputs, as_batch
+from accel.kernels.positions import PositionSet
 from accel.masks import LATTICE_KEEPS
 from accel.nn.inference import install
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
@@ -72,7 +73,8 @@ class Space:
         candidates: layer -> label -> what it turns the layer into; the layers in the model's order.
         fixed: layers that a rule decided, and None for those it leaves dense.
         macs: layer -> dense MACs, of all convolutions and linear layers.
-        kept: (layer, label) -> fraction of the positions that the mask really keeps.
+        sets: (layer, label) -> its positions there; kept here, so that all networks of a search share them and what
+            is worked out for them.
         left: layer -> why it is left dense without a search.
     """
 
@@ -82,7 +84,7 @@ class Space:
     candidates: Mapping[str, Mapping[str, Conversion]]
     fixed: Mapping[str, Perforate | None]
     macs: Mapping[str, int]
-    kept: Mapping[tuple[str, str], float]
+    sets: Mapping[tuple[str, str], PositionSet]
     left: Mapping[str, str]
 
     def network(self, state: Mapping[str, str]) -> nn.Module:
@@ -148,6 +150,11 @@ class Space:
         """Every convolution, in the model's order."""
         return list(convolutions(self.model))
 
+    def kept(self, name: str, label: str) -> float:
+        """The fraction of the positions that a candidate's mask really keeps."""
+        found = self.sets.get((name, label))
+        return self.candidates[name][label].config.keep if found is None else found.keep
+
     @property
     def searched(self) -> list[str]:
         return [name for name in self.candidates if name not in self.fixed]
@@ -156,7 +163,7 @@ class Space:
         """Executed MACs of every layer under every candidate."""
         costs = {
             name: {DENSE: float(self.macs[name])}
-            | {label: self.macs[name] * self.kept[name, label] for label in self.candidates[name]}
+            | {label: self.macs[name] * self.kept(name, label) for label in self.candidates[name]}
             for name in self.candidates
         }
         rest = sum(count for name, count in self.macs.items() if name not in costs)
@@ -202,16 +209,21 @@ def open_space(
     run = functools.partial(run_on, example_inputs=example_inputs)
     contiguous = settle_layouts(prepared, calls, run, weights=True)
     made = _conversions(model, layers, options, contiguous, calibration, loss)
-    kept = {(name, label): _keep(layers[name], name, made[name][label], calls) for name in made for label in made[name]}
+    sets = {
+        (name, label): _positions(layers[name], name, conversion, calls[name][0])
+        for name, row in made.items()
+        for label, conversion in row.items()
+        if calls[name]
+    }
     useful = {
-        name: {label: c for label, c in row.items() if name in fixed or kept[name, label] < 1 or c.config.keep == 1}
+        name: {n: c for n, c in row.items() if name in fixed or not sets[name, n].is_full or c.config.keep == 1}
         for name, row in made.items()
     }
     left |= {name: "is too small to leave positions out" for name, row in useful.items() if not row}
     useful = {name: row for name, row in useful.items() if row}
     if not useful.keys() - fixed.keys():
         raise ConversionError(f"{type(model).__name__} has no convolution to search over: {left}")
-    return Space(prepared, as_batch(example_inputs), calls, useful, fixed, macs, kept, left)
+    return Space(prepared, as_batch(example_inputs), calls, useful, fixed, macs, sets, left)
 
 
 def _decided(rules: Rules | None, layers: Mapping[str, nn.Conv2d]) -> dict[str, Perforate | None]:
@@ -274,9 +286,9 @@ def _is_weighed(config: Perforate) -> bool:
     return config.masking.needs_data
 
 
-def _keep(layer: nn.Conv2d, name: str, made: Conversion, calls: Mapping[str, list[tuple[int, ...]]]) -> float:
+def _positions(layer: nn.Conv2d, name: str, made: Conversion, shape: tuple[int, ...]) -> PositionSet:
     probe = PerforatedConv2d.adopt(shallow_copy(layer), made.config, name, made.pooling, made.impact)
-    return probe.position_set(*calls[name][0][-2:]).keep if calls[name] else made.config.keep
+    return probe.position_set(*shape[-2:])
 
 
 def _timed_like(conversion: Conversion) -> Conversion:

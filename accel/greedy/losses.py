@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from accel.calibrate import LIMIT, fit_interpolation, fit_layer, quantization_of, settle
+from accel.calibrate import LIMIT, fit_interpolation, fit_layer, quantization_of, record, settle
 from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
 from accel.fills import CORRECTIONS, nearest_fit
@@ -167,6 +167,13 @@ class Losses:
             self.judged = self.looked if more is None else self._judge(joined([looked, more]), own)
         self._fit_seconds: dict[str, dict[str, list[float]]] = {kind: {} for kind in _REFIT}  # by what it corrects
 
+    @functools.cached_property
+    def _dense(self) -> dict[str, Tensor]:
+        """What the layers give in the dense network for the pictures that are fitted on."""
+        searched = {name: self.layers[name] for name in self.candidates}
+        with evaluation(self.network), one_by_one():
+            return record(self.network, self.known, searched, {})
+
     def _judge(self, pictures: Batch, own: Loss | None) -> Judge:
         with evaluation(self.network), one_by_one(), torch.no_grad():
             judge = Judge(self._run(pictures, {}, {}), pictures, own)
@@ -222,7 +229,8 @@ class Losses:
         convert_layers(network, chosen)
         begin = time.monotonic()
         if any(map(_is_calibrated, chosen.values())):
-            fit_interpolation(network, [self.known.given], before=self.budget.check)
+            known = self._dense if any(map(_is_fitted, chosen.values())) else {}
+            fit_interpolation(network, [self.known.given], before=self.budget.check, known=known)
         fitted = [made.config.correct for made in chosen.values() if _is_fitted(made)]
         if fitted:
             each = (time.monotonic() - begin) / len(fitted)
@@ -302,8 +310,9 @@ class Losses:
                     self._fit_seconds["look"].setdefault(probe.config.correct, []).append(time.monotonic() - begin)
 
         waiting = {name: self.layers[name] for name in fitted}
+        forwards = {self.layers[name]: run for name, run in own.items()}
         if waiting:
-            settle(self.network, self.known, waiting, fit, {}, {self.layers[name]: run for name, run in own.items()})
+            settle(self.network, self.known, waiting, fit, {}, forwards, self._dense)
 
 
 def _again(recorded: Tensor, *_: object, **__: object) -> Tensor:

@@ -96,7 +96,7 @@ class FoundRules(Rules):
             rows.append(
                 {
                     "layer": name,
-                    "keep": 1.0 if config is None else space.kept[name, label],
+                    "keep": 1.0 if config is None else space.kept(name, label),
                     "mask": config and config.mask,
                     "interpolate": config and config.interpolate,
                     "precision": config and config.precision,

@@ -19,7 +19,7 @@ from accel.kernels.dispatch import is_direct
 from accel.kernels.interpolate import interpolate
 from accel.kernels.masked_conv2d import masked_conv2d, masked_conv2d_
 from accel.kernels.perforated_conv2d import perforated_conv2d
-from accel.kernels.positions import Neighbors, PositionSet, tap_map
+from accel.kernels.positions import Neighbors, PositionSet, shared, tap_map
 from accel.kernels.quantized_interpolate import quantized_interpolate
 from accel.kernels.reference.activation import activate
 from accel.masks import Pooling, build_mask, layer_generator
@@ -162,7 +162,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             )
             impact = F.interpolate(impact[None, None], size=(height, width), mode="nearest")[0, 0]
         generator = layer_generator(self.config.seed, self.layer_name, height, width)
-        return build_mask(
+        found = build_mask(
             self.config.mask,
             self.config.keep,
             height,
@@ -172,6 +172,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             impact=impact,
             shift=self.config.shift,
         )
+        return shared(found)
 
     def forward(
         self,

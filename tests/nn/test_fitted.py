@@ -1,6 +1,7 @@
 """Neighbours, classes and weights: small cases by hand, and what must hold of any position set."""
 
 import dataclasses
+import gc
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import accel
 from accel import Perforate
 from accel.fills.sums import Fit, classify, find_neighbors, nearest_fit
 from accel.fills.weighted import weighted_by_distance
-from accel.kernels.positions import PositionSet
+from accel.kernels import caches
+from accel.kernels.positions import PositionSet, shared
 from accel.masks import build_mask
 
 
@@ -39,9 +41,12 @@ def test_the_inside_of_a_checkerboard_is_one_class():
     assert (classify(found.offsets, first[None]) == 0).sum() == 18 * 18 // 2
 
 
-def test_equal_sets_share_their_neighbors_and_others_do_not():
-    first, equal, wider = position_set(), position_set(), position_set(width=12)
+def test_equal_sets_share_their_positions_and_their_neighbors():
+    first, equal, wider = (shared(position_set(width=width)) for width in (11, 11, 12))
+    assert equal.positions is first.positions
     assert find_neighbors(first, 4) is find_neighbors(equal, 4)
+    turned = shared(PositionSet(first.positions.clone(), equal.nearest.clone(), first.width, first.height))
+    assert turned.positions is not first.positions
     assert find_neighbors(first, 4) is not find_neighbors(first, 5)
     assert len(find_neighbors(wider, 4).skipped) != len(find_neighbors(first, 4).skipped)
 
@@ -172,3 +177,19 @@ def test_channels_left_to_nearest_filling():
     assert mixed.change[:, 0, 0, 0].tolist() == [0, 1, 0]
     alone = fit.with_nearest(torch.tensor([True, True, False]))
     assert alone.nearest.all() and alone.weights.shape == (1, 1, 3) and alone.change is None
+
+
+def test_layers_with_equal_sets_share_lists_and_what_was_worked_out_lives_as_long_as_a_network():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 5, padding=2))
+    rule = Perforate(keep=0.5, mask="lattice", interpolate="fitted", neighbors=5)
+    x = torch.randn(6, 3, 14, 15)
+    gc.collect()
+    before = caches.entries()
+    ours = accel.convert_model(net.eval(), rule, example_inputs=x[:1], calibration=[x])
+    found = [layer.neighbors(layer.position_set(14, 15)) for layer in ours]
+    assert found[0] is found[1] is found[2]
+    assert caches.entries() > before
+    del ours, found
+    gc.collect()
+    assert caches.entries() == before
