@@ -24,6 +24,7 @@ from accel.convert import (
     linears_left,
     plain_convolutions,
     quantize_linears,
+    reached,
     settle_layouts,
     with_pooling,
 )
@@ -159,8 +160,8 @@ def _searched(
     aim, value = config.target
     if calibration is None:
         raise ConfigError(f"{aim} is searched for on real inputs: pass calibration= a loader or list of inputs")
-    rules.check_used(convolutions(model))
-    matched = {name: rules.match(name) for name in convolutions(model)}
+    rules.check_used(reached(model, rules))
+    matched = {name: rules.match(name) for name in counted_layers(model)}
     decided = {name: None if match is MISSING else match for name, match in matched.items() if match != config}
     found = search(
         model,

@@ -54,22 +54,22 @@ def keep_newest(cache: dict, most: int) -> None:
             cache.pop(oldest, None)
 
 
-def keep_newest_sizes(cache: dict) -> None:
+def keep_newest_sizes(cache: dict, most: int = MOST_SIZES) -> None:
     """The same of values of maps, by (height, width, ...): few, and few positions in all; the newest one anyway."""
     positions = 0
     for index, size in enumerate(reversed(list(cache))):
         positions += size[0] * size[1]
-        if index >= MOST_SIZES or (index and positions > MOST_POSITIONS):
+        if index >= most or (index and positions > MOST_POSITIONS):
             cache.pop(size, None)
 
 
-def kept_by_size(cache: dict, key: tuple, make: Callable[[], _Kept]) -> _Kept:
+def kept_by_size(cache: dict, key: tuple, make: Callable[[], _Kept], most: int = MOST_SIZES) -> _Kept:
     """What `make` made once for this key, which starts with a height and a width; the oldest make room for new ones."""
     found = cache.get(key)
     if found is None:
         with torch.inference_mode(False):  # an inference tensor kept here could not serve a later training step
             found = cache[key] = make()
-        keep_newest_sizes(cache)
+        keep_newest_sizes(cache, most)
     return found
 
 

@@ -131,7 +131,7 @@ def shared(found: PositionSet) -> PositionSet:
     if not is_direct() or type(positions) is not Tensor or positions.device.type != "cpu":
         return found
     digest = hashlib.sha256(repr(found.size).encode())
-    digest.update(positions.numpy())
+    digest.update(positions.contiguous().numpy())
     return dataclasses.replace(found, positions=_alive.setdefault(digest.digest(), positions))
 
 

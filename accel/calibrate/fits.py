@@ -45,6 +45,7 @@ def fit_interpolation(
     limit: int = LIMIT,
     before: Callable[[], object] = lambda: None,
     known: Mapping[str, Tensor] = MappingProxyType({}),
+    clips: dict[str, Tensor] | None = None,
 ) -> None:
     """Fit, in place, every layer of a converted model whose fill needs data, or that computes in eight bits, in the
     order they run.
@@ -66,6 +67,7 @@ def fit_interpolation(
         limit: input pixels used: the first 13 pictures of 240x320, or 1024 of 32x32; they make one batch.
         before: called before every fit; what it raises ends the work.
         known: what layers give in the dense network for these pictures, where `accel.calibrate.record` found it before.
+        clips: as of `quantization_of`, for several networks of the same weights.
 
     Raises:
         DataError: unusable calibration data, pictures of differing sizes, or no layer is reached.
@@ -81,6 +83,7 @@ def fit_interpolation(
     own = {layer: functools.partial(PerforatedConv2d.forward, layer) for layer in convs.values()}
     own |= {layer: functools.partial(_widening, name, layer) for name, layer in quantized.items()}
     left: dict[str, Tensor] = {}  # bool [C], the channels left to nearest filling
+    clips = {} if clips is None else clips
 
     def judge(name: str, x: Tensor, target: Tensor) -> None:
         quantize(name, x)
@@ -97,7 +100,7 @@ def fit_interpolation(
     def quantize(name: str, x: Tensor) -> None:
         before()
         if name in quantized:
-            layers[name].quantization = quantization_of(layers[name], name, x)
+            layers[name].quantization = quantization_of(layers[name], name, x, clips)
 
     with one_by_one():
         _leave_to_nearest(fitted)

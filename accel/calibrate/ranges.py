@@ -17,16 +17,24 @@ _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)  # of weights
 
 
 @torch.no_grad()
-def quantization_of(layer: nn.Conv2d | nn.Linear, name: str, x: Tensor) -> Quantization:
+def quantization_of(
+    layer: nn.Conv2d | nn.Linear, name: str, x: Tensor, clips: dict[str, Tensor] | None = None
+) -> Quantization:
     """The least squared errors of x [N, C, H, W] or [C, H, W] (of a linear layer [..., C]) in bytes, and of the layer's
     weights in signed ones.
+
+    Args:
+        clips: where weights are clipped, by the layer's name: looked up, or added; for weights that nobody changes.
 
     Raises:
         DataError: x is zero everywhere, or not finite.
     """
     affine = _as_bytes(name, *_range_of(name, x, *_extremes(x)))
     channels = -1 if isinstance(layer, nn.Linear) else -3
-    return _quantization(affine, _clips(layer.weight), x.transpose(0, channels).flatten(1).float().mean(1))
+    clips = {} if clips is None else clips
+    if name not in clips:
+        clips[name] = _clips(layer.weight)
+    return _quantization(affine, clips[name], x.transpose(0, channels).flatten(1).float().mean(1))
 
 
 @torch.no_grad()

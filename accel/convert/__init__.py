@@ -74,8 +74,7 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
     if not names and not linears:
         raise ConversionError(f"{type(model).__name__} has no nn.Conv2d: there is nothing to perforate")
     stages = assign_stages(model, rules)
-    used = [*names.values(), *(aliases for aliases in _aliases(model, nn.Linear).values() if aliases[0] in linears)]
-    rules.check_used([*(name for aliases in used for name in aliases), *stages])
+    rules.check_used([*reached(model, rules), *stages])
     assigned = {}
     for layer, aliases in names.items():
         config = _decided(rules, aliases)
@@ -100,6 +99,15 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
         kinds = ", ".join(sorted({left_dense(layer) or type(layer).__name__ for layer in names}))
         raise ConversionError(f"the rules leave every convolution of {type(model).__name__} dense ({kinds})")
     return assigned
+
+
+def reached(model: nn.Module, rules: Rules) -> list[str]:
+    """All names of the layers that rules may speak of: convolutions, and the linear layers that they bring into eight
+    bits or say to leave alone."""
+    linears = assign_linears(model, rules)
+    found = [*_aliases(model, nn.Conv2d).values()]
+    found += [n for n in _aliases(model, nn.Linear).values() if n[0] in linears or _decided(rules, n) is None]
+    return [name for aliases in found for name in aliases]
 
 
 def assign_linears(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perforate]:
@@ -194,9 +202,11 @@ def with_pooling(model: nn.Module, conversions: Mapping[str, Conversion]) -> dic
 
 
 def convert_layers(model: nn.Module, conversions: Mapping[str, Conversion]) -> None:
-    """Turn the named layers of `model`, in place, into perforated ones."""
+    """Turn the named layers of `model`, in place, into perforated ones, and linear ones into those in eight bits."""
     layers = convolutions(model)
-    for name, conversion in conversions.items():
+    quantize_linears(model, {name: made.quantization for name, made in conversions.items() if name not in layers})
+    for name in layers.keys() & conversions.keys():
+        conversion = conversions[name]
         found = {field: getattr(conversion, field) for field in FOUND}
         PerforatedConv2d.adopt(layers[name], conversion.config, name, **found)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accel.kernels.caches import IdentityCache
+from accel.kernels.caches import IdentityCache, kept_by_size
 from accel.kernels.positions import Neighbors, PositionSet
 
 _CLASSES = 16  # classes with weights of their own, at most
@@ -120,18 +120,20 @@ class Nearest(NamedTuple):
     classes: np.ndarray
 
 
-_nearest, _lists = IdentityCache(), IdentityCache()
+_lists = IdentityCache()
+_found: dict[tuple, Nearest] = {}
+_KEPT = 64  # of them: a search tries five lattices on the few sizes of a network's maps
 
 
 def find_neighbors(positions: PositionSet, count: int) -> Nearest:
     """The nearest T = `count` computed positions of each skipped one.
 
-    A set of fewer than T positions repeats its farthest one. Layers that share a set share what was found: HED's 19
+    A set of fewer than T positions repeats its farthest one. Layers whose sets are equal share what was found: HED's 19
     have five, and looking for the neighbours of each took a quarter of a calibration.
     """
-    key = (positions.size, count)
-    return _nearest.get(
-        (positions.positions,), key, lambda sets: _find_neighbors(sets[0].numpy(), *positions.size, count)
+    computed, size = positions.positions.numpy(), positions.size
+    return kept_by_size(
+        _found, (*size, count, computed.tobytes()), lambda: _find_neighbors(computed, *size, count), _KEPT
     )
 
 

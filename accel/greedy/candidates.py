@@ -17,6 +17,8 @@ from accel.convert import (
     convolutions,
     counted_layers,
     left_dense,
+    left_in_fp32,
+    reached,
     settle_layouts,
     with_pooling,
 )
@@ -33,6 +35,7 @@ from accel.nn.quantized import Quantization, why_not_bytes
 from accel.profiling.flops import layer_macs
 from accel.running import copied, evaluated, record_calls, run_on
 
+_LINEAR = "a linear layer has one position: it has but eight bits to gain"
 _SMALLEST = 0.005  # share of the network's MACs below which a layer is left alone: it cannot repay the search
 
 
@@ -92,9 +95,8 @@ class Space:
         range for those of bytes."""
         chosen = {name: self.candidates[name][label] for name, label in state.items() if label != DENSE}
         network = shared_copy(self.model)
-        layers = convolutions(network)
         timed = {name: _timed_like(conversion) for name, conversion in chosen.items()}
-        convert_layers(network, {name: _with_ranges(layers[name], made) for name, made in timed.items()})
+        convert_layers(network, {n: _with_ranges(network.get_submodule(n), made) for n, made in timed.items()})
         install(network)
         build_sets(network, self.calls)
         return network
@@ -147,8 +149,8 @@ class Space:
 
     @property
     def layers(self) -> list[str]:
-        """Every convolution, in the model's order."""
-        return list(convolutions(self.model))
+        """Every convolution, and the linear layers in eight bits, in the model's order."""
+        return [n for n, layer in self.model.named_modules() if isinstance(layer, nn.Conv2d) or n in self.candidates]
 
     def kept(self, name: str, label: str) -> float:
         """The fraction of the positions that a candidate's mask really keeps."""
@@ -192,10 +194,7 @@ def open_space(
     layers = convolutions(model)
     calls = record_calls(model, counted_layers(model), example_inputs)
     macs = {row.name: row.dense or 0 for row in layer_macs(model, example_inputs)}
-    fixed = _decided(rules, layers)
-    undecided = {name: layer for name, layer in layers.items() if name not in fixed}
-    left = {name: reason for name, layer in undecided.items() if (reason := _unworthy(name, layer, calls, macs))}
-    fixed |= _quantized(configs.values(), {name: layers[name] for name in left if calls[name]})
+    fixed, left = _settled(model, layers, calls, macs, configs.values(), rules)
     options = {n: _possible(configs, layer) for n, layer in layers.items() if n not in left and n not in fixed}
     if any(config.in_bytes for config in configs.values()) and all(map(why_not_bytes, layers.values())):
         name, layer = next(iter(layers.items()))
@@ -204,7 +203,7 @@ def open_space(
     if not options:
         raise ConversionError(f"{type(model).__name__} has no convolution to search over: {left or 'rules decide all'}")
     options |= {name: {label_of(config): config} for name, config in fixed.items() if config is not None}
-    options = {name: options[name] for name in layers if name in options}
+    options = {name: options[name] for name, _ in model.named_modules() if name in options}
     prepared = evaluated(copied(model))
     run = functools.partial(run_on, example_inputs=example_inputs)
     contiguous = settle_layouts(prepared, calls, run, weights=True)
@@ -213,7 +212,7 @@ def open_space(
         (name, label): _positions(layers[name], name, conversion, calls[name][0])
         for name, row in made.items()
         for label, conversion in row.items()
-        if calls[name]
+        if calls[name] and name in layers
     }
     useful = {
         name: {n: c for n, c in row.items() if name in fixed or not sets[name, n].is_full or c.config.keep == 1}
@@ -226,21 +225,52 @@ def open_space(
     return Space(prepared, as_batch(example_inputs), calls, useful, fixed, macs, sets, left)
 
 
-def _decided(rules: Rules | None, layers: Mapping[str, nn.Conv2d]) -> dict[str, Perforate | None]:
+def _settled(
+    model: nn.Module,
+    layers: Mapping[str, nn.Conv2d],
+    calls: Mapping[str, list],
+    macs: Mapping[str, int],
+    configs: Collection[Perforate],
+    rules: Rules | None,
+) -> tuple[dict[str, Perforate | None], dict[str, str]]:
+    """(what layers are that are not searched, why that is so of those that no rule decides)."""
+    fixed = _decided(rules, model, layers)
+    undecided = {name: layer for name, layer in layers.items() if name not in fixed}
+    left = {name: reason for name, layer in undecided.items() if (reason := _unworthy(name, layer, calls, macs))}
+    linears = _linears(model, rules, calls)
+    fixed |= {name: config for name, said in linears.items() if (config := _whole_in_bytes(said)) is not None}
+    whole = next((config for config in configs if config.in_bytes and config.keep == 1), None)
+    if whole is not None:
+        fixed |= {name: whole for name in left if calls[name] and _can_be_bytes(layers[name])}
+        free = [name for name, said in linears.items() if said is MISSING]
+        fixed, left = fixed | dict.fromkeys(free, whole), left | dict.fromkeys(free, _LINEAR)
+    return fixed, left
+
+
+def _decided(rules: Rules | None, model: nn.Module, layers: Mapping[str, nn.Conv2d]) -> dict[str, Perforate | None]:
     if rules is None:
         return {}
-    rules.check_used(layers)
+    rules.check_used(reached(model, rules))
     matched = {name: rules.match(name) for name in layers}
     return {name: config for name, config in matched.items() if config is not MISSING}
 
 
-def _quantized(candidates: Iterable[Perforate], layers: Mapping[str, nn.Conv2d]) -> dict[str, Perforate]:
-    """Layers that are not worth a search, in eight bits if that is a candidate for whole layers: those around them then
+def _can_be_bytes(layer: nn.Conv2d) -> bool:
+    """Whether a layer that is not worth a search goes to eight bits where these are a candidate: those around it then
     hand over bytes."""
-    whole = next((config for config in candidates if config.in_bytes and config.keep == 1), None)
-    if whole is None:
-        return {}
-    return {name: whole for name, layer in layers.items() if left_dense(layer) is None and why_not_bytes(layer) is None}
+    return left_dense(layer) is None and why_not_bytes(layer) is None
+
+
+def _linears(model: nn.Module, rules: Rules | None, calls: Mapping[str, list]) -> dict[str, object]:
+    """What the rules say of the linear layers that can compute in eight bits."""
+    able = [n for n, layer in model.named_modules() if isinstance(layer, nn.Linear) and left_in_fp32(layer) is None]
+    return {name: MISSING if rules is None else rules.match(name) for name in able if calls[name]}
+
+
+def _whole_in_bytes(config: object) -> Perforate | None:
+    """What a rule makes of a linear layer, which has one position: nothing, where it does not ask for bytes."""
+    asked = isinstance(config, Perforate) and config.in_bytes
+    return Perforate(mask="lattice", keep=1.0, precision=config.precision) if asked else None
 
 
 def _possible(configs: Mapping[str, Perforate], layer: nn.Conv2d) -> dict[str, Perforate]:
@@ -299,14 +329,16 @@ def _timed_like(conversion: Conversion) -> Conversion:
     return dataclasses.replace(conversion, config=config.filled_by(config.filling.likeness))
 
 
-def _with_ranges(layer: nn.Conv2d, conversion: Conversion) -> Conversion:
+def _with_ranges(layer: nn.Conv2d | nn.Linear, conversion: Conversion) -> Conversion:
     """The conversion with some range, where bytes need one."""
     if not conversion.config.in_bytes:
         return conversion
+    is_linear = isinstance(layer, nn.Linear)
+    read, given = (layer.in_features, layer.out_features) if is_linear else (layer.in_channels, layer.out_channels)
     scale = torch.tensor(1 / 32, dtype=torch.float64, device="cpu")
     zero = torch.tensor(0, dtype=torch.int64, device="cpu")
-    clip = torch.ones(layer.out_channels, dtype=torch.float32, device="cpu")
-    mean = torch.zeros(layer.in_channels, dtype=torch.float32, device="cpu")
+    clip = torch.ones(given, dtype=torch.float32, device="cpu")
+    mean = torch.zeros(read, dtype=torch.float32, device="cpu")
     return dataclasses.replace(conversion, quantization=Quantization(scale, zero, clip, mean))
 
 

@@ -30,6 +30,7 @@ from accel.greedy.candidates import shared_copy
 from accel.greedy.table import DENSE
 from accel.inputs import Batch, joined
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
+from accel.nn.quantized_linear import QuantizedLinear
 from accel.profiling.distances import are_logits, divergence
 from accel.running import evaluation, floating_tensors, has_labels, one_by_one, replaced_forwards
 
@@ -150,7 +151,7 @@ class Losses:
             DataError: the loss of the dense network is no number.
         """
         self.network = model
-        self.layers = convolutions(self.network)
+        self.layers = convolutions(model) | {name: model.get_submodule(name) for name in candidates}
         self.candidates = candidates
         self.budget = budget or Budget(None)
         calibrated = any(_is_calibrated(made) for row in candidates.values() for made in row.values())
@@ -165,6 +166,7 @@ class Losses:
         if all(isinstance(leaf, Tensor) and leaf.shape[:1] == (len(looked),) for leaf in leaves):
             self.at_once = at_once
             self.judged = self.looked if more is None else self._judge(joined([looked, more]), own)
+        self._clips: dict[str, Tensor] = {}
         self._fit_seconds: dict[str, dict[str, list[float]]] = {kind: {} for kind in _REFIT}  # by what it corrects
 
     @functools.cached_property
@@ -230,15 +232,15 @@ class Losses:
         begin = time.monotonic()
         if any(map(_is_calibrated, chosen.values())):
             known = self._dense if any(map(_is_fitted, chosen.values())) else {}
-            fit_interpolation(network, [self.known.given], before=self.budget.check, known=known)
+            fit_interpolation(network, [self.known.given], before=self.budget.check, known=known, clips=self._clips)
         fitted = [made.config.correct for made in chosen.values() if _is_fitted(made)]
         if fitted:
             each = (time.monotonic() - begin) / len(fitted)
             for correct in {*fitted} if len({*fitted}) == 1 else ():
                 self._fit_seconds["whole"].setdefault(correct, []).append(each)
-        layers = convolutions(network)
         with evaluation(network), one_by_one():
-            outputs = self._run(self.judged.batch, {name: layers[name].forward for name in chosen}, {})
+            forwards = {name: network.get_submodule(name).forward for name in chosen}
+            outputs = self._run(self.judged.batch, forwards, {})
         return Look(*self.judged.loss_and_drop(outputs), {})
 
     def seconds(self, state: Mapping[str, str], wanted: Mapping[str, Sequence[str]]) -> float:
@@ -257,9 +259,11 @@ class Losses:
                 return sum(known) / len(known)
         return _REFIT[kind] * self._usual(kind, CORRECTIONS[0]) if correct != CORRECTIONS[0] else 0.0
 
-    def _probe(self, name: str, label: str) -> PerforatedConv2d:
+    def _probe(self, name: str, label: str) -> PerforatedConv2d | QuantizedLinear:
         """The layer under a candidate: a module beside the layer's own, with the same parameters."""
         made = self.candidates[name][label]
+        if isinstance(self.layers[name], nn.Linear):
+            return QuantizedLinear.adopt(shallow_copy(self.layers[name]), name)
         return PerforatedConv2d.adopt(shallow_copy(self.layers[name]), made.config, name, made.pooling, made.impact)
 
     def _run(self, pictures: Batch, forwards: Mapping[str, Callable], known: Mapping[str, list[Tensor]]) -> object:
@@ -287,27 +291,29 @@ class Losses:
         turns = -(-len(pictures) // self.at_once)
         return {name: parts for name, parts in found.items() if len(parts) == turns}, outputs
 
-    def _fit(self, probes: Mapping[tuple[str, str], PerforatedConv2d], own: Mapping[str, Callable]) -> None:
+    def _fit(
+        self, probes: Mapping[tuple[str, str], PerforatedConv2d | QuantizedLinear], own: Mapping[str, Callable]
+    ) -> None:
         """Fit all probes to the inputs that they get in the network whose layers have the forwards `own`."""
-        fitted: dict[str, list[PerforatedConv2d]] = {}
-        for (name, _), probe in probes.items():
-            if probe.config.filling.needs_data:
+        fitted: dict[str, list[tuple[Conversion, PerforatedConv2d | QuantizedLinear]]] = {}
+        for (name, label), probe in probes.items():
+            made = self.candidates[name][label]
+            if _is_fitted(made):
                 probe.set_fit(nearest_fit(probe.out_channels))  # where the pictures do not reach it
-            if probe.config.filling.needs_data or probe.config.in_bytes:
-                fitted.setdefault(name, []).append(probe)
+            if _is_calibrated(made):
+                fitted.setdefault(name, []).append((made, probe))
 
         def fit(name: str, x: Tensor, target: Tensor) -> None:
-            found = (
-                quantization_of(self.layers[name], name, x) if any(p.config.in_bytes for p in fitted[name]) else None
-            )
-            for probe in fitted[name]:
+            in_bytes = any(made.config.in_bytes for made, _ in fitted[name])
+            found = quantization_of(self.layers[name], name, x, self._clips) if in_bytes else None
+            for made, probe in fitted[name]:
                 self.budget.check()
                 begin = time.monotonic()
-                if probe.config.in_bytes:
+                if made.config.in_bytes:
                     probe.quantization = found
-                if probe.config.filling.needs_data:
+                if _is_fitted(made):
                     probe.set_fit(fit_layer(probe, x, target))
-                    self._fit_seconds["look"].setdefault(probe.config.correct, []).append(time.monotonic() - begin)
+                    self._fit_seconds["look"].setdefault(made.config.correct, []).append(time.monotonic() - begin)
 
         waiting = {name: self.layers[name] for name in fitted}
         forwards = {self.layers[name]: run for name, run in own.items()}

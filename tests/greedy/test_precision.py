@@ -8,7 +8,10 @@ import accel
 from accel import Perforate
 from accel.convert import convolutions
 from accel.greedy.candidates import default_candidates, label_of, open_space
+from accel.greedy.losses import Judge
 from accel.greedy.table import DENSE, Table
+from accel.inputs import as_batch
+from accel.nn.quantized_linear import QuantizedLinear
 
 WHOLE = Perforate(keep=1.0, mask="lattice", precision="int8")
 HALF = Perforate(keep=0.5, mask="lattice", interpolate="fitted", correct="scale", precision="int8")
@@ -95,3 +98,77 @@ def test_networks_that_are_timed_run_before_anything_is_calibrated(net, pictures
         for label in map(label_of, candidates):
             out = space.network(space.uniform(label))(pictures[:1])
             assert out.shape == (1, 4, 16, 16) and out.isfinite().all()
+
+
+class Classifier(nn.Module):
+    """A convolution, and two linear layers on its means."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.wide = nn.Conv2d(3, 16, 5, padding=2), nn.Conv2d(16, 24, 3, padding=1)
+        self.hidden, self.head = nn.Linear(24, 32), nn.Linear(32, 10)
+
+    def forward(self, x):
+        means = self.wide(self.conv(x).relu()).relu().mean((2, 3))
+        return self.head(self.hidden(means).relu())
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    return Classifier().eval()
+
+
+def test_linear_layers_come_along(classifier, pictures):
+    found = search(classifier, pictures, macs=0.7, precision="int8")
+    assert [*found] == ["conv", "wide", "hidden", "head"] and all(config.in_bytes for config in found.values())
+    assert found["hidden"].keep == found["head"].keep == 1
+    notes = {row["layer"]: row["note"] for row in found.report.rows}
+    assert "one position" in notes["hidden"] and "one position" in notes["head"]
+    fast = accel.convert_model(classifier, found, example_inputs=pictures[:1], calibration=[pictures])
+    assert type(fast.hidden) is type(fast.head) is QuantizedLinear
+    judge = Judge(classifier(pictures[1::2]), as_batch(pictures[1::2]))
+    refit = accel.convert_model(classifier, found, example_inputs=pictures[:1], calibration=[pictures[::2]])
+    with torch.no_grad():
+        assert judge.loss(refit(pictures[1::2])) == pytest.approx(found.chosen.loss, rel=1e-4), "what was measured"
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({"head": None}, {"hidden": WHOLE, "head": None}),
+        ({"hidden": None, "head": HALF}, {"hidden": None, "head": WHOLE}),
+        ({"h*": None}, {"hidden": None, "head": None}),
+    ],
+)
+def test_what_a_rule_says_of_a_linear_layer_holds(classifier, pictures, rules, expected):
+    found = search(classifier, pictures, macs=0.8, precision="int8", rules=rules)
+    assert {name: found.get(name) for name in expected} == expected
+    fast = accel.convert_model(classifier, found, example_inputs=pictures[:1], calibration=[pictures])
+    kinds = {name: nn.Linear if config is None else QuantizedLinear for name, config in expected.items()}
+    assert {name: type(fast.get_submodule(name)) for name in expected} == kinds
+
+
+def test_in_fp32_linear_layers_are_in_bytes_by_a_rule_only(classifier, pictures):
+    assert {*search(classifier, pictures, macs=0.7)} == {"conv", "wide"}
+    found = search(classifier, pictures, macs=0.7, rules={"head": WHOLE})
+    assert found["head"] == WHOLE and "hidden" not in found and not found["wide"].in_bytes
+
+
+def test_linear_layers_that_eight_bits_make_slow_stay_in_fp32(classifier, pictures):
+    costs, lazy = {DENSE: 3.0, label_of(WHOLE): 1.0}, {DENSE: 0.1, label_of(WHOLE): 0.2}
+    table = Table({"conv": costs, "wide": costs, "hidden": costs, "head": lazy}, rest=0.0)
+    found = search(classifier, pictures, speedup=2, candidates=[WHOLE], table=table)
+    assert found["hidden"] == WHOLE and "head" not in found
+    fast = accel.convert_model(classifier, found, example_inputs=pictures[:1], calibration=[pictures])
+    assert type(fast.head) is nn.Linear
+
+
+def test_a_target_of_a_rule_speaks_of_linear_layers_too(classifier, pictures):
+    target = Perforate(macs=0.8, precision="int8")
+    every, some, spared = (
+        accel.convert_model(classifier, rules, example_inputs=pictures[:1], calibration=[pictures])
+        for rules in (target, {"conv": None, "wide": target}, {"head": None, "*": target})
+    )
+    assert type(every.head) is type(every.hidden) is type(spared.hidden) is QuantizedLinear
+    assert type(some.head) is type(some.hidden) is type(spared.head) is nn.Linear

@@ -78,6 +78,8 @@ def test_the_rules_that_ask_for_eight_bits_reach_linear_layers(dense):
     assert type(only_convs.hidden) is nn.Linear
     one = convert(dense, Rules({"conv": None, "head": WHOLE}))
     assert (type(one.conv), type(one.hidden), type(one.head)) == (nn.Conv2d, nn.Linear, QuantizedLinear)
+    spared = convert(dense, Rules({"head": None, "*": WHOLE}))
+    assert type(spared.head) is nn.Linear and type(spared.hidden) is QuantizedLinear
     half = convert(dense, Perforate(keep=0.5, mask="lattice", interpolate="fitted", precision="int8"))
     assert type(half.head) is QuantizedLinear
     with pytest.raises(ConfigError, match="head"):
