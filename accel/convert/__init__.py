@@ -205,10 +205,10 @@ def convert_layers(model: nn.Module, conversions: Mapping[str, Conversion]) -> N
     """Turn the named layers of `model`, in place, into perforated ones, and linear ones into those in eight bits."""
     layers = convolutions(model)
     quantize_linears(model, {name: made.quantization for name, made in conversions.items() if name not in layers})
-    for name in layers.keys() & conversions.keys():
-        conversion = conversions[name]
-        found = {field: getattr(conversion, field) for field in FOUND}
-        PerforatedConv2d.adopt(layers[name], conversion.config, name, **found)
+    for name, conversion in conversions.items():
+        if name in layers:
+            found = {field: getattr(conversion, field) for field in FOUND}
+            PerforatedConv2d.adopt(layers[name], conversion.config, name, **found)
 
 
 def quantize_linears(model: nn.Module, quantizations: Mapping[str, Quantization | None]) -> None:

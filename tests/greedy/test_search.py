@@ -267,7 +267,7 @@ def test_the_original_is_timed_in_the_form_that_was_the_fastest(net, pictures, m
 
 
 def test_a_best_network_that_turns_out_too_slow_is_quickened(pictures, monkeypatch):
-    """By what is known of single layers: nothing is looked at again."""
+    """By what is known of single layers, before anything is looked at again."""
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))).eval()
     table = Table(
@@ -285,7 +285,7 @@ def test_a_best_network_that_turns_out_too_slow_is_quickened(pictures, monkeypat
     monkeypatch.setattr(measure_module, "time_layers", lambda *_: table)
     found = find(net, pictures, speedup=1.2, table=None)
     end = done[done.index(CONFIRMATIONS) :]
-    assert "look" in done and end[0] == end[-1] == CONFIRMATIONS and set(end[1:-1]) == {CHECKS}
+    assert "look" in done and end[:2] == [CONFIRMATIONS, CHECKS] and end[-1] == CONFIRMATIONS
     assert found.report.total["speedup"] >= 1.2 and any("quickened" in tried.origin for tried in found.tried)
 
 
