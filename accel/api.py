@@ -25,6 +25,7 @@ from accel.convert import (
     plain_convolutions,
     quantize_linears,
     reached,
+    said_of,
     settle_layouts,
     with_pooling,
 )
@@ -161,8 +162,8 @@ def _searched(
     if calibration is None:
         raise ConfigError(f"{aim} is searched for on real inputs: pass calibration= a loader or list of inputs")
     rules.check_used(reached(model, rules))
-    matched = {name: rules.match(name) for name in counted_layers(model)}
-    decided = {name: None if match is MISSING else match for name, match in matched.items() if match != config}
+    said = said_of(model, rules, nn.Conv2d) | said_of(model, rules, nn.Linear)
+    decided = {name: None if each is MISSING else each for name, each in said.items() if each != config}
     found = search(
         model,
         example_inputs=example_inputs,

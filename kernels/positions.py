@@ -132,7 +132,8 @@ def shared(found: PositionSet) -> PositionSet:
         return found
     digest = hashlib.sha256(repr(found.size).encode())
     digest.update(positions.contiguous().numpy())
-    return dataclasses.replace(found, positions=_alive.setdefault(digest.digest(), positions))
+    kept = _alive.setdefault(digest.digest(), positions)
+    return found if kept is positions else dataclasses.replace(found, positions=kept)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -135,7 +135,7 @@ def left_in_fp32(layer: nn.Linear) -> str | None:
 
 def _linears_meant(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perforate]:
     """The linear layers for which the rules ask for eight bits."""
-    found = {aliases[0]: _decided(as_rules(rules), aliases) for aliases in _aliases(model, nn.Linear).values()}
+    found = said_of(model, as_rules(rules), nn.Linear)
     return {name: config for name, config in found.items() if isinstance(config, Perforate) and config.in_bytes}
 
 
@@ -148,10 +148,18 @@ def _aliases(model: nn.Module, kind: type[nn.Module]) -> dict[nn.Module, list[st
     return names
 
 
-def _decided(rules: Rules, aliases: Sequence[str]) -> Config | None:
-    """What the rules say of a layer with these names."""
-    decided = (rules.match(name) for name in aliases)
-    return next((config for config in decided if config is not MISSING), None)
+def said_of(model: nn.Module, rules: Rules, kind: type[nn.Module]) -> dict[str, Config | object | None]:
+    """What the rules say of every layer of a kind, by its first full name; MISSING, where they say nothing under any of
+    its names."""
+    return {aliases[0]: _decided(rules, aliases) for aliases in _aliases(model, kind).values()}
+
+
+def _decided(rules: Rules, aliases: Sequence[str]) -> Config | object | None:
+    """What the first rule that matches any of a layer's names says, or MISSING."""
+    for pattern, config in rules.items():
+        if any(fnmatch.fnmatchcase(name, pattern) for name in aliases):
+            return config
+    return MISSING
 
 
 def assign_stages(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Halting]:

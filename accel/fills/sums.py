@@ -123,6 +123,7 @@ class Nearest(NamedTuple):
 _lists = IdentityCache()
 _found: dict[tuple, Nearest] = {}
 _KEPT = 64  # of them: a search tries five lattices on the few sizes of a network's maps
+_LARGEST_KEPT = 1 << 22  # positions times neighbours: 50 MB
 
 
 def find_neighbors(positions: PositionSet, count: int) -> Nearest:
@@ -131,10 +132,11 @@ def find_neighbors(positions: PositionSet, count: int) -> Nearest:
     A set of fewer than T positions repeats its farthest one. Layers whose sets are equal share what was found: HED's 19
     have five, and looking for the neighbours of each took a quarter of a calibration.
     """
-    computed, size = positions.positions.numpy(), positions.size
-    return kept_by_size(
-        _found, (*size, count, computed.tobytes()), lambda: _find_neighbors(computed, *size, count), _KEPT
-    )
+    computed, (height, width) = positions.positions.numpy(), positions.size
+    if height * width * count > _LARGEST_KEPT:
+        return _find_neighbors(computed, height, width, count)
+    key = (height, width, count, computed.tobytes())
+    return kept_by_size(_found, key, lambda: _find_neighbors(computed, height, width, count), _KEPT)
 
 
 def _find_neighbors(computed: np.ndarray, height: int, width: int, count: int) -> Nearest:

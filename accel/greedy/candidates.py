@@ -19,6 +19,7 @@ from accel.convert import (
     left_dense,
     left_in_fp32,
     reached,
+    said_of,
     settle_layouts,
     with_pooling,
 )
@@ -234,7 +235,7 @@ def _settled(
     rules: Rules | None,
 ) -> tuple[dict[str, Perforate | None], dict[str, str]]:
     """(what layers are that are not searched, why that is so of those that no rule decides)."""
-    fixed = _decided(rules, model, layers)
+    fixed = _decided(model, rules)
     undecided = {name: layer for name, layer in layers.items() if name not in fixed}
     left = {name: reason for name, layer in undecided.items() if (reason := _unworthy(name, layer, calls, macs))}
     linears = _linears(model, rules, calls)
@@ -247,12 +248,11 @@ def _settled(
     return fixed, left
 
 
-def _decided(rules: Rules | None, model: nn.Module, layers: Mapping[str, nn.Conv2d]) -> dict[str, Perforate | None]:
+def _decided(model: nn.Module, rules: Rules | None) -> dict[str, Perforate | None]:
     if rules is None:
         return {}
     rules.check_used(reached(model, rules))
-    matched = {name: rules.match(name) for name in layers}
-    return {name: config for name, config in matched.items() if config is not MISSING}
+    return {name: said for name, said in said_of(model, rules, nn.Conv2d).items() if said is not MISSING}
 
 
 def _can_be_bytes(layer: nn.Conv2d) -> bool:
@@ -264,7 +264,8 @@ def _can_be_bytes(layer: nn.Conv2d) -> bool:
 def _linears(model: nn.Module, rules: Rules | None, calls: Mapping[str, list]) -> dict[str, object]:
     """What the rules say of the linear layers that can compute in eight bits."""
     able = [n for n, layer in model.named_modules() if isinstance(layer, nn.Linear) and left_in_fp32(layer) is None]
-    return {name: MISSING if rules is None else rules.match(name) for name in able if calls[name]}
+    said = {} if rules is None else said_of(model, rules, nn.Linear)
+    return {name: said.get(name, MISSING) for name in able if calls[name]}
 
 
 def _whole_in_bytes(config: object) -> Perforate | None:

@@ -162,8 +162,9 @@ class _Search:
                 if self.record.best is None:
                     return
             self.correct = self._better_fits()
-            with self.budget.until(1.0, reserve + self._seconds_to_quicken()):
-                self._improve()
+            kept = reserve + self._seconds_to_quicken()
+            with self.budget.until(1.0, kept):
+                self._improve(kept)
             self._confirm(reserve)
 
     def _seconds_to_confirm(self) -> float:
@@ -204,16 +205,15 @@ class _Search:
         cheapest = {name: min(costs[name], key=costs[name].__getitem__) for name in self.space.searched}
         return _without_dense({**self.measured.start, **cheapest})
 
-    def _improve(self) -> None:
-        """From the networks measured so far to better ones."""
+    def _improve(self, kept: float) -> None:
+        """From the networks measured so far to better ones, with so many seconds kept for what comes then."""
         start, best = self.record.get(self.measured.start), self.record.first
         if self.target.bounds_loss:
             self._descend(best)
             if best is not start:
                 self._descend(start)
             return
-        reserve = self._seconds_to_confirm() + self._seconds_to_quicken() + self._seconds_to_refit(best)
-        with self.budget.until(1.0, reserve):
+        with self.budget.until(1.0, kept + self._seconds_to_refit(best)):
             self._mix()
             self._exchange(self._place_to_start(start))
             self._descend(start)

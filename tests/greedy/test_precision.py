@@ -172,3 +172,15 @@ def test_a_target_of_a_rule_speaks_of_linear_layers_too(classifier, pictures):
     )
     assert type(every.head) is type(every.hidden) is type(spared.hidden) is QuantizedLinear
     assert type(some.head) is type(some.hidden) is type(spared.head) is nn.Linear
+
+
+def test_a_rule_may_speak_of_a_shared_layer_by_any_of_its_names(pictures):
+    torch.manual_seed(0)
+    net = Classifier().eval()
+    net.again, net.twin = net.head, net.wide
+    options = {"macs": 0.88, "precision": "int8", "rules": {"again": None, "twin": WHOLE}}
+    found = search(net, pictures, **options)
+    assert "head" not in found and found["wide"] == WHOLE and found["hidden"] == WHOLE
+    rules = {"again": None, "twin": WHOLE, "*": Perforate(macs=0.88, precision="int8")}
+    fast = accel.convert_model(net, rules, example_inputs=pictures[:1], calibration=[pictures])
+    assert type(fast.head) is nn.Linear and type(fast.hidden) is QuantizedLinear and fast.wide.config == WHOLE

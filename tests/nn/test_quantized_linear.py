@@ -205,3 +205,11 @@ def test_what_no_byte_stands_for_is_refused(linear):
         fast(torch.full_like(x, float("nan")))
     with pytest.raises(DataError, match="nothing but zeros"):
         convert(nn.Sequential(nn.Linear(7, 5)), x=torch.zeros(4, 7))
+
+
+def test_the_first_rule_that_matches_any_name_of_a_shared_layer_decides(dense):
+    dense.again, dense.twin = dense.head, dense.conv
+    fast = convert(dense, Rules({"again": None, "twin": None, "*": WHOLE}))
+    assert (type(fast.head), type(fast.conv), type(fast.hidden)) == (nn.Linear, nn.Conv2d, QuantizedLinear)
+    fast = convert(dense, Rules({"*": WHOLE, "again": None, "twin": None}))
+    assert type(fast.head) is QuantizedLinear and fast.conv.config == WHOLE
