@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,10 +40,11 @@ _STEEPNESS = 4  # the loss grows with this power of the speed-up: HED from a hal
 _NEARBY = 0.2  # logarithm of a speed-up over that asked for, up to which few layers need to change
 _MARGIN = 1.01  # times the speed-up asked for that an exchange aims at: two timings differ by 1 %
 _ROUNDS = 8  # of exchanges from one network
-_FEW = 3  # layers that make up for the noise of a clock
+_FEW = 3  # layers that make up for the noise of a clock, at first
 _TRIES = 4  # networks that are measured after one look
 _GAIN = 0.01  # of the loss, less than which ends the exchanges
 _CONFIRMED = 3  # networks that are timed again at the end, at most
+_UNLUCKY = 0.92  # of the speed-up asked for: a network of HED was timed at 2.0 to 2.4 times dense within an hour
 
 
 @run_eagerly()
@@ -162,7 +163,7 @@ class _Search:
                 if self.record.best is None:
                     return
             self.correct = self._better_fits()
-            kept = reserve + self._seconds_to_quicken()
+            kept = reserve + self._seconds_to_adjust()
             with self.budget.until(1.0, kept):
                 self._improve(kept)
             self._confirm(reserve)
@@ -351,24 +352,41 @@ class _Search:
         return None
 
     def _confirm(self, reserve: float) -> None:
-        """Time the best network again, and for longer: of many that were timed, the fastest was lucky too."""
+        """Time the best network again, and for longer: of many that were timed, the fastest was lucky too, and one that
+        loses less and was not fast enough by so little may have been unlucky."""
         if not self._is_timed:
             return
         confirmed: list[Tried] = []
         while (best := self.record.best) is not None and best not in confirmed and len(confirmed) < _CONFIRMED:
-            again = dataclasses.replace(best, speedup=self.measured.timed_speedup(best.state, CONFIRMATIONS))
-            self.record.add(again)
+            again = self._timed_again(best)
             confirmed.append(again)
-            if self.record.best is not again:
-                with self.budget.until(1.0, reserve):
-                    self._quicken(again)
+            with self.budget.until(1.0, reserve):
+                if not self.target.is_met(again):
+                    self._adjust(again)
                     self._exchange(self.record.first)
+                    continue
+                if (near := self._nearly_met(again, confirmed)) is not None:
+                    confirmed.append(self._timed_again(near))
+                self._adjust(self.record.first)
 
-    def _quicken(self, base: Tried) -> None:
-        """A little faster, by what was last seen of single layers: another look takes time, which may be over.
+    def _timed_again(self, tried: Tried) -> Tried:
+        again = dataclasses.replace(tried, speedup=self.measured.timed_speedup(tried.state, CONFIRMATIONS))
+        self.record.add(again)
+        return again
 
-        Without it HED in 5 minutes at 2x, its best network timed again at less, fell back on one that lost twice as
-        much.
+    def _nearly_met(self, best: Tried, confirmed: Collection[Tried]) -> Tried | None:
+        """The network that loses least, less than the best one, of those that were not quite as fast as asked for when
+        they were timed first."""
+        near = [each for each in self.record if each.timed and not self.target.is_met(each) and each not in confirmed]
+        fast = [each for each in near if each.speedup >= _UNLUCKY * self.target.speedup and each.loss < best.loss]
+        return min(fast, key=lambda each: each.loss, default=None)
+
+    def _adjust(self, base: Tried) -> None:
+        """A little faster where it is too slow, and better where it is faster than asked for, by what was last seen of
+        single layers: another look takes time, which may be over.
+
+        HED in 5 minutes at 2x, its best network timed again at less, fell back on one that lost twice as much; timed
+        again at 2.15x, it left half a minute and a tenth of the loss unused.
         """
         state, known = self.space.corrected(base.state, "scale"), {}
         for (name, label), more in self.measured.extra.items():
@@ -378,10 +396,11 @@ class _Search:
             for name, row in known.items()
         }
         if extra:
-            self._exchanged(base, state, extra, f"{base.origin}, quickened", _FEW)
+            how = "adjusted" if self.target.is_met(base) else "quickened"
+            self._exchanged(base, state, extra, f"{base.origin}, {how}", _FEW)
 
-    def _seconds_to_quicken(self) -> float:
-        """What to keep of the time for one network more, should the best one turn out to be too slow."""
+    def _seconds_to_adjust(self) -> float:
+        """What to keep of the time for one network more, when the best one was timed again."""
         best = self.record.first if self._is_timed else None
         return 0.0 if best is None else self.measured.losses.seconds(self._refit(best.state), {})
 
