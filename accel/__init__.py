@@ -39,6 +39,7 @@ _PUBLIC = {
     "count_macs": "accel.profiling.flops",
     "save_converted": "accel.serialize",
     "load_converted": "accel.serialize",
+    "export_onnx": "accel.export",
 }
 _SUBMODULES = ("ops", "masks", "fills", "nn", "mc", "distributions", "vae", "zoo", "kernels")
 

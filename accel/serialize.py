@@ -99,6 +99,12 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     config = _read_config(folder / CONFIG)
     tensors = _read_tensors(folder / WEIGHTS, config["sha256"])
     impacts = {key.removeprefix(_IMPACT): tensors.pop(key) for key in list(tensors) if key.startswith(_IMPACT)}
+    for name, impact in impacts.items():
+        if impact.dim() != 2 or not impact.is_floating_point():
+            raise WeightsError(
+                f"{folder / WEIGHTS} holds a damaged impact map of layer {name!r} ({impact.dtype} of shape "
+                f"{tuple(impact.shape)}, expected floating [H, W]): save the converted model again"
+            )
     fits = _take(folder, tensors, _FIT, Fit)
     quantizations = _take(folder, tensors, _QUANTIZATION, Quantization)
     state = tensors | {alias: tensors[name] for alias, name in config["aliases"].items() if name in tensors}

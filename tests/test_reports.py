@@ -7,7 +7,7 @@ import jinja2
 import pytest
 
 from accel.reports import pages
-from accel.reports.tables import rows_as
+from accel.reports.tables import Column, Report, rows_as
 
 ROWS = [{"name": "a|b", "value": 0.123456}, {"name": "c", "more": 3, "spread": {"low": 1}}]
 
@@ -34,3 +34,13 @@ def test_a_page_lacks_nothing_in_silence():
 def test_pictures_stand_in_the_page():
     source = pages.picture_source(lambda file: file.write(b"png"))
     assert source == "data:image/png;base64," + base64.b64encode(b"png").decode()
+
+
+def test_a_notebook_shows_a_table():
+    class Layers(Report):
+        columns = (Column("name", "layer"), Column("ms", "ms", "{:.1f}".format))
+
+    shown = Layers("<net>", [{"name": "a<b", "ms": 1.25}, {"name": "c"}], {"name": "total", "ms": 2.0})._repr_html_()
+    assert "<caption>&lt;net&gt;</caption>" in shown and '<th scope="col">layer</th>' in shown
+    assert "<tr><td>a&lt;b</td><td>1.2</td></tr>" in shown and "<tr><td>c</td><td></td></tr>" in shown
+    assert "<tfoot><tr><td>total</td><td>2.0</td></tr></tfoot>" in shown

@@ -2,7 +2,7 @@
 
 | what                                      | path                                                        |
 |-------------------------------------------|-------------------------------------------------------------|
-| a folder of class folders, or its zip     | root/train/cat/1.jpg, ...; root/test/...                    |
+| a folder of class folders, or its zip     | root/train/cat/1.jpg, ...; root/test/... or root/val/...    |
 | Fashion-MNIST as distributed              | a folder with train-images-idx3-ubyte.gz and its companions |
 | CIFAR-10 as torchvision keeps it          | a folder with cifar-10-batches-py                           |
 """
@@ -26,6 +26,7 @@ from accel.errors import DataError
 from accel.zoo.picture_files import SUFFIXES, read_each, read_rgb
 
 _IDX_SPLIT = {"train": "train", "test": "t10k"}
+_FOLDERS = {"train": ("train",), "test": ("test", "val")}  # what ImageNet calls val is what it is judged on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +90,9 @@ def load_pictures(path: str | pathlib.Path, split: str, size: int | None = None)
         raise DataError(f"split must be train or test, got {split!r}")
     if zipfile.is_zipfile(root):
         return _from_zip(root, split, size)
-    if (root / split).is_dir():
-        return _from_folder(root, split, size)
+    for folder in _FOLDERS[split]:
+        if (root / folder).is_dir():
+            return _from_folder(root, folder, size)
     if size is not None:
         raise DataError(f"{root} holds no folder {split}/: size is for folders and zips of pictures, leave it out")
     if (root / f"{_IDX_SPLIT[split]}-images-idx3-ubyte.gz").is_file():
@@ -112,8 +114,11 @@ def _from_zip(root: pathlib.Path, split: str, size: int | None) -> LabelledPictu
     with zipfile.ZipFile(root) as archive:
         names = sorted(n for n in archive.namelist() if n.lower().endswith(SUFFIXES))
         parts = [(n, n.split("/")) for n in names]
-        inside = [(n, p) for n, p in parts if len(p) >= 3 and p[-3] == split]
-        return _collect([(p[-2], n, lambda n=n: archive.read(n)) for n, p in inside], f"{root}:{split}", size)
+        for folder in _FOLDERS[split]:
+            inside = [(n, p) for n, p in parts if len(p) >= 3 and p[-3] == folder]
+            if inside:
+                break
+        return _collect([(p[-2], n, lambda n=n: archive.read(n)) for n, p in inside], f"{root}:{folder}", size)
 
 
 def _collect(entries: list, where: str, size: int | None) -> LabelledPictures:

@@ -34,7 +34,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     )
     models.add_model(parser)
     parser.add_argument(
-        "--data", type=pathlib.Path, metavar="PATH", help="folder or zip with test/; of VAEs see the recipe"
+        "--data", type=pathlib.Path, metavar="PATH", help="folder or zip with test/ or val/; of VAEs see the recipe"
     )
     parser.add_argument("--split", choices=("test", "train"), default="test", help="which pictures (default test)")
     parser.add_argument("--size", type=positive, metavar="S", help="bring the pictures to SxS (default: as they are)")
@@ -60,11 +60,13 @@ def run(args: argparse.Namespace) -> int:
         return run_eval(args)
     if args.data is None:
         raise ConfigError("a classifier is judged on labelled pictures: say with --data where they lie")
+    from accel.zoo.class_names import matched
     from accel.zoo.datasets import load_pictures
     from accel.zoo.evaluation import prepared, verdicts
 
     resolved = models.resolve_args(args)
     pictures = load_pictures(args.data, args.split, args.size).drawn(args.limit, args.seed)
+    pictures = matched(resolved.name, pictures)
     x = next(prepared(resolved.model, pictures, resolved.prepare, args.batch))[0]
     resolved.check(x[:1])
     dense = accel.revert_model(resolved.model) if resolved.converted else None

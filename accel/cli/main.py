@@ -25,6 +25,7 @@ VERB_MODULES = (
     "accel.cli.profile",
     "accel.cli.convert",
     "accel.cli.search",
+    "accel.cli.export",
     "accel.cli.finetune",
     "accel.cli.bench",
     "accel.cli.train",

@@ -1,4 +1,4 @@
-"""MODEL on the command line: torchvision:vgg16, zoo:resnet20_cifar, a saved folder, or file.py:function."""
+"""MODEL on the command line: torchvision:vgg16, zoo:resnet20_cifar, a saved folder, file.onnx or file.py:function."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from accel.cli import common, user_models
+from accel.cli import common, onnx_models, user_models
 from accel.errors import AccelError, ConfigError, ConversionError, WeightsError
 from accel.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-MODEL_HELP = "torchvision:NAME, zoo:NAME ('accel list' names them), a folder saved by convert, or file.py:function"
+MODEL_HELP = (
+    "torchvision:NAME, zoo:NAME ('accel list' names them), a folder saved by convert, file.onnx, or file.py:function"
+)
 SOURCE_FILE = "source.json"  # beside a saved model: which MODEL it was made from
 _SOURCE_SCHEMA = 1
 _NAMED = ("torchvision:", "zoo:")
@@ -59,7 +61,7 @@ class Resolved:
 
     Attributes:
         name: the registry's, None for a model of the user's own.
-        source: file.py:function of a model of the user's own.
+        source: file.py:function or file.onnx of a model of the user's own.
         standardise: how that one wants its pictures; models of the registry bring their own preprocessing.
     """
 
@@ -81,31 +83,41 @@ class Resolved:
         """The height and width it is usually run at; 224 x 224 for a model of the user's own."""
         from accel.zoo.registry import input_size
 
-        return input_size(self.name)
+        declared = onnx_models.declared_size(self.source) if self._is_onnx else None
+        return declared or input_size(self.name)
+
+    @property
+    def _is_onnx(self) -> bool:
+        return self.source is not None and onnx_models.is_onnx(self.source)
 
     def check(self, x: Tensor) -> None:
         """Run once on x.
 
         Raises:
-            ConversionError: the model cannot, with the place where it is a file of the user's.
+            ConversionError: the model cannot, with the place where it is a file of the user's; or an ONNX file gives
+                something else in ONNX Runtime.
         """
         import torch
 
         folder = None if self.source is None else pathlib.Path(self.source.rpartition(":")[0]).absolute().parent
         try:
             with torch.inference_mode():
-                self.model(x)
+                outputs = self.model(x)
         except Exception as error:
             shape, reason = "x".join(map(str, x.shape)), user_models.explain(error, folder)
             raise ConversionError(
                 f"the model cannot run on an input of {shape} ({reason}): give another --size"
             ) from error
+        if self._is_onnx and not self.converted:
+            onnx_models.prove(self.source, x, outputs)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--weights", metavar="FILE", help="weights: .safetensors or .pt, or download, or none")
-    parser.add_argument("--source", metavar="MODEL", help="file.py:function that a saved folder was made from")
+    parser.add_argument(
+        "--source", metavar="MODEL", help="file.py:function or file.onnx that a saved folder was made from"
+    )
     add_standardise(parser)
 
 
@@ -196,6 +208,10 @@ def resolve(spec: str, weights: str | None = None, source: str | None = None) ->
         if weights not in (None, "none"):
             load_weights(model, weights)
         return Resolved(model.eval(), None, source=spec)
+    if onnx_models.is_onnx(spec):
+        if weights not in (None, "none"):
+            raise WeightsError(f"{spec} brings its own weights: leave out --weights")
+        return Resolved(onnx_models.build(spec).eval(), None, source=spec)
     raise AccelError(f"no model {spec!r}: MODEL is {MODEL_HELP}")
 
 
@@ -274,7 +290,7 @@ def _made_from(folder: pathlib.Path) -> str:
     record = _read_record(folder)
     name, source = record["model"], record.get("source")
     if not isinstance(name, str) or not name.startswith(_NAMED):
-        told = f" {source!r}, if you trust that file" if isinstance(source, str) else " file.py:function"
+        told = f" {source!r}, if you trust that file" if isinstance(source, str) else " file.py:function or file.onnx"
         raise WeightsError(f"{folder} was made from a model of your own: name it again, with --source{told}")
     return name
 

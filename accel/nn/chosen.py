@@ -18,11 +18,19 @@ def choose_positions(layer: nn.Conv2d, x: Tensor, lattice: PositionSet) -> Activ
         x: [N, C, H, W], its input.
         lattice: on its output map.
     """
-    height, width = lattice.height, lattice.width
-    score = _under_the_middle(layer, layer.config.masking.score(x), (height, width))
-    score = score.flatten(1).index_fill(1, lattice.positions.long(), -torch.inf)
-    budget = max(0, round(layer.config.keep * height * width) - len(lattice))
-    return select_positions(score.view(-1, height, width), budget)
+    score = scores(layer, x, lattice).view(-1, *lattice.size)
+    return select_positions(score, budget_of(layer, lattice))
+
+
+def scores(layer: nn.Conv2d, x: Tensor, lattice: PositionSet) -> Tensor:
+    """[N, H' * W'], what positions are chosen by; of those on the lattice -inf."""
+    score = _under_the_middle(layer, layer.config.masking.score(x), lattice.size)
+    return score.flatten(1).index_fill(1, lattice.positions.long(), -torch.inf)
+
+
+def budget_of(layer: nn.Conv2d, lattice: PositionSet) -> int:
+    """How many positions are chosen in each image."""
+    return max(0, round(layer.config.keep * lattice.height * lattice.width) - len(lattice))
 
 
 def _under_the_middle(layer: nn.Conv2d, score: Tensor, size: tuple[int, int]) -> Tensor:

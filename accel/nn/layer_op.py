@@ -44,7 +44,7 @@ class _StandIn(PerforatedConv2d):
             return super()._weights(norm, positions)
         if positions is None:
             return Folded(self.weight, self.bias, None, None)
-        return fold(self, norm, self._fit_for(positions))
+        return fold(self, norm, self.fit_for(positions))
 
 
 def _layer(_x, weight, bias, impact, fit, quantization, *words) -> _StandIn:

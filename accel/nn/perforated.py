@@ -227,7 +227,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
     ) -> Tensor:
         """A map in bytes as it is, where this layer gives bytes, else as numbers."""
         image = residual.as_image()
-        if meaning.gives(activation) and image.shape == shape and not self._sums(positions):
+        if meaning.gives(activation) and image.shape == shape and not self.sums_at(positions):
             return image
         return as_numbers(image, meaning.added._known_quantization().input)
 
@@ -243,7 +243,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         `forward` gives the same at the positions that are computed.
         """
         positions = self.position_set(*self.output_size(*image.shape[-2:]), image.device)
-        weights = self._weights(None, positions if self._sums(positions) else None)
+        weights = self._weights(None, positions if self.sums_at(positions) else None)
         if self.config.in_bytes:
             image, weights = self._known_quantization().imitate(image, weights)
         return self._conv_forward(image, weights.weight, weights.bias)
@@ -279,7 +279,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         meaning: Meaning = OWN,
     ) -> Tensor | Compact:
         """Convolve at a static set and fill in the rest."""
-        summed = self._sums(positions)
+        summed = self.sums_at(positions)
         weights = self._weights(norm, positions if summed else None)
         if summed:
             rows = self._convolve(x, weights, positions, source, "none", True, meaning=Meaning(meaning.read))
@@ -307,7 +307,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         fused = "none" if training else activation
         dense = self._fill(x, positions, None, len(x), norm, fused, compact=False)
         chosen = choose_positions(self, x, positions)
-        weights = self._weights(norm, positions if self._sums(positions) else None)
+        weights = self._weights(norm, positions if self.sums_at(positions) else None)
         now = geometry_of(self)
         geometry = {"stride": now.stride, "padding": now.padding, "dilation": now.dilation}
         geometry |= {"groups": now.groups, "activation": fused}
@@ -317,7 +317,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         pixels = dense.permute(0, 2, 3, 1).flatten(0, 2).index_copy(0, chosen.positions.long(), rows)
         return activate(pixels.view(len(x), *dense.shape[2:], self.out_channels).permute(0, 3, 1, 2), activation)
 
-    def _sums(self, positions: PositionSet) -> bool:
+    def sums_at(self, positions: PositionSet) -> bool:
         """Whether skipped positions are weighted sums of computed ones."""
         return self.config.filling.sums and not (self._nearest or positions.is_full)
 
@@ -357,7 +357,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         if positions is None:
             live = norm is None and (torch.is_grad_enabled() or not is_direct())
             return Folded(self.weight, self.bias, None, None) if live else self._folded.get(self, norm)
-        fit = self._fit_for(positions)
+        fit = self.fit_for(positions)
         if norm is not None or not torch.is_grad_enabled():
             return self._folded.get(self, norm, fit)
         weight, bias = self.weight, self.bias  # read once: a parametrization may go on at every reading
@@ -367,7 +367,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         bias = shift if bias is None else bias * scale + shift
         return Folded(fit.corrected(weight), bias, sums, constant)
 
-    def _fit_for(self, positions: PositionSet) -> Fit:
+    def fit_for(self, positions: PositionSet) -> Fit:
         """What fills in the skipped positions of one of this layer's sets; by distance, it is found for each size."""
         if self.fit is not None:
             return self.fit
@@ -385,7 +385,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         key = (positions.height, positions.width, positions.positions.device)
         device = positions.positions.device
         return kept_by_size(
-            self._neighbors, key, lambda: self._fit_for(positions).neighbors(positions.to("cpu")).to(device)
+            self._neighbors, key, lambda: self.fit_for(positions).neighbors(positions.to("cpu")).to(device)
         )
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from accel.errors import ConfigError
+from accel.errors import ConfigError, ConversionError
 from accel.kernels.positions import PositionSet, every_position
 from accel.kernels.quantization import BYTE, MOST_TERMS, NUMBERS, Affine, Requantization
 from accel.kernels.quantized_conv2d import quantized_conv2d
@@ -126,6 +126,8 @@ class Quantization:
     def _rounded(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(steps like the weight, the scale of one [K], what the rounding takes from the mean of the output [K])."""
         steps, scale = round_weights(weight, self.clip.to(weight))
+        if not scale.isfinite().all():
+            raise ConversionError("weights that are NaN or infinite cannot be rounded to eight bits: load others")
         lost = (weight - steps * _by_output(scale, weight)).reshape(*weight.shape[:2], -1).sum(2)
         groups = len(self.mean) // weight.shape[1]
         means = self.mean.to(weight).view(groups, -1).repeat_interleave(len(weight) // groups, 0)

@@ -64,6 +64,14 @@ class Report:
         console.print(self.table())
         return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from accel.reports.pages import render
+
+        lines = [[column.text(row) for column in self.columns] for row in [*self.rows, self.total]]
+        headings = [column.heading for column in self.columns]
+        return render("table.html", title=self.title, headings=headings, lines=lines[:-1], total=lines[-1])
+
     def to_markdown(self) -> str:
         """A GitHub table, the total as its last row."""
         lines = ([column.text(row) for column in self.columns] for row in [*self.rows, self.total])

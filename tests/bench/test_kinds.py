@@ -57,12 +57,20 @@ CASES = {
         "keep": 0.5,
         "mask": "lattice",
     },
+    "exported": {
+        "model": "zoo:resnet20_cifar",
+        "size": [32, 32],
+        "batch": [1],
+        "keep": [0.5],
+        "interpolate": ["nearest"],
+        "mask": "lattice",
+    },
     "leaks": {"cycles": 12, "warm": 4, "size": [17, 16]},
     "calls": {"model": "zoo:resnet20_cifar", "size": [32, 32], "keep": 0.5, "mask": "lattice"},
     "large": {"channels": [3, 8, 8, 1], "size": [301, 299], "keep": [1.0, 0.5], "mask": "lattice"},
 }
 ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1, "adaptive": 2, "nearest": 1}
-ROWS |= {"quantized": 4, "sizes": 1, "leaks": 1, "large": 2, "calls": 1}
+ROWS |= {"exported": 1, "quantized": 4, "sizes": 1, "leaks": 1, "large": 2, "calls": 1}
 
 
 def test_every_kind_is_tried():

@@ -181,3 +181,25 @@ def test_of_several_outputs_the_first_is_judged_and_maps_are_refused(data, capsy
     assert 0 <= printed(capsys)[0]["accuracy"] <= 1
     assert main(["eval", "zoo:hed_vgg16", "--weights", "none", *arguments]) == 1
     assert "expected the scores [N, classes] of a classifier" in capsys.readouterr().err
+
+
+def test_a_folder_of_imagenet_classes(tmp_path, capsys):
+    """Folders that are called as torchvision calls the classes, under val/: labels are the network's own."""
+    torch.manual_seed(0)
+    for name in ("tench", "Tiger_shark"):
+        folder = tmp_path / "val" / name
+        folder.mkdir(parents=True)
+        for k in range(2):
+            pixels = torch.randint(0, 256, (70, 90, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(folder / f"{k}.png")
+    net = get_model("torchvision:mobilenet_v3_small", weights="none")
+    with torch.no_grad():
+        net.classifier[3].bias[3] += 100.0  # whatever it sees is a tiger shark
+    save_state(net, tmp_path / "net.safetensors")
+    arguments = ["--weights", tmp_path / "net.safetensors", "--data", tmp_path, "--size", 64, "--no-compile"]
+    assert main(["eval", "torchvision:mobilenet_v3_small", *map(str, arguments), "--format", "json", "--quiet"]) == 0
+    (row,) = printed(capsys)
+    assert row["pictures"] == 4 and row["accuracy"] == 0.5
+    (tmp_path / "val" / "tench").rename(tmp_path / "val" / "unicorn")
+    assert main(["eval", "torchvision:mobilenet_v3_small", *map(str, arguments)]) == 1
+    assert "'unicorn' means 0 of the 1000 classes" in capsys.readouterr().err

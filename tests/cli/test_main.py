@@ -17,6 +17,7 @@ VERBS = (
     "search",
     "finetune",
     "bench",
+    "export",
     "train",
     "eval",
     "ponder",

@@ -1,0 +1,94 @@
+"""file.onnx on the command line: a network whose Python code nobody has, read by onnx2torch and compared with ONNX
+Runtime. Reading such a file runs none of its sender's code."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING
+
+from accel.errors import ConfigError, ConversionError, WeightsError
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor, nn
+
+SUFFIX = ".onnx"
+_VERSION = 17  # of the operators, the last of which onnx2torch 1.5.15 knows nearly all
+_NEEDED = "an ONNX file is read with the packages onnx2torch and onnxruntime ({}): pip install 'skimconv[onnx]'"
+
+
+def is_onnx(spec: str) -> bool:
+    return spec.endswith(SUFFIX)
+
+
+def build(spec: str) -> nn.Module:
+    """The network of the file.
+
+    Raises:
+        ConfigError: a package is missing.
+        WeightsError: no such file, or no ONNX file.
+        ConversionError: an operator that cannot be read.
+    """
+    if not pathlib.Path(spec).is_file():
+        raise WeightsError(f"no file {spec}")
+    try:
+        import onnx
+        import onnx2torch
+    except ImportError as error:
+        raise ConfigError(_NEEDED.format(error)) from error
+    try:
+        onnx.checker.check_model(spec)
+        file = onnx.load(spec)
+    except Exception as error:  # of several packages: protobuf's, onnx's
+        raise WeightsError(f"{spec} is no ONNX file that onnx {onnx.__version__} reads: {_line(error)}") from error
+    try:
+        return onnx2torch.convert(_as_read(file))
+    except Exception as error:  # of several kinds: NotImplementedError for an operator, AttributeError within one
+        raise ConversionError(f"onnx2torch cannot read {spec} ({type(error).__name__}: {_line(error)})") from error
+
+
+def _as_read(file: onnx.ModelProto) -> onnx.ModelProto:
+    """The file as onnx2torch knows it: of a version of before, weights as initializers and not as nodes that give
+    them."""
+    import onnx
+    import onnx_ir
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+    version = next((each.version for each in file.opset_import if each.domain in ("", "ai.onnx")), 0)
+    if version > _VERSION:
+        file = onnx.version_converter.convert_version(file, _VERSION)
+    model = onnx_ir.from_proto(file)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    return onnx_ir.to_proto(model)
+
+
+def declared_size(spec: str) -> tuple[int, int] | None:
+    """The height and width of pictures that the file says; None where it leaves them free."""
+    import onnx
+
+    shape = onnx.load(spec, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
+    sides = [side.dim_value for side in shape[2:4]]
+    return (sides[0], sides[1]) if len(sides) == 2 and all(sides) else None
+
+
+def prove(spec: str, x: Tensor, outputs: object) -> None:
+    """Compare a network's outputs with what ONNX Runtime makes of the file.
+
+    Raises:
+        ConversionError: they differ by more than rounding.
+    """
+    import onnxruntime
+    import torch
+
+    from accel.profiling.distances import difference
+    from accel.running import output_tensors
+
+    session = onnxruntime.InferenceSession(spec, providers=["CPUExecutionProvider"])
+    expected = session.run(None, {session.get_inputs()[0].name: x.cpu().numpy()})
+    said = difference(list(map(torch.from_numpy, expected)), [each.cpu() for each in output_tensors(outputs)])
+    if said is not None:
+        raise ConversionError(f"{spec}, read by onnx2torch, {said} from what ONNX Runtime makes of it")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
