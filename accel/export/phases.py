@@ -35,8 +35,10 @@ class Phase:
     @property
     def positions(self) -> Tensor:
         """int64 [rows * columns], flat."""
-        down = torch.arange(self.top, self.size[0], self.down)
-        return (down[:, None] * self.size[1] + torch.arange(self.left, self.size[1], self.across)).flatten()
+        down = torch.arange(self.top, self.size[0], self.down, device="cpu")
+        return (
+            down[:, None] * self.size[1] + torch.arange(self.left, self.size[1], self.across, device="cpu")
+        ).flatten()
 
     def towards(self, other: Phase, offset: tuple[int, int]) -> tuple[int, int] | None:
         """(i, j) such that row r and column c of this phase, moved by `offset` (dy, dx), are row r + i and column c + j
@@ -47,7 +49,7 @@ class Phase:
 
 def phases(positions: PositionSet) -> tuple[list[Phase], list[Phase]] | None:
     """(those that make up the set, those of the positions that it skips), of one period; None: it has no small one."""
-    kept = torch.zeros(positions.size, dtype=torch.bool)
+    kept = torch.zeros(positions.size, dtype=torch.bool, device="cpu")
     kept.view(-1)[positions.positions.long()] = True
     down, across = _period(kept), _period(kept.T)
     if down is None or across is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_map_only
 
 from accel.errors import ConversionError
 from accel.export.standard import StandardConv, StandardLinear, takes_norm
@@ -38,8 +39,9 @@ def standard_program(model: nn.Module, batch: Batch, dynamic_batch: bool = False
         ConversionError: torch cannot export the model, or an op of it has no such form.
     """
     shapes = _shapes(batch, dynamic_batch)
+    batch = batch.map(lambda value: tree_map_only(torch.Tensor, torch.Tensor.cpu, value))
     with torch.no_grad():
-        module = _export(evaluated(copied(model)), batch, shapes).module()
+        module = _export(evaluated(copied(model)).cpu(), batch, shapes).module()
         _write_out(module)
         program = _export(module, batch, shapes)
         return program.run_decompositions(_references(program))

@@ -38,7 +38,7 @@ class _Rounded(nn.Module):
         made = quantization.integers(weights, self.of)
         self.register_buffer("steps", made.weight.reshape(weights.weight.shape))
         self.register_buffer("scale", made.requantization.multiplier / self.of.scale)
-        self.register_buffer("zeros", torch.zeros(len(self.scale), dtype=torch.int64))
+        self.register_buffer("zeros", torch.zeros(len(self.scale), dtype=torch.int64, device="cpu"))
         self.register_buffer("bias", made.requantization.offset)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -153,8 +153,8 @@ class _Rows(nn.Module):
 
     def places(self, positions: PositionSet) -> Tensor:
         """int64 [P], for each row of the set its place in `order`."""
-        place = torch.empty(positions.height * positions.width, dtype=torch.int64)
-        place[self.order] = torch.arange(len(self.order))
+        place = torch.empty(positions.height * positions.width, dtype=torch.int64, device="cpu")
+        place[self.order] = torch.arange(len(self.order), device="cpu")
         return place[positions.positions.long()]
 
 
@@ -183,7 +183,7 @@ class _Background(nn.Module):
     def __init__(self, filling: Fill, positions: PositionSet, rows: _Rows) -> None:
         super().__init__()
         self.filling, self.positions, self.nearest = filling, positions, _Nearest(positions, rows)
-        kept = torch.zeros(positions.height * positions.width, dtype=torch.bool)
+        kept = torch.zeros(positions.height * positions.width, dtype=torch.bool, device="cpu")
         kept[positions.positions.long()] = True
         self.register_buffer("kept", kept.view(positions.size))
         self.register_buffer("order", rows.places(positions))
@@ -205,12 +205,12 @@ class _Sums(nn.Module):
     def __init__(self, fit: Fit, neighbors: Neighbors, weights: Folded, positions: PositionSet, rows: _Rows) -> None:
         super().__init__()
         self.size, places = positions.size, rows.places(positions)
-        where = torch.full((positions.height * positions.width,), -1, dtype=torch.int64)
-        where[rows.order] = torch.arange(len(rows.order))
+        where = torch.full((positions.height * positions.width,), -1, dtype=torch.int64, device="cpu")
+        where[rows.order] = torch.arange(len(rows.order), device="cpu")
         end, starts = len(rows.order), neighbors.starts.tolist()
         self.shifted, self.gathered = nn.ModuleList(), nn.ModuleList()
         for k, offsets in enumerate(fit.offsets.tolist()):
-            members = torch.zeros(len(where), dtype=torch.bool)
+            members = torch.zeros(len(where), dtype=torch.bool, device="cpu")
             members[neighbors.skipped[starts[k] : starts[k + 1]].long()] = True
             for phase in rows.skipped:
                 at = phase.positions
@@ -219,14 +219,14 @@ class _Sums(nn.Module):
                 towards = [[phase.towards(other, offset) for offset in offsets] for other in rows.phases]
                 if all(sum(each is not None for each in tap) == 1 for tap in zip(*towards)):
                     self.shifted.append(_Shifted(phase, rows.phases, towards, weights.sums[k], weights.constant[k]))
-                    where[at[members[at]]] = torch.arange(end, end + len(at))[members[at]]
+                    where[at[members[at]]] = torch.arange(end, end + len(at), device="cpu")[members[at]]
                     end += len(at)
         for k, (start, stop) in enumerate(itertools.pairwise(starts)):
             left = (where[neighbors.skipped[start:stop].long()] < 0).nonzero()[:, 0] + start
             if len(left):
                 near = places[neighbors.rows[left].long()]
                 self.gathered.append(_Gathered(near, weights.sums[k], weights.constant[k]))
-                where[neighbors.skipped[left].long()] = torch.arange(end, end + len(left))
+                where[neighbors.skipped[left].long()] = torch.arange(end, end + len(left), device="cpu")
                 end += len(left)
         self.register_buffer("where", where)
 
@@ -261,7 +261,9 @@ class _Shifted(nn.Module):
             if not moves:
                 continue
             (top, bottom), (left, right) = ((min(axis), max(axis)) for axis in zip(*moves.values()))
-            kernel = torch.zeros(len(constant), 1, bottom - top + 1, right - left + 1, dtype=weights.dtype)
+            kernel = torch.zeros(
+                len(constant), 1, bottom - top + 1, right - left + 1, dtype=weights.dtype, device="cpu"
+            )
             for tap, (i, j) in moves.items():
                 kernel[:, 0, i - top, j - left] += weights[tap]
             self.kernels.append(nn.Parameter(kernel, requires_grad=False))

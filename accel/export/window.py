@@ -68,7 +68,7 @@ def at_taps(now: ConvGeometry, size: tuple[int, int], positions: Tensor, width: 
     """(the convolution at flat positions, int64 [P], of an output of this width; the taps to call it with)."""
     padded = size[1] + now.padding[2] + now.padding[3]
     rows, columns = positions // width * now.stride[0], positions % width * now.stride[1]
-    down, across = (torch.arange(count) * step for count, step in zip(now.kernel, now.dilation))
+    down, across = (torch.arange(count, device="cpu") * step for count, step in zip(now.kernel, now.dilation))
     taps = (down[:, None, None] + rows) * padded + (across[:, None] + columns)
     return Taps(now), taps.flatten()
 

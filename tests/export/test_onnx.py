@@ -45,17 +45,18 @@ def drawn(*shape):
 
 
 X = drawn(2, 3, 24, 20)
-CONFIGS = {
-    "nearest": Perforate(keep=0.5, mask="lattice"),
-    "irregular": Perforate(keep=0.5, mask="uniform"),
-    "zero": Perforate(keep=0.5, mask="lattice", interpolate="zero"),
-    "fitted": Perforate(keep=0.5, mask="lattice", interpolate="fitted"),
-    "refitted": Perforate(keep=1 / 3, mask="lattice", interpolate="fitted", correct="weights"),
-    "pooling": Perforate(keep=0.5, mask="pooling"),
-    "impact": Perforate(keep=0.5, mask="impact"),
-    "int8": Perforate(keep=0.5, mask="lattice", interpolate="fitted", precision="int8"),
-    "adaptive": Perforate(keep=0.5, mask="adaptive"),
+SETTINGS = {
+    "nearest": {},
+    "irregular": {"mask": "uniform"},
+    "zero": {"interpolate": "zero"},
+    "fitted": {"interpolate": "fitted"},
+    "refitted": {"keep": 1 / 3, "interpolate": "fitted", "correct": "weights"},
+    "pooling": {"mask": "pooling"},
+    "impact": {"mask": "impact"},
+    "int8": {"interpolate": "fitted", "precision": "int8"},
+    "adaptive": {"mask": "adaptive"},
 }
+CONFIGS = {name: Perforate(**{"keep": 0.5, "mask": "lattice", **given}) for name, given in SETTINGS.items()}
 
 
 def converted(config, net=None):
