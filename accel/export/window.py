@@ -55,13 +55,22 @@ class Taps:
         self.sides, self.groups = (left, right, top, bottom), now.groups
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor) -> Tensor:
-        """[N, K, P]; taps: int64 [kh * kw * P], flat pixels of the padded input."""
-        x = F.pad(self.around(x), self.sides)
+        """[N, K, P]; taps: int64 [P * kh * kw], flat pixels of the padded input."""
+        x = self.around(x)
+        if any(self.sides):
+            x = F.pad(x, self.sides)
         count = weight[0, 0].numel()
-        read = x.flatten(2).index_select(2, taps).unflatten(1, (self.groups, -1))  # [N, G, C / G, kh * kw * P]
-        read = read.reshape(-1, self.groups, weight[0].numel(), len(taps) // count)
-        rows = torch.matmul(weight.reshape(self.groups, len(weight) // self.groups, -1), read).flatten(1, 2)
-        return rows if bias is None else rows + bias[:, None]
+        read = x.flatten(2).mT.index_select(1, taps)  # [N, P * kh * kw, C]
+        if self.groups == 1:
+            rows = torch.matmul(
+                read.reshape(-1, len(taps) // count, weight[0].numel()), weight.flatten(2).mT.flatten(1).T
+            )
+        else:
+            read = read.reshape(-1, len(taps) // count, count, self.groups, weight.shape[1])
+            read = read.permute(0, 3, 1, 2, 4).flatten(3)  # [N, G, P, kh * kw * C / G]
+            weight = weight.flatten(2).mT.reshape(self.groups, len(weight) // self.groups, -1)
+            rows = torch.matmul(read, weight.mT).permute(0, 2, 1, 3).flatten(2)
+        return (rows if bias is None else rows + bias).mT
 
 
 def at_taps(now: ConvGeometry, size: tuple[int, int], positions: Tensor, width: int) -> tuple[Taps, Tensor]:
@@ -69,7 +78,7 @@ def at_taps(now: ConvGeometry, size: tuple[int, int], positions: Tensor, width: 
     padded = size[1] + now.padding[2] + now.padding[3]
     rows, columns = positions // width * now.stride[0], positions % width * now.stride[1]
     down, across = (torch.arange(count, device="cpu") * step for count, step in zip(now.kernel, now.dilation))
-    taps = (down[:, None, None] + rows) * padded + (across[:, None] + columns)
+    taps = (rows[:, None, None] + down[:, None]) * padded + (columns[:, None, None] + across)
     return Taps(now), taps.flatten()
 
 

@@ -91,14 +91,16 @@ def test_it_gives_what_the_model_gives(config, tmp_path):
 
 
 def test_static_sets_multiply_at_their_positions_alone(tmp_path):
-    """The convolutions of the file have outputs of the phases' sizes, not of the map's; nothing else multiplies."""
+    """The convolutions of the file have outputs of the phases' sizes, not of the map's; the 1x1 one is a product of the
+    rows that it reads."""
     path = tmp_path / "net.onnx"
     accel.export_onnx(converted(CONFIGS["nearest"]), path, X)
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
     sizes = [tuple(shapes[node.output[0]][2:]) for node in model.graph.node if node.op_type == "Conv"]
-    assert sizes == [(12, 10)] * 2 + [(6, 5)] * 6  # halves of 24 x 20 and of 12 x 10, in two phases each
-    assert not [node for node in model.graph.node if node.op_type in ("MatMul", "BatchNormalization")]
+    assert sizes == [(12, 10)] * 2 + [(6, 5)] * 4  # halves of 24 x 20 and of 12 x 10, in two phases each
+    products = [shapes.get(node.output[0]) for node in model.graph.node if node.op_type == "MatMul"]
+    assert products == [[2, 60, 16]] and "BatchNormalization" not in {node.op_type for node in model.graph.node}
 
 
 def test_any_number_of_pictures(tmp_path):
