@@ -43,7 +43,7 @@ def build(spec: str) -> nn.Module:
         raise WeightsError(f"{spec} is no ONNX file that onnx {onnx.__version__} reads: {_line(error)}") from error
     try:
         return onnx2torch.convert(_as_read(file))
-    except Exception as error:  # of several kinds: NotImplementedError for an operator, AttributeError within one
+    except Exception as error:  # its own, of several kinds: an operator that it lacks, a setting of one
         raise ConversionError(f"onnx2torch cannot read {spec} ({type(error).__name__}: {_line(error)})") from error
 
 
@@ -66,8 +66,10 @@ def declared_size(spec: str) -> tuple[int, int] | None:
     """The height and width of pictures that the file says; None where it leaves them free."""
     import onnx
 
-    shape = onnx.load(spec, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
-    sides = [side.dim_value for side in shape[2:4]]
+    graph = onnx.load(spec, load_external_data=False).graph
+    weights = {each.name for each in graph.initializer}  # which old files list among the inputs
+    pictures = next(each for each in graph.input if each.name not in weights)
+    sides = [side.dim_value for side in pictures.type.tensor_type.shape.dim[2:4]]
     return (sides[0], sides[1]) if len(sides) == 2 and all(sides) else None
 
 
