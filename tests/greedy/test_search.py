@@ -15,40 +15,10 @@ from accel.greedy import descent as descent_module
 from accel.greedy import measure as measure_module
 from accel.greedy import search as search_module
 from accel.greedy.losses import Losses
-from accel.greedy.measure import CHECKS, CONFIRMATIONS
 from accel.greedy.table import DENSE, Table, time_layers
 from accel.greedy.uniform import uniform_rules
 from accel.inputs import Batch
-from accel.profiling.latency import Timing
-from accel.profiling.sides import FORMATS
-
-CONFIGS = [Perforate(keep=keep, mask="lattice") for keep in (1 / 2, 1 / 4)]
-HALF, QUARTER = "lattice 0.5 nearest", "lattice 0.25 nearest"
-TABLE = Table(
-    {
-        "0": {DENSE: 4.0, HALF: 3.0, QUARTER: 2.5},
-        "2": {DENSE: 8.0, HALF: 5.0, QUARTER: 3.0},
-        "4": {DENSE: 2.0, HALF: 2.5, QUARTER: 2.1},
-    },
-    rest=1.0,
-)
-
-
-@pytest.fixture(scope="module")
-def net():
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv2d(8, 4, 3, padding=1)).eval()
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-
-
-def find(net, pictures, **options):
-    options = {"table": TABLE, "candidates": CONFIGS, **options}
-    return accel.search(net, example_inputs=pictures[:1], calibration=[pictures], **options)
+from accel.tests.greedy.small_search import CONFIGS, HALF, QUARTER, TABLE, find
 
 
 def brute_force(losses: Losses, target: float) -> list[tuple[str, str]]:
@@ -231,86 +201,6 @@ def test_a_folder_that_cannot_be_written(net, pictures, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         find(net, pictures, speedup=1.1, folder=tmp_path / "file")
-
-
-def test_measured_networks_decide(net, pictures, monkeypatch):
-    """A network that turns out slower than the table says makes the search go on."""
-    asked = []
-
-    def timed(self, state, repeats):
-        asked.append(dict(state))
-        return 0.8 * TABLE.price({}) / TABLE.price(state)
-
-    monkeypatch.setattr(measure_module.Measurements, "_timed", timed)
-    monkeypatch.setattr(measure_module.Measurements, "_time_dense", lambda _: {"dense_nchw": TABLE.price({})})
-    monkeypatch.setattr(measure_module, "time_layers", lambda *_: TABLE)
-    found = find(net, pictures, speedup=1.25, table=None)
-    assert found.report.total["speedup"] >= 1.25 and found.chosen.speedup >= 1.25
-    assert TABLE.price({}) / TABLE.price(found.chosen.state) >= 1.25 / 0.8
-    assert len([state for state in asked if state]) >= 2
-
-
-def test_the_original_is_timed_in_the_form_that_was_the_fastest(net, pictures, monkeypatch):
-    """In both until one of them was so twice, and in both again at the end."""
-    timed, both = [], [*FORMATS, "converted"]
-
-    def compared(sides, repeats, **_):
-        timed.append((repeats, [*sides]))
-        ours = 10.0 if len(timed) == 1 else 7.5
-        return {name: Timing((ours if name == "converted" else 9.0 + len(name) / 100,) * repeats) for name in sides}
-
-    monkeypatch.setattr(measure_module.Measurements, "_time_dense", lambda _: dict.fromkeys(FORMATS, 1.0))
-    monkeypatch.setattr(measure_module, "time_layers", lambda *_: TABLE)
-    monkeypatch.setattr(measure_module, "compare", compared)
-    find(net, pictures, speedup=1.15, table=None)
-    assert len(timed) > 4 and timed[:2] == [(CHECKS, both)] * 2 and timed[-1] == (CONFIRMATIONS, both)
-    assert {tuple(sides) for _, sides in timed[2:-1]} == {(min(FORMATS, key=len), "converted")}
-
-
-def test_a_best_network_that_turns_out_too_slow_is_quickened(pictures, monkeypatch):
-    """By what is known of single layers, before anything is looked at again."""
-    torch.manual_seed(0)
-    net = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))).eval()
-    table = Table(
-        {str(layer): {DENSE: 4.0 + layer, HALF: 2.5 + layer, QUARTER: 1.6 + layer} for layer in range(6)}, 1.0
-    )
-    done, look = [], Losses.look
-    monkeypatch.setattr(Losses, "look", lambda *given: done.append("look") or look(*given))
-
-    def timed(self, state, repeats):
-        done.append(repeats)
-        return 1.15 if done.count(CONFIRMATIONS) == 1 and repeats > CHECKS else table.price({}) / table.price(state)
-
-    monkeypatch.setattr(measure_module.Measurements, "_timed", timed)
-    monkeypatch.setattr(measure_module.Measurements, "_time_dense", lambda _: {"dense_nchw": table.price({})})
-    monkeypatch.setattr(measure_module, "time_layers", lambda *_: table)
-    found = find(net, pictures, speedup=1.2, table=None)
-    end = done[done.index(CONFIRMATIONS) :]
-    assert "look" in done and end[:2] == [CONFIRMATIONS, CHECKS] and end.count(CONFIRMATIONS) > 1
-    assert found.report.total["speedup"] >= 1.2 and any("quickened" in tried.origin for tried in found.tried)
-
-
-def test_a_best_network_that_turns_out_faster_gives_back_what_it_can(pictures, monkeypatch):
-    """Timed again at more than was asked for, it keeps more, by what is known of single layers."""
-    torch.manual_seed(0)
-    net = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))).eval()
-    table = Table(
-        {str(layer): {DENSE: 4.0 + layer, HALF: 2.5 + layer, QUARTER: 1.6 + layer} for layer in range(6)}, 1.0
-    )
-    again = []
-
-    def timed(self, state, repeats):
-        if repeats > CHECKS:
-            again.append(dict(state))
-        return (1.15 if again else 1.0) * table.price({}) / table.price(state)
-
-    monkeypatch.setattr(measure_module.Measurements, "_timed", timed)
-    monkeypatch.setattr(measure_module.Measurements, "_time_dense", lambda _: {"dense_nchw": table.price({})})
-    monkeypatch.setattr(measure_module, "time_layers", lambda *_: table)
-    found = find(net, pictures, speedup=1.2, table=None)
-    first, last = again[0], again[-1]
-    assert table.price(last) > table.price(first) and any("adjusted" in tried.origin for tried in found.tried)
-    assert found.report.total["speedup"] >= 1.2
 
 
 def test_convert_model_searches(net, pictures):
