@@ -36,19 +36,15 @@ class Descent:
         """Step until the target is met, then back as far as it stays met; OutOfTime where the budget ends before."""
         self._look()
         self._step_until_reached()
-        if self._is_timed and self._step_back():
+        if self.measured.times_decide and self._step_back():
             self._look()
             self._step_until_reached()
-
-    @property
-    def _is_timed(self) -> bool:
-        return self.measured.is_timed and not self.target.bounds_loss
 
     def _look(self) -> None:
         """Measure the losses around the present state."""
         self.base = self.measured.look(self.state, self.measured.near(self.state))
         self.base_state, self.since = dict(self.state), 0
-        if self._is_timed and self.steps:
+        if self.measured.times_decide and self.steps:
             self.measured.timed_speedup(self.state)
 
     def _loss(self, state: Mapping[str, str]) -> float:

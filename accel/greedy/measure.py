@@ -262,7 +262,7 @@ class Measurements:
         else:
             look = Look(**self.journal.get(f"whole {key(state)}", lambda: self._look_at(state)))
         timed = timed or not self.is_timed
-        speedup = self.timed_speedup(state) if timed and self._times_decide else self.speedup(state)
+        speedup = self.timed_speedup(state) if timed and self.times_decide else self.speedup(state)
         found = Tried(origin, kind, dict(state), look.loss, look.drop, self.table.price(state), speedup, timed)
         self.record.add(found)
         return found
@@ -278,7 +278,8 @@ class Measurements:
         return dataclasses.asdict(self.losses.measure(state))
 
     @property
-    def _times_decide(self) -> bool:
+    def times_decide(self) -> bool:
+        """Whether networks are timed, and their time decides whether they meet the target."""
         return self.is_timed and not self.target.bounds_loss
 
     def timed_speedup(self, state: Mapping[str, str], repeats: int = CHECKS) -> float:
@@ -301,7 +302,7 @@ class Measurements:
         self.budget.check(3 * seconds)
         with torch.inference_mode():
             found = self._compared(sides, seconds, repeats)
-            if repeats < CONFIRMATIONS and self._times_decide and abs(found / self.target.speedup - 1) < _CLOSE:
+            if repeats < CONFIRMATIONS and self.times_decide and abs(found / self.target.speedup - 1) < _CLOSE:
                 found = self._compared(sides, seconds, CONFIRMATIONS)
         return found
 

@@ -21,13 +21,13 @@ from accel.errors import ConversionError
 from accel.greedy.budget import Budget
 from accel.greedy.candidates import Space, default_candidates, open_space
 from accel.greedy.descent import Descent
-from accel.greedy.exchange import divide
+from accel.greedy.exchange import Exchanges
 from accel.greedy.journal import Journal, fingerprint
 from accel.greedy.losses import Loss, Track
 from accel.greedy.measure import CONFIRMATIONS, Measurements
 from accel.greedy.reasons import reasons, unmet
 from accel.greedy.record import Target, Tried
-from accel.greedy.table import DENSE, Table
+from accel.greedy.table import DENSE, Table, without_dense
 from accel.greedy.trace import FoundRules, Step, save_found
 from accel.greedy.uniform import Uniform, uniform_rules
 from accel.inputs import Inputs, batches, counted
@@ -38,11 +38,6 @@ _CONFIRM_SHARE = 0.08  # of the time, at most, for timing the result again
 _SLOWER = 0.9  # of the speed-up asked for: uniform rules slower than that are not timed
 _STEEPNESS = 4  # the loss grows with this power of the speed-up: HED from a half to a quarter, fitted
 _NEARBY = 0.2  # logarithm of a speed-up over that asked for, up to which few layers need to change
-_MARGIN = 1.01  # times the speed-up asked for that an exchange aims at: two timings differ by 1 %
-_ROUNDS = 8  # of exchanges from one network
-_FEW = 3  # layers that make up for the noise of a clock, at first
-_TRIES = 4  # networks that are measured after one look
-_GAIN = 0.01  # of the loss, less than which ends the exchanges
 _CONFIRMED = 3  # networks that are timed again at the end, at most
 _UNLUCKY = 0.92  # of the speed-up asked for: a network of HED was timed at 2.0 to 2.4 times dense within an hour
 
@@ -146,7 +141,7 @@ class _Search:
         self.measured, self.target, self.budget = measured, measured.target, measured.budget
         self.record, self.space = measured.record, measured.space
         self.steps: list[Step] = []
-        self.correct = "scale"  # what fits correct in the networks that are measured whole
+        self.exchanges = Exchanges(measured)
         self.uniform: list[Uniform] = []
 
     def go(self) -> None:
@@ -159,10 +154,10 @@ class _Search:
             with self.budget.until(_UNIFORM_UNTIL, reserve):
                 self._try_uniform()
             if not self.target.bounds_loss and self.record.best is None:
-                self.measured.tried(self._refit(self._cheapest()), "every layer at its cheapest", "cheapest")
+                self.measured.tried(self.exchanges.refit(self._cheapest()), "every layer at its cheapest", "cheapest")
                 if self.record.best is None:
                     return
-            self.correct = self._better_fits()
+            self.exchanges.correct = self._better_fits()
             kept = reserve + self._seconds_to_adjust()
             with self.budget.until(1.0, kept):
                 self._improve(kept)
@@ -170,16 +165,9 @@ class _Search:
 
     def _seconds_to_confirm(self) -> float:
         """What to keep of the time for timing the result once more."""
-        if not self._is_timed:
+        if not self.measured.times_decide:
             return 0.0
         return min(2 * CONFIRMATIONS * self.measured.reference / 1e3, _CONFIRM_SHARE * self.budget.whole)
-
-    @property
-    def _is_timed(self) -> bool:
-        return self.measured.is_timed and not self.target.bounds_loss
-
-    def _refit(self, state: Mapping[str, str]) -> dict[str, str]:
-        return self.space.corrected(state, self.correct)
 
     def _try_uniform(self) -> None:
         """Measure uniform rules, in an order that follows what was measured: the table may be wrong by a quarter."""
@@ -221,7 +209,7 @@ class _Search:
     def _cheapest(self) -> dict[str, str]:
         costs = self.measured.table.costs
         cheapest = {name: min(costs[name], key=costs[name].__getitem__) for name in self.space.searched}
-        return _without_dense({**self.measured.start, **cheapest})
+        return without_dense({**self.measured.start, **cheapest})
 
     def _improve(self, kept: float) -> None:
         """From the networks measured so far to better ones, with so many seconds kept for what comes then."""
@@ -233,9 +221,9 @@ class _Search:
             return
         with self.budget.until(1.0, kept + self._seconds_to_refit(best)):
             self._mix()
-            self._exchange(self._place_to_start(start))
+            self.exchanges.run(self._place_to_start(start))
             self._descend(start)
-            self._exchange(self.record.first)
+            self.exchanges.run(self.record.first)
         best = self.record.first
         refitted = self.space.corrected(best.state, "weights")
         if self._has_time(refitted):
@@ -247,7 +235,7 @@ class _Search:
         HED in 5 minutes at 3x, all spent on exchanges, lost 1.11 times as much as a quarter everywhere with refitted
         weights.
         """
-        if self.correct == "weights":
+        if self.exchanges.correct == "weights":
             return 0.0
         seconds = self.measured.losses.seconds(self.space.corrected(best.state, "weights"), {})
         return seconds if seconds < self.budget.left else 0.0
@@ -282,7 +270,7 @@ class _Search:
         pair = best, min(others, key=lambda each: abs(more[each.origin]))
         for first, last in (pair, pair[::-1]):
             states = [self._mixture(first, last, count) for count in range(1, len(self.space.searched))]
-            states = [state for state in states if self.measured.table.price(state) <= self._allowed()]
+            states = [state for state in states if self.measured.table.price(state) <= self.exchanges.allowed()]
             if states and self._has_time(states[0]):
                 dearest = max(states, key=self.measured.table.price)
                 self.measured.tried(dearest, f"first {first.origin}, then {last.origin}", "mixture")
@@ -290,11 +278,7 @@ class _Search:
     def _mixture(self, first: Uniform, last: Uniform, count: int) -> dict[str, str]:
         early = {*self.space.searched[:count]}
         labels = {name: (first if name in early else last).state.get(name, DENSE) for name in self.space.searched}
-        return _without_dense({**self.measured.start, **labels})
-
-    def _allowed(self) -> float:
-        """The price that a network may have, by the table."""
-        return self.measured.allowed() / (_MARGIN if self._is_timed else 1 - 1e-9)
+        return without_dense({**self.measured.start, **labels})
 
     def _promise(self, tried: Tried) -> float:
         """The loss that a network may have when it has been brought to the speed-up asked for."""
@@ -305,86 +289,32 @@ class _Search:
         plain = self.space.corrected(start.state, "scale")
         if not self._has_time(plain, self.measured.near(plain), 2):
             return
-        descent = Descent(self.measured, plain, start.origin, self._refit)
+        descent = Descent(self.measured, plain, start.origin, self.exchanges.refit)
         try:
             descent.run()
         finally:
             self.steps += descent.steps
 
-    def _exchange(self, base: Tried) -> None:
-        """Give to the layers that need it what others can do without, as long as the whole network gains by it."""
-        origin, most = f"exchanges from {base.origin}", max(2, len(self.space.searched) // 4)
-        for _ in range(_ROUNDS):
-            plain, wanted = self._neighbourhood(base)
-            if not wanted:
-                return
-            extra = self.measured.look(plain, wanted).extra
-            better = self._exchanged(base, plain, extra, origin, most)
-            if better is None:
-                return
-            small = self.target.is_met(base) and better.loss > (1 - _GAIN) * base.loss
-            base, most = better, 2 * most
-            if small:
-                return
-
-    def _neighbourhood(self, base: Tried) -> tuple[dict[str, str], dict[str, list[str]]]:
-        """The state to look at, and the candidates to try there: with the quick fits, whichever are used in the end.
-
-        A look at as many of HED's candidates takes 1.9 times as long with refitted weights, and suggests none better.
-        """
-        reserve = self.measured.losses.seconds(self._refit(base.state), {})
-        state = self.space.corrected(base.state, "scale")
-        cheaper_first = self.measured.table.price(state) > self._allowed()
-        return state, self.measured.around(state, reserve, cheaper_first)
-
-    def _exchanged(self, base: Tried, plain: Mapping[str, str], extra: Mapping, origin: str, most: int) -> Tried | None:
-        """The first network that beats the base, of those that one look suggests; each changes fewer layers.
-
-        Few change at first: all 31 layers of ResNet-32 together, at 0.45 of the MACs, lost 0.13 where the sum promised
-        a gain.
-        """
-        table = self.measured.table
-        now = {name: plain.get(name, DENSE) for name in extra}
-        prices = {
-            n: {label: table.costs[n][label] - table.costs[n][now[n]] for label in row} for n, row in extra.items()
-        }
-        for _ in range(_TRIES):
-            allowed = self._allowed() - table.price(plain)
-            changes = divide(extra, prices, allowed, most)
-            while len(changes) > most:  # so few cannot make it cheap enough
-                most *= 2
-                changes = divide(extra, prices, allowed, most)
-            state = self._refit(_without_dense({**plain, **changes}))
-            if self.record.get(state) is not None:
-                if len(changes) < 2:
-                    return None
-                most = len(changes) // 2
-                continue
-            tried = self.measured.tried(state, origin, "exchanges")
-            self.budget.check()
-            if self.target.rank(tried) < self.target.rank(base):
-                return tried
-            if self.target.is_met(tried) or not self.target.is_met(base):
-                most = max(1, len(changes) // 2)
-        return None
-
     def _confirm(self, reserve: float) -> None:
         """Time the best network again, and for longer: of many that were timed, the fastest was lucky too, and one that
         loses less and was not fast enough by so little may have been unlucky."""
-        if not self._is_timed:
+        if not self.measured.times_decide:
             return
         confirmed: list[Tried] = []
-        while (best := self.record.best) is not None and best not in confirmed and len(confirmed) < _CONFIRMED:
+        for more in reversed(range(_CONFIRMED)):
+            best = self.record.best
+            if best is None or best in confirmed:
+                return
             again = self._timed_again(best)
             confirmed.append(again)
             with self.budget.until(1.0, reserve):
                 if not self.target.is_met(again):
-                    self._adjust(again)
-                    self._exchange(self.record.first)
-                    continue
-                if (near := self._nearly_met(again, confirmed)) is not None:
-                    confirmed.append(self._timed_again(near))
-                self._adjust(self.record.first)
+                    self.exchanges.adjust(again)
+                    self.exchanges.run(self.record.first)
+                elif more:  # what comes of it can be timed again as well
+                    if (near := self._nearly_met(again, confirmed)) is not None:
+                        confirmed.append(self._timed_again(near))
+                    self.exchanges.adjust(self.record.first)
 
     def _timed_again(self, tried: Tried) -> Tried:
         again = dataclasses.replace(tried, speedup=self.measured.timed_speedup(tried.state, CONFIRMATIONS))
@@ -398,28 +328,10 @@ class _Search:
         fast = [each for each in near if each.speedup >= _UNLUCKY * self.target.speedup and each.loss < best.loss]
         return min(fast, key=lambda each: each.loss, default=None)
 
-    def _adjust(self, base: Tried) -> None:
-        """A little faster where it is too slow, and better where it is faster than asked for, by what was last seen of
-        single layers: another look takes time, which may be over.
-
-        HED in 5 minutes at 2x, its best network timed again at less, fell back on one that lost twice as much; timed
-        again at 2.15x, it left half a minute and a tenth of the loss unused.
-        """
-        state, known = self.space.corrected(base.state, "scale"), {}
-        for (name, label), more in self.measured.extra.items():
-            known.setdefault(name, {})[label] = more
-        extra = {
-            name: {label: more - row.get(state.get(name, DENSE), 0.0) for label, more in row.items()}
-            for name, row in known.items()
-        }
-        if extra:
-            how = "adjusted" if self.target.is_met(base) else "quickened"
-            self._exchanged(base, state, extra, f"{base.origin}, {how}", _FEW)
-
     def _seconds_to_adjust(self) -> float:
         """What to keep of the time for one network more, when the best one was timed again."""
-        best = self.record.first if self._is_timed else None
-        return 0.0 if best is None else self.measured.losses.seconds(self._refit(best.state), {})
+        best = self.record.first if self.measured.times_decide else None
+        return 0.0 if best is None else self.measured.losses.seconds(self.exchanges.refit(best.state), {})
 
     def finish(self) -> FoundRules:
         """The rules, with all that was measured of the network they make.
@@ -432,7 +344,7 @@ class _Search:
             raise ConversionError(unmet(self.measured))
         total = {"loss": best.loss, "drop": best.drop, "dense_loss": self.measured.losses.judged.dense_loss}
         if self.measured.is_timed:
-            total["speedup"] = best.speedup if self._is_timed else self.measured.timed_speedup(best.state)
+            total["speedup"] = best.speedup if self.measured.times_decide else self.measured.timed_speedup(best.state)
         total |= {"start": best.origin, "minutes": round(self.budget.spent / 60, 3)}
         notes = {
             **dict.fromkeys(self.space.fixed, "decided by a rule"),
@@ -440,7 +352,3 @@ class _Search:
             **reasons(self.measured, best),
         }
         return FoundRules.of(self.space, self.measured.table, best, self.steps, list(self.record), notes, total)
-
-
-def _without_dense(state: Mapping[str, str]) -> dict[str, str]:
-    return {name: label for name, label in state.items() if label != DENSE}

@@ -143,3 +143,8 @@ def _now_ms() -> float:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter() * 1e3
+
+
+def without_dense(state: Mapping[str, str]) -> dict[str, str]:
+    """The state with no word of the layers that stay dense: each has one form, then."""
+    return {name: label for name, label in state.items() if label != DENSE}
