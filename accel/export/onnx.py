@@ -112,7 +112,7 @@ def _several(batch: Batch) -> Batch:
 def _write(program: torch.export.ExportedProgram, path: pathlib.Path) -> None:
     try:
         with _silent():
-            torch.onnx.export(program, dynamo=True, verbose=False).save(path)
+            torch.onnx.export(program, dynamo=True, verbose=False).save(path, external_data=False)  # one file or none
     except Exception as error:  # of many kinds: an operator that ONNX lacks, a package of another version
         said = " ".join(str(error).split())[:300]
         raise ConversionError(f"torch.onnx cannot export this model ({type(error).__name__}: {said})") from error

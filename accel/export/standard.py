@@ -201,7 +201,7 @@ class _Background(nn.Module):
         self.register_buffer("order", rows.places(positions))
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
-        rows = _joined(parts).index_select(2, self.order).mT
+        rows = _joined(parts).mT.index_select(1, self.order)
         background = self.filling.background(rows, self.positions).mT
         size = self.positions.size if background.shape[2] > 1 else (1, 1)
         return torch.where(self.kept, self.nearest(parts), background.unflatten(2, size))

@@ -38,7 +38,7 @@ _CONFIRM_SHARE = 0.08  # of the time, at most, for timing the result again
 _SLOWER = 0.9  # of the speed-up asked for: uniform rules slower than that are not timed
 _STEEPNESS = 4  # the loss grows with this power of the speed-up: HED from a half to a quarter, fitted
 _NEARBY = 0.2  # logarithm of a speed-up over that asked for, up to which few layers need to change
-_CONFIRMED = 3  # networks that are timed again at the end, at most
+_CONFIRMED = 3  # networks that are timed again at the end, until no others are looked for
 _UNLUCKY = 0.92  # of the speed-up asked for: a network of HED was timed at 2.0 to 2.4 times dense within an hour
 
 
@@ -301,17 +301,16 @@ class _Search:
         if not self.measured.times_decide:
             return
         confirmed: list[Tried] = []
-        for more in reversed(range(_CONFIRMED)):
-            best = self.record.best
-            if best is None or best in confirmed:
-                return
+        while (best := self.record.best) is not None and best not in confirmed:
             again = self._timed_again(best)
             confirmed.append(again)
+            if len(confirmed) > _CONFIRMED:
+                continue  # to the best of those that are there: what came of it would have to be timed again too
             with self.budget.until(1.0, reserve):
                 if not self.target.is_met(again):
                     self.exchanges.adjust(again)
                     self.exchanges.run(self.record.first)
-                elif more:  # what comes of it can be timed again as well
+                else:
                     if (near := self._nearly_met(again, confirmed)) is not None:
                         confirmed.append(self._timed_again(near))
                     self.exchanges.adjust(self.record.first)

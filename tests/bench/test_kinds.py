@@ -113,6 +113,14 @@ def test_a_wrong_side_is_not_timed(monkeypatch, kind, op):
     assert not any(key.startswith("ms_") for row in rows for key in row)
 
 
+def test_a_wrong_file_is_not_timed(monkeypatch):
+    from accel.export import onnx as exporting
+
+    monkeypatch.setattr(exporting, "difference", lambda *_: "differs by 1")
+    (row,) = runner.load_kind("exported").rows(CASES["exported"], QUICK)
+    assert not row["correct"] and "differs by 1 from the model" in row["reason"] and "speedup" not in row
+
+
 def test_wrong_gradients_are_not_timed(monkeypatch):
     op = ops.perforated_conv2d
     monkeypatch.setattr(ops, "perforated_conv2d", lambda x, weight, *rest, **more: op(x * 1.001, weight, *rest, **more))

@@ -90,3 +90,24 @@ def test_a_best_network_that_turns_out_faster_gives_back_what_it_can(pictures, m
     first, last = again[0], again[-1]
     assert table.price(last) > table.price(first) and any("adjusted" in tried.origin for tried in found.tried)
     assert found.report.total["speedup"] >= 1.2
+
+
+def test_no_network_is_handed_out_that_was_not_timed_again(pictures, monkeypatch):
+    """On the way every network looks a little faster than it is: what is found at the very end as well."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))).eval()
+    table = Table(
+        {str(layer): {DENSE: 4.0 + layer, HALF: 2.5 + layer, QUARTER: 1.6 + layer} for layer in range(6)}, 1.0
+    )
+    again = []
+
+    def timed(self, state, repeats):
+        if repeats == CONFIRMATIONS:
+            again.append(dict(state))
+        return (1.0 if repeats == CONFIRMATIONS else 1.04) * table.price({}) / table.price(state)
+
+    monkeypatch.setattr(measure_module.Measurements, "_timed", timed)
+    monkeypatch.setattr(measure_module.Measurements, "_time_dense", lambda _: {"dense_nchw": table.price({})})
+    monkeypatch.setattr(measure_module, "time_layers", lambda *_: table)
+    found = find(net, pictures, speedup=1.2, table=None)
+    assert dict(found.chosen.state) in again and found.chosen.speedup >= 1.2
