@@ -7,6 +7,7 @@
 | zoo:resnet32_cifar_sact                         | in the package; returns an AdaptiveOutput |
 | zoo:hed_vgg16                                   | a file                                    |
 | zoo:demo_resnet                                 | in the package                            |
+| zoo:ppocr_det                                   | in the package rapidocr-onnxruntime       |
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from accel.errors import ConfigError
-from accel.zoo import cifar, demo_net, hed, shapes, torchvision_models
+from accel.errors import ConfigError, WeightsError
+from accel.zoo import cifar, demo_net, hed, shapes, text_detector, torchvision_models
 from accel.zoo.weights_io import load_weights
 
 if TYPE_CHECKING:
     from accel.config import Perforate, Rules
 
 __all__ = [
+    "can_be_drawn",
     "default_rules",
     "get_model",
     "has_weights",
@@ -57,14 +59,15 @@ def _drawn(pictures: Tensor) -> Tensor:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
     """Attributes: build; size [H, W] it is usually run at; preprocess, uint8 RGB to its input; dense, the layers its
-    default rules leave alone (patterns); packaged, its weights file inside the package; adaptive, whether it has ACT or
-    SACT stages already."""
+    default rules leave alone (patterns); packaged, its weights file inside the package; whole, whether build gives it
+    weights and all; adaptive, whether it has ACT or SACT stages already."""
 
     build: Callable[..., nn.Module]
     size: tuple[int, int]
     preprocess: Callable[[Tensor], Tensor] = _imagenet
     dense: tuple[str, ...] = ()
     packaged: str | None = None
+    whole: bool = False
     adaptive: bool = False
 
 
@@ -99,6 +102,13 @@ def _entries() -> dict[str, Entry]:
         dense=("stem.0", "outline"),
         packaged="demo_resnet.safetensors",
     )
+    found["zoo:ppocr_det"] = Entry(
+        build=text_detector.build,
+        size=(480, 640),
+        preprocess=text_detector.preprocess,
+        dense=text_detector.DENSE,
+        whole=True,
+    )
     return found
 
 
@@ -114,8 +124,8 @@ def get_model(name: str, weights: str | os.PathLike | None = None, **options) ->
     """Build a model by name, in eval mode.
 
     Args:
-        weights: a .safetensors, .pt or .pth file; "download" for torchvision's own; "none" for drawn weights; None for
-            those in the package where there are any, drawn ones otherwise.
+        weights: a .safetensors, .pt or .pth file; "download" for torchvision's own; "none" for drawn weights, of a
+            model that can have them; None for those in the package where there are any, drawn ones otherwise.
         options: go to the model's constructor, such as num_classes=10.
 
     Raises:
@@ -123,6 +133,8 @@ def get_model(name: str, weights: str | os.PathLike | None = None, **options) ->
         WeightsError: the weights cannot be had, read, or fitted to the model.
     """
     entry = _entry(name)
+    if entry.whole and weights not in (None, "none"):
+        raise WeightsError(f"{name} brings its own weights, and takes no others")
     model = entry.build(**options)
     if weights == "download":
         if not name.startswith("torchvision:"):
@@ -136,8 +148,13 @@ def get_model(name: str, weights: str | os.PathLike | None = None, **options) ->
 
 
 def has_weights(name: str) -> bool:
-    """Whether trained weights of the model come with the package."""
-    return _entry(name).packaged is not None
+    """Whether `get_model` gives it trained weights without being told which."""
+    return _entry(name).packaged is not None or _entry(name).whole
+
+
+def can_be_drawn(name: str) -> bool:
+    """Whether `get_model(name, "none")` is a plain network of drawn weights."""
+    return not (_entry(name).adaptive or _entry(name).whole)
 
 
 def is_adaptive(name: str) -> bool:

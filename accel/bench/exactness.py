@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     import torch
 
-    from accel.zoo.registry import is_adaptive, list_models
+    from accel.zoo.registry import can_be_drawn, list_models
 
-    plain = [name for name in list_models() if not is_adaptive(name)]
+    plain = [name for name in list_models() if can_be_drawn(name)]
     names = plain if case["models"] == ["*"] else case["models"]
     for name in names:
         generator = torch.Generator().manual_seed(settings.seed)

@@ -10,9 +10,10 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from accel.cli import common, onnx_models, user_models
+from accel.cli import common, user_models
 from accel.errors import AccelError, ConfigError, ConversionError, WeightsError
 from accel.files import write_text
+from accel.zoo import onnx_models
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -36,3 +36,29 @@ def test_a_wrong_network_is_not_timed(case, monkeypatch):
     rows = list(eight_bits.rows(case, runner.Settings(quick=True)))
     assert [row["correct"] for row in rows] == [False, False, False, False, True, True]
     assert ["ms" in row for row in rows] == [row["correct"] for row in rows]
+
+
+def test_pages_are_judged_by_their_boxes(case):
+    pages = {**case, "model": "zoo:ppocr_det", "pages": 5, "size": [64, 96], "batch": [1], "whole": []}
+    pages["forms"] = [{"keep": 1.0}, {"keep": 0.5, "mask": "lattice", "only": ["p2o/Conv/61"]}]
+    dense, whole, half = eight_bits.rows(pages, runner.Settings(quick=True))
+    assert dense["box_f1"] == whole["box_f1"] == 1 and 0 <= half["box_f1"] <= 1
+    assert 0 < half["mean_abs_difference"] < 0.1 and half["pictures"] == 2
+
+
+def row(form, ms, loss):
+    return {"case": "net", "batch": 1, "form": form, "ms": ms, "mean_abs_difference": loss}
+
+
+def test_a_shrunk_rival_as_fast_lies_between_those_timed():
+    shrunk = [row("openvino int8, 20x20", 4.0, 0.04), row("openvino int8, 10x10", 1.0, 0.16)]
+    ours = [row("dense_nchw", 9.0, 0.0), row("whole int8", 8.0, 0.01), row("0.5 nearest int8", 2.0, 0.04)]
+    found = list(eight_bits._beside_shrunk([*ours, *shrunk]))
+    assert [each.get("shrunk") for each in found] == [None, None, 2.0, None, None]  # 0.08 at two milliseconds
+    assert list(eight_bits._beside_shrunk(ours)) == ours
+
+
+def test_a_panel_for_every_case_and_batch():
+    drawn = eight_bits.draw([row("dense_nchw", 9.0, 0.0), row("whole int8", 8.0, 0.01)])
+    (panel,) = drawn.axes
+    assert panel.get_title() == "net, batch 1" and len(panel.lines) == 2

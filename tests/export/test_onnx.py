@@ -10,10 +10,11 @@ from torch import nn
 
 import accel
 from accel import ACT, PACT, SACT, Perforate
-from accel.cli import main, onnx_models
+from accel.cli import main
 from accel.errors import ConversionError
 from accel.export import onnx as exporting
 from accel.tests.nn.halting_nets import spread_scores
+from accel.zoo import onnx_models
 from accel.zoo.registry import default_rules, get_model
 
 STANDARD = {"", "ai.onnx"}
@@ -285,3 +286,19 @@ def test_weights_that_nodes_give(tmp_path):
     torch.testing.assert_close(net(given), F.conv2d(given, drawn(4, 3, 3, 3)))
     assert [type(each) for each in net.modules() if isinstance(each, nn.Conv2d)] == [nn.Conv2d]
     assert onnx_models.declared_size(str(path)) == (9, 9)
+
+
+def test_scores_of_nothing_differ_by_the_sigmoid_of_onnx_runtime(tmp_path):
+    """They are 1e-6 where that errs by 1e-7; what is further apart, or of another shape, is refused."""
+    path = tmp_path / "net.onnx"
+    net = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Sigmoid()).eval()
+    nn.init.constant_(net[0].bias, -14.0)
+    x = drawn(1, 3, 9, 9)
+    torch.onnx.export(net, (x,), path, dynamo=True)
+    with torch.inference_mode():
+        scores = net(x)
+    onnx_models.prove(str(path), x, scores)
+    onnx_models.prove(str(path), x, scores + 2e-7)
+    for wrong in (scores + 1e-3, scores[..., 1:]):
+        with pytest.raises(ConversionError, match="from what ONNX Runtime makes of it"):
+            onnx_models.prove(str(path), x, wrong)

@@ -7,7 +7,15 @@ from torch import nn
 import accel
 from accel.errors import ConfigError, WeightsError
 from accel.zoo.datasets import load_pictures
-from accel.zoo.registry import default_rules, get_model, input_size, is_adaptive, list_models, preprocess
+from accel.zoo.registry import (
+    can_be_drawn,
+    default_rules,
+    get_model,
+    input_size,
+    is_adaptive,
+    list_models,
+    preprocess,
+)
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
 
@@ -18,7 +26,7 @@ def data_file(name):
     return DATA / name
 
 
-@pytest.mark.parametrize("name", [name for name in list_models() if not is_adaptive(name)])
+@pytest.mark.parametrize("name", [name for name in list_models() if can_be_drawn(name)])
 def test_every_model_builds_and_its_rules_fit(name):
     with torch.device("meta"):
         model = get_model(name, "none")
@@ -37,7 +45,7 @@ def test_every_model_builds_and_its_rules_fit(name):
 def test_names_on_the_list():
     names = set(list_models())
     wanted = {f"zoo:resnet{depth}_cifar" for depth in (14, 20, 26, 32, 44, 56, 110)}
-    wanted |= {"zoo:resnet32_cifar_sact", "zoo:hed_vgg16", "zoo:demo_resnet"}
+    wanted |= {"zoo:resnet32_cifar_sact", "zoo:hed_vgg16", "zoo:demo_resnet", "zoo:ppocr_det"}
     wanted |= {f"torchvision:vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")}
     wanted |= {f"torchvision:resnet{depth}" for depth in (18, 34, 50, 101, 152)} | {"torchvision:alexnet"}
     wanted |= {f"torchvision:mobilenet_{version}" for version in ("v2", "v3_small", "v3_large")}
