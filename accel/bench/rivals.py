@@ -89,11 +89,15 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             **{name: case[name] for name in ("without", "low_rank") if name in case},
         }
         speeds = _speeds(dense, networks, task.example)
-    yield from _judged(task, networks, chosen, speeds, saved, {"error": error, "finetuned": 0})
+    yield from _judged(task, networks, chosen, speeds, saved, {"finetuned": 0, "error": error})
     if steps := case.get("finetune", 0):
         for name, network in networks.items():
             speeds[name]["minutes"] = _tune(network, dense, task, case)
-        yield from _judged(task, networks, chosen, speeds, saved, {"error": error, "finetuned": steps})
+        yield from _judged(task, networks, chosen, speeds, saved, {"finetuned": steps, "error": error})
+
+
+def is_rival(row: Row) -> bool:
+    return row["network"] != "ours"
 
 
 def _tune(network: nn.Module, dense: nn.Module, task: Task, case: Mapping[str, Any]) -> float:

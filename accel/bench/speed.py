@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from accel.bench import own_times
+from accel.bench.compare import interval
 from accel.errors import ConfigError, DataError
 from accel.files import write_rows
 
@@ -73,22 +74,13 @@ def summarize(pairs: Sequence[tuple[Times, Times]]) -> list[Row]:
 
 
 def _interval(label: str, files: Iterable[str], pairs: Sequence[tuple[Times, Times]]) -> Row:
-    from scipy import stats
-
     logs = [
         statistics.fmean(math.log(ours[file][name] / theirs[file][name]) for file in files for name in ours[file])
         for ours, theirs in pairs
     ]
-    mean = statistics.fmean(logs)
-    spread = math.inf
-    if len(logs) > 1:
-        spread = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
-    low, high = (round(math.exp(mean + side * spread), 4) for side in (-1, 1))
     count = sum(len(pairs[0][0][file]) for file in files)
-    return {"cases": label, "configurations": count, "pairs": len(pairs), "ratio": round(math.exp(mean), 4)} | {
-        "low": low,
-        "high": high,
-    }
+    found = {name: round(value, 4) for name, value in zip(("ratio", "low", "high"), interval(logs))}
+    return {"cases": label, "configurations": count, "pairs": len(pairs), **found}
 
 
 def configurations(pairs: Sequence[tuple[Times, Times]]) -> list[Row]:

@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 
+from accel.bench.compare import compare
 from accel.bench.runner import STUDIES, Settings, judge, load_kind, measure, read_cases
 from accel.cli import common
 from accel.files import write_figure
@@ -21,7 +22,8 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "run benchmark cases: correctness first, sides interleaved",
         "accel bench profiles/cases/vgg16_layers.toml --output rows.jsonl\n"
         "  accel bench profiles/cases/foreign.toml --output rows.jsonl --resume\n"
-        "  accel bench mc --output figures/",
+        "  accel bench mc --output figures/\n"
+        "  accel bench --compare before.jsonl rows.jsonl",
     )
     cases = parser.add_mutually_exclusive_group(required=True)
     cases.add_argument(
@@ -31,6 +33,13 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "--static",
         action="store_true",
         help="the study of what compilers make of the Triton kernels for four GPUs; needs none",
+    )
+    cases.add_argument(
+        "--compare",
+        nargs=2,
+        type=pathlib.Path,
+        metavar=("OLD", "NEW"),
+        help="two files of rows, of the same cases on the same machine: faster, slower, or inside the noise",
     )
     parser.add_argument("--only", metavar="NAME", help="run the case of this name only")
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
@@ -47,6 +56,9 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.compare:
+        common.print_rows(compare(*args.compare), args)
+        return 0
     study = "static" if args.static else args.cases
     if args.static or study in STUDIES:
         out_dir = args.output or pathlib.Path(f"bench-{study}")
