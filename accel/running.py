@@ -192,6 +192,18 @@ def has_labels(outputs: object, labels: object) -> bool:
     return labelled and [tensor.dim() for tensor in floating_tensors(outputs)[:1]] == [2]
 
 
+def run_watched(model: nn.Module, x: Inputs, hooks: Iterable[tuple[nn.Module, Callable]]) -> None:
+    """Run the model once on x, in evaluation and without gradients, layer by layer as it was written, some of its
+    modules with a forward hook."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        with evaluation(model), run_eagerly(), one_by_one(), torch.inference_mode():
+            as_batch(x).run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def record_calls(
     model: nn.Module,
     layers: Mapping[str, nn.Module],

@@ -79,6 +79,22 @@ def count_macs(model: nn.Module, x: Inputs, per_image: bool = False) -> int | Te
     return counter.per_image() if per_image else counter.total()
 
 
+def macs_spread(model: nn.Module, batches: Iterable[Inputs]) -> dict[str, float]:
+    """How the executed MACs of single images differ over batches of them: `images`, their `mean` and standard
+    `deviation`, and the quantiles `5%`, `50%` and `95%`.
+
+    Raises:
+        AccelError: no image, or layers whose MACs cannot be told apart by image.
+    """
+    counts = [count_macs(model, batch, per_image=True) for batch in batches]
+    if not counts:
+        raise AccelError("MACs are spread over images: give at least one batch of them")
+    found = torch.cat(counts).double()
+    ends = torch.quantile(found, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64, device="cpu")).tolist()
+    spread = {"images": len(found), "mean": float(found.mean()), "deviation": float(found.std(correction=0))}
+    return {**spread, **dict(zip(("5%", "50%", "95%"), ends))}
+
+
 def layer_macs(model: nn.Module, x: Inputs) -> list[LayerMacs]:
     """Dense and executed MACs per module, in the order of their first call; the sums are those of the network."""
     return list(_run(model, x).layers.values())

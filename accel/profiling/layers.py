@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from accel.inputs import Batch, Inputs, as_batch
+from accel.inputs import Batch, Inputs, as_batch, tensors_of
 from accel.profiling.flops import SavesMacs, layer_macs
 from accel.profiling.latency import compare
 from accel.profiling.memory import peak_activation_bytes
 from accel.profiling.sides import fastest_form, laid_out
 from accel.reports.tables import Column, Report, percent, show_macs
-from accel.running import evaluation, observer, one_by_one, replaced_forwards
+from accel.running import evaluation, observer, one_by_one, replaced_forwards, run_watched
 
 
 class Plan(Report):
@@ -43,11 +43,14 @@ class Profile(Report):
     columns = (
         Column("layer", "layer"),
         Column("shape", "kernel"),
+        Column("parameters", "params", show_macs),
         Column("dense_macs", "dense MACs", show_macs),
         Column("executed_macs", "executed MACs", show_macs),
         Column("keep", "keep", percent),
         Column("baseline_ms", "dense ms", "{:.3f}".format),
         Column("ms", "ms", "{:.3f}".format),
+        Column("share", "of time", percent),
+        Column("gops", "GOP/s", "{:.0f}".format),
         Column("speedup", "speed-up", "{:.2f}x".format),
         Column("note", "note"),
     )
@@ -90,12 +93,14 @@ def profile(model: nn.Module, x: Inputs, baseline: nn.Module | None = None, repe
 
     Returns:
         One row per layer that multiplies, one for everything else, and the whole network as the total, its time taken
-        without the timers of the layers, which only tell how it is shared out. `.total` also has `peak_bytes` and
-        `baseline_peak_bytes`, the most memory that the activations take (`accel.profiling.memory`), and
-        `baseline_format`.
+        without the timers of the layers, which only tell how it is shared out. A row also has `op`, what the layer
+        computes, and `bytes`, what it reads and writes when it runs by itself: inputs, output, parameters. `.total`
+        also has `peak_bytes` and `baseline_peak_bytes`, the most memory that the activations take
+        (`accel.profiling.memory`), and `baseline_format`.
     """
     rows = list(_macs_rows(model, x).values())
     names = [row["layer"] for row in rows]
+    moved = layer_bytes(model, x, names)
     runs, form = {"ms": functools.partial(as_batch(x).run, model)}, None
     if baseline is not None:
         form, dense = fastest_form(baseline, x)
@@ -109,19 +114,64 @@ def profile(model: nn.Module, x: Inputs, baseline: nn.Module | None = None, repe
         shares = _layer_shares(runs, names, repeats)
         peaks = {key: peak_activation_bytes(run) for key, run in runs.items()}
     total, rest = _total(rows), {"layer": "everything else"}
+    owned = _parameters(model, names)
+    for row in rows:
+        row |= {"parameters": owned[row["layer"]], "bytes": moved[row["layer"]] or None}
+    total["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    rest["parameters"] = total["parameters"] - sum(owned.values())
     for key in runs:
         total[key] = whole[key].median_ms
         rest[key] = total[key] * shares[key][""]
         for row in rows:
             row[key] = total[key] * shares[key][row["layer"]] if row["layer"] in shares[key] else None
-    rows.append({**dict.fromkeys(column.key for column in Profile.columns), **rest})
-    for row in (*rows, total):
-        row["speedup"] = row["baseline_ms"] / row["ms"] if row.get("baseline_ms") and row.get("ms") else None
+    rows.append({**dict.fromkeys((*(column.key for column in Profile.columns), "op", "bytes")), **rest})
+    rows, total = [derived(row, total) for row in rows], derived(total, total)
     total |= {"peak_bytes": peaks["ms"], "baseline_peak_bytes": peaks.get("baseline_ms"), "baseline_format": form}
     megabytes = " instead of ".join(f"{peaks[key] / 1e6:.1f} MB" for key in ("ms", "baseline_ms") if key in peaks)
     title = f"{type(model).__name__} on {_shapes(as_batch(x))}, {torch.get_num_threads()} threads"
     beside = f", beside its dense form in {form}" if form else ""
     return Profile(f"{title}{beside}; activations take at most {megabytes}{_uncounted(rows)}", rows, total)
+
+
+def derived(row: Mapping, total: Mapping) -> dict:
+    """The row with what follows from its counts and times: speed-up, share of the whole time, and operations a
+    nanosecond, a multiply-accumulate being two."""
+    ms, baseline = row.get("ms"), row.get("baseline_ms")
+    return {
+        **row,
+        "speedup": baseline / ms if baseline and ms else None,
+        "share": ms / total["ms"] if ms is not None else None,
+        "gops": 2 * row["executed_macs"] / ms / 1e6 if ms and row.get("executed_macs") else None,
+    }
+
+
+def layer_bytes(model: nn.Module, x: Inputs, names: Sequence[str]) -> dict[str, int]:
+    """What each of the named layers reads and writes in a run of the model, layer by layer: the tensors that go in and
+    come out, and its own parameters, at every call."""
+    found = dict.fromkeys(names, 0)
+
+    def told(name: str, module: nn.Module) -> Callable:
+        own = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
+
+        def leave(_module: nn.Module, args: tuple, out: object) -> None:
+            found[name] += own + sum(tensor.nbytes for tensor in tensors_of((args, out)))
+
+        return leave
+
+    run_watched(model, x, [(module, told(name, module)) for name, module in model.named_modules() if name in found])
+    return found
+
+
+def _parameters(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
+    """How many of the parameters lie in each of the named layers, the innermost one that holds them."""
+    found = dict.fromkeys(names, 0)
+    for path, parameter in model.named_parameters():
+        parts = path.split(".")[:-1]
+        inside = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+        holder = next((name for name in inside if name in found), None if parts else _FUNCTIONAL)
+        if holder in found:
+            found[holder] += parameter.numel()
+    return found
 
 
 def _model_of(run: functools.partial) -> nn.Module:
@@ -175,6 +225,7 @@ def _now_ms() -> float:
     return time.perf_counter() * 1e3
 
 
+_FUNCTIONAL = "(functional)"  # what no submodule of the model does
 _NO_MACS = {"dense_macs": 0, "executed_macs": 0, "keep": None}
 
 
@@ -193,7 +244,7 @@ def _macs_rows(model: nn.Module, x: Inputs) -> dict[str, dict]:
             "keep": layer.executed / whole if isinstance(module, SavesMacs) and whole else None,
             "uncounted": ", ".join(layer.uncounted) or None,
         }
-        rows[layer.name] = {"layer": layer.name or "(functional)", **_description(module), **counts}
+        rows[layer.name] = {"layer": layer.name or _FUNCTIONAL, **_description(module), **counts}
     return rows
 
 
@@ -204,16 +255,18 @@ def _uncounted(rows: Sequence[Mapping]) -> str:
 
 
 def _description(module: nn.Module) -> dict:
-    """What a row says of the layer itself: its shape, such as '3x3/2 64>128' or '512>10', and how it saves."""
-    shape = type(module).__name__
+    """What a row says of the layer itself: its shape, such as '3x3/2 64>128' or '512>10', what it computes, such as a
+    '3x3/2 convolution', and how it saves."""
+    shape = op = type(module).__name__
     if isinstance(module, nn.Linear):
-        shape = f"{module.in_features}>{module.out_features}"
+        shape, op = f"{module.in_features}>{module.out_features}", "linear"
     elif isinstance(module, nn.Conv2d):
         kernel, stride = "x".join(map(str, module.kernel_size)), _pair(module.stride)
         stride = "" if set(stride) == {1} else f"/{stride[0]}"
         shape = f"{kernel}{stride} {module.in_channels}>{module.out_channels}"
+        op = f"{kernel}{stride} {'grouped ' if module.groups > 1 else ''}convolution"
     facts = module.facts() if isinstance(module, SavesMacs) else {}
-    return {"shape": shape, "mask": None, "interpolate": None, "note": None, **facts}
+    return {"shape": shape, "op": op, "mask": None, "interpolate": None, "note": None, **facts}
 
 
 def _shapes(batch: Batch) -> str:

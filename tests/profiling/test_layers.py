@@ -11,7 +11,9 @@ from torch import nn
 
 import accel
 from accel import Perforate, Rules
+from accel.errors import ConfigError
 from accel.fills.sums import nearest_fit
+from accel.profiling.grouping import grouped
 from accel.profiling.layers import Plan, plan_of
 from accel.profiling.sides import fastest_form
 from accel.reports.tables import Report, show_macs
@@ -47,6 +49,60 @@ def test_profile_of_both_sides(nets):
     assert 0 < profile.total["peak_bytes"] <= profile.total["baseline_peak_bytes"]
     assert "activations take at most" in profile.title
     assert fast[2].__dict__ == forward and "forward" not in dense[0].__dict__
+
+
+def test_what_follows_from_counts_and_times(nets):
+    dense, fast, x = nets
+    profile = accel.profile(fast, x, baseline=dense, repeats=2)
+    rows = {row["layer"]: row for row in profile.rows}
+    assert [rows[name]["parameters"] for name in "024"] == [8 * 28, 8 * 73, 5 * 513]
+    assert rows["everything else"]["parameters"] == 0
+    assert profile.total["parameters"] == sum(each.numel() for each in fast.parameters())
+    assert sum(row["share"] for row in profile.rows) == pytest.approx(1)
+    assert rows["2"]["gops"] == pytest.approx(2 * rows["2"]["executed_macs"] / (1e6 * rows["2"]["ms"]))
+    assert rows["everything else"]["gops"] is None
+    assert rows["2"]["bytes"] == 4 * (2 * 8 * 100 + 2 * 8 * 64 + 8 * 73)  # in, out, parameters
+    assert [rows[name]["op"] for name in "024"] == ["3x3 convolution", "3x3 convolution", "linear"]
+
+
+def test_parameters_belong_to_the_innermost_layer():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.conv, self.norm = nn.Parameter(torch.ones(3, 3)), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return nn.functional.linear(self.norm(self.conv(x)).mean((2, 3)), self.scale)
+
+    profile = accel.profile(nn.Sequential(Scaled(), nn.Linear(3, 2)), torch.randn(1, 3, 4, 4), repeats=1)
+    found = {row["layer"]: row["parameters"] for row in profile.rows}
+    assert found == {
+        "0.conv": 12,
+        "0": 9 + 6,
+        "1": 8,
+        "everything else": 0,
+    }  # the norm is in no other layer that counts
+
+
+def test_rows_stand_for_groups(nets):
+    dense, fast, x = nets
+    profile = accel.profile(fast, x, baseline=dense, repeats=2)
+    ops = {row["layer"]: row for row in grouped(profile, "op").rows}
+    assert list(ops) == ["3x3 convolution", "linear", "everything else"]
+    both, single = ops["3x3 convolution"], [row for row in profile.rows if row["layer"] in "02"]
+    for key in ("parameters", "dense_macs", "executed_macs", "ms", "baseline_ms", "bytes"):
+        assert both[key] == pytest.approx(sum(row[key] for row in single))
+    assert both["keep"] == both["executed_macs"] / both["dense_macs"] and both["shape"] == "2 layers"
+    assert both["speedup"] == both["baseline_ms"] / both["ms"] and both["note"] is None
+    nested = nn.Sequential(dense, nn.Linear(5, 5))
+    deep = accel.profile(nested, x, repeats=1)
+    assert [row["layer"] for row in grouped(deep, "stage").rows] == ["0", "1", "everything else"]
+    assert [row["layer"] for row in grouped(deep, depth=2).rows] == ["0.0", "0.2", "0.4", "1", "everything else"]
+    assert grouped(deep) is deep
+    with pytest.raises(ConfigError, match="by layer, op, stage, got 'kind'"):
+        grouped(deep, "kind")
+    with pytest.raises(ConfigError, match="at least 1, got 2 by op"):
+        grouped(deep, "op", 2)
 
 
 def test_times_within_others_count_once_and_nothing_is_negative():
