@@ -1,7 +1,10 @@
 """Rows as text in every format, and pages of HTML: nothing that is put into them is taken for markup."""
 
 import base64
+import itertools
 import json
+import pathlib
+import re
 
 import jinja2
 import pytest
@@ -44,3 +47,39 @@ def test_a_notebook_shows_a_table():
     assert "<caption>&lt;net&gt;</caption>" in shown and '<th scope="col">layer</th>' in shown
     assert "<tr><td>a&lt;b</td><td>1.2</td></tr>" in shown and "<tr><td>c</td><td></td></tr>" in shown
     assert "<tfoot><tr><td>total</td><td>2.0</td></tr></tfoot>" in shown
+
+
+PAGES = pathlib.Path(pages.__file__).parent
+TEMPLATES = sorted(path.name for path in PAGES.glob("*.html"))
+
+
+def luminance(colour):
+    """Of WCAG 2.1, of a colour such as #0b6bcb or #fff."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[k : k + 2], 16) / 255 for k in (0, 2, 4)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_stands_out():
+    """A contrast of 4.5 at least, as WCAG 2.1 asks of text (AA), of every colour of text on both grounds."""
+    style = (PAGES / "page.html").read_text()
+    grounds = {"#fff", *re.findall(r"\.headline div \{ background: (#\w+)", style)}
+    texts = set(re.findall(r"[ {;]color: (#\w+)", style))
+    assert len(grounds) == 2 and len(texts) == 3
+    for ground, text in itertools.product(grounds, texts):
+        light, dark = sorted(map(luminance, (ground, text)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (ground, text)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_pages_can_be_heard(name):
+    """Pictures have words, headings of columns say so, and a page its language and its width on a phone."""
+    text = (PAGES / name).read_text()
+    assert all(re.search(r'alt="[^"]+"', picture) for picture in re.findall(r"<img[^>]*>", text))
+    assert "<th>" not in text
+    if "<!doctype html>" in text:
+        assert '<html lang="en">' in text and 'name="viewport"' in text and "<title>" in text
+    else:
+        assert text.startswith('{% extends "page.html" %}') or name == "table.html"
+    assert not re.search(r'(src|href)="http', text)

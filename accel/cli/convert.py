@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from accel.profiling.distances import Fidelity
     from accel.profiling.layers import Profile
 
-REPORT_FILE = "report.json"
+REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 _REPORT_SCHEMA = 1
 _REPEATS = 10  # interleaved runs of each whole network; the spread is in the report
 
@@ -104,9 +104,12 @@ def run(args: argparse.Namespace) -> int:
         summary = {"model": args.model, **speed, **fidelity.summary()}
         report = {"schema": _REPORT_SCHEMA, "summary": summary, "layers": profile.rows}
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+        write_page(folder, job, summary, profile)
     common.print_report(profile, args, summary, sentences(summary))
     models.standardise_note(args, job.resolved)
-    common.note(args, f"saved in {args.output}/: model/ (loaded back: same outputs), pictures/, {REPORT_FILE}")
+    common.note(
+        args, f"saved in {args.output}/: model/ (loaded back: same outputs), pictures/, {REPORT_FILE}, {PAGE_FILE}"
+    )
     return 0
 
 
@@ -267,6 +270,19 @@ def compare_pictures(args: argparse.Namespace, job: Job, folder: pathlib.Path) -
                     write_strip(folder / f"{job.pictures.names[done]}.png", tiles)
                     done += 1
     return fidelity
+
+
+def write_page(folder: pathlib.Path, job: Job, summary: dict[str, Any], profile: Profile) -> None:
+    """The page for people, and its figure of where the network computes as a file."""
+    from accel.cli.convert_report import draw_looked, looked_at, page
+    from accel.convert import perforated_layers
+    from accel.profiling.machine import machine_record
+
+    figure = draw_looked(job.pictures.pixels[0], *looked_at(job.fast, job.pictures.first))
+    figure.savefig(folder / "computed.png", dpi=110)
+    fixed = all(layer.config.masking.is_static for layer in perforated_layers(job.fast).values())
+    text = page(summary["model"], summary, profile, machine_record(), figure, folder / "pictures", fixed)
+    (folder / PAGE_FILE).write_text(text, encoding="utf-8")
 
 
 def save_verified(job: Job, folder: pathlib.Path) -> None:

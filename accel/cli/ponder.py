@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accel.cli import common, models
 from accel.errors import ConversionError
 from accel.files import output_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy as np
     from torch import Tensor
 
     Maps = dict[str, np.ndarray]
 
-MARKER = "ponder.json"
+MARKER, PAGE = "ponder.json", "ponder.html"
+SHOWN = 24  # pictures on the page
 QUANTITIES = ("ponder", "units")
 _OVERLAY = 0.75  # opacity of the summed map over the picture, as in the authors' tool
 _CLIP = (0.1, 99.9)  # percentiles between which the colours run, as in the authors' tool
@@ -55,11 +58,34 @@ def run(args: argparse.Namespace) -> int:
             for quantity in QUANTITIES:
                 draw(folder / f"{name}_{quantity}.png", picture, maps, quantity)
             rows.append({"picture": path.name, "size": "x".join(map(str, picture.shape[1:])), **summary(maps)})
+        (folder / PAGE).write_text(page(args.model, rows, folder), encoding="utf-8")
         (folder / MARKER).write_text(json.dumps({"schema": 1, "model": args.model, "pictures": rows}, indent=2) + "\n")
     common.print_rows(rows, args)
     models.standardise_note(args, resolved)
-    common.note(args, f"saved in {args.output}/: NAME_ponder.png, NAME_units.png and NAME.npz of each picture")
+    common.note(args, f"saved in {args.output}/: {PAGE}, and NAME_ponder.png, NAME_units.png, NAME.npz of each picture")
     return 0
+
+
+def page(model: str, rows: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> str:
+    """The HTML page, with the drawn maps of the first `SHOWN` pictures inside."""
+    from accel.reports.pages import picture_source, render
+
+    means = [row["ponder"] for row in rows]
+    longest, shortest = (pick(rows, key=lambda row: row["ponder"]) for pick in (max, min))
+    headline = [
+        (f"{sum(means) / len(means):.2f}", f"mean ponder cost of {len(rows)} picture{'s' * (len(rows) != 1)}"),
+        (f"{longest['ponder']:.2f}", f"of the picture that took longest, {longest['picture']}"),
+        (f"{shortest['ponder']:.2f}", f"of the one that took shortest, {shortest['picture']}"),
+    ]
+    shown = []
+    for number, row in enumerate(rows[:SHOWN]):
+        drawn = folder / f"{number:03d}_{pathlib.Path(row['picture']).stem}_ponder.png"
+        source = picture_source(lambda file, drawn=drawn: file.write(drawn.read_bytes()))
+        shown.append((row["picture"], row["size"], f"{row['ponder']:.2f}", source))
+    left_out = max(0, len(rows) - SHOWN)
+    return render(
+        "ponder.html", title=f"accel ponder {model}", model=model, headline=headline, pictures=shown, left_out=left_out
+    )
 
 
 def ponder_maps(resolved: models.Resolved, picture: Tensor) -> Maps:

@@ -34,6 +34,8 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import accel
+    from accel.cli.search_report import PAGE, page
+    from accel.files import write_text
     from accel.greedy.trace import NETWORKS, PLOT, RULES, STEPS
 
     resolved = models.resolve_dense(args)
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         folder=args.output,
         **common.search_options(args),
     )
+    write_text(args.output / PAGE, page(args.model, _asked(args), found, args.output / PLOT))
     total = found.report.total
     said = [f"{key} {total[key]:.4g}" for key in ("speedup", "drop", "loss") if key in total]
     lines = [
@@ -60,5 +63,15 @@ def run(args: argparse.Namespace) -> int:
     ]
     common.print_report(found.report, args, lines=lines)
     models.standardise_note(args, resolved)
-    common.note(args, f"{RULES} (for accel convert --rules), {STEPS}, {NETWORKS} and {PLOT} are in {args.output}/")
+    common.note(
+        args, f"{RULES} (for accel convert --rules), {PAGE}, {STEPS}, {NETWORKS} and {PLOT} are in {args.output}/"
+    )
     return 0
+
+
+def _asked(args: argparse.Namespace) -> str:
+    if args.speedup is not None:
+        return f"a network {args.speedup:g} times as fast as the fastest dense form"
+    if args.max_drop is not None:
+        return f"the fastest network that loses at most {args.max_drop:g}"
+    return f"{args.macs:g} of the dense multiply-accumulates"

@@ -11,6 +11,7 @@ import torch
 
 import accel
 from accel.cli import main
+from accel.cli.convert_report import in_words
 
 NETS = """
 import torch
@@ -71,6 +72,13 @@ def test_an_edge_detector(nets, photos, tmp_path, capsys):
     assert 0 <= summary["iou_at_0.5"] <= 1
     assert summary["speedup"] > 0 and summary["fastest_dense"] in ("dense_nchw", "dense_channels_last")
     assert len(report["layers"]) >= 3
+    page = (out / "report.html").read_text()
+    assert (
+        "On 3 pictures that nothing was calibrated on its maps differ by" in page and "for 2 pictures of 24x32" in page
+    )
+    assert page.count("data:image/png;base64,") == 1 + 3 and "0000_photo0: picture, dense output" in page
+    assert all(f"<td>{row['layer']}</td>" in page for row in report["layers"])
+    assert PIL.Image.open(out / "computed.png").width > 1000
 
 
 def test_a_classifier_at_keep_1_agrees(nets, photos, tmp_path, capsys):
@@ -339,3 +347,20 @@ def test_a_speedup_leaves_no_room_for_other_options(nets, photos, tmp_path, caps
     assert "--speedup finds what to keep: leave out --keep" in capsys.readouterr().err
     assert convert(f"{nets}:edges", photos, tmp_path / "out", "--speedup", "0.5") == 1
     assert "speedup" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_page_says_when_a_conversion_is_of_no_use():
+    summary = {
+        **{"batch": 1, "size": "8x8", "threads": 2, "dense_macs": 10, "executed_macs": 5, "pictures": 1},
+        **{"fastest_dense": "dense_nchw", "dense_nchw_ms": 1.0, "converted_ms": 1.25, "speedup": 0.8},
+        **{"theoretical_speedup": 2.0, "mean_abs_difference": 0.125},
+    }
+    first, second, last = in_words(summary)
+    assert "takes 1.25 milliseconds for 1 picture of 8x8 pixels" in first and "does 50 % of the" in first
+    assert second == "That is slower than the original: this conversion is of no use on this machine."
+    assert (
+        last
+        == "On 1 picture that nothing was calibrated on its outputs differ from the original's by 0.125 on average."
+    )
+    assert len(in_words({**summary, "speedup": 1.5})) == 2
+    assert "same class as the original in 75.0 %" in in_words({**summary, "top1_agreement": 0.75})[-1]

@@ -136,6 +136,9 @@ def test_ponder_maps_are_the_models_and_add_up(tmp_path, capsys, config):
     assert row["lowest"] >= 6 and row["highest"] <= 12  # three stages of three units: rho between 2 and 4 each
     with Image.open(tmp_path / "maps" / "000_field_ponder.png") as picture:
         assert picture.format == "PNG" and len(picture.getcolors(1 << 20)) > 100
+    page = (tmp_path / "maps" / "ponder.html").read_text()
+    assert "45x64 pixels, mean ponder cost" in page and page.count("data:image/png;base64,") == 1
+    assert "field.png" in page and "mean ponder cost of 1 picture<" in page
 
 
 def test_a_dense_model_and_a_broken_picture_are_refused(tmp_path, capsys):

@@ -53,9 +53,13 @@ def test_search_convert_finetune(nets, photos, tmp_path, capsys):
         "networks.csv",
         "report.json",
         "rules.json",
+        "search.html",
         "trace.csv",
         "trace.png",
     ]
+    page = (found / "search.html").read_text()
+    assert "Asked for was 0.5 of the dense multiply-accumulates" in page and page.count("data:image/png") == 1
+    assert page.count("class=ours") == 2  # the network that was chosen, and the total of the layers
     assert accel_("convert", model, *pictures, "--rules", found / "rules.json", "-o", out) == 0
     capsys.readouterr()
     teacher = ["--teacher", model, "--steps", "3", "-o", tuned, "--format", "json"]
