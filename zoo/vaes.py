@@ -11,13 +11,16 @@ import torch
 from torch import nn
 
 from accel import mc
+from accel.config import VERSION, config_from_dict
 from accel.errors import ConfigError
+from accel.nn.adaptive import make_adaptive
 from accel.vae import VAE, latents, likelihoods
 from accel.vae.topics import topic_model
+from accel.zoo.picture_decoder import STAGES, PictureDecoder
 from accel.zoo.weights_io import load_weights
 
 PACKAGED = ("vae_digits",)  # recipes/NAME.toml and weights/NAME.safetensors
-NETWORKS = ("perceptron", "topics")
+NETWORKS = ("perceptron", "residual", "topics")
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 ESTIMATORS: Mapping[str, Callable[[], mc.Estimator]] = {
     "pathwise": mc.Pathwise,
@@ -48,8 +51,9 @@ def build_vae(table: Mapping[str, Any]) -> VAE:
 
     Keys: shape, of an example; intensity, the mean of the data, from which the decoder starts; latent, a table of a
     kind and the arguments of `accel.vae.latents`, or a list of such tables; estimator, one of ESTIMATORS, or one a
-    latent; network, "perceptron" or "topics"; hidden, widths of its layers; activation; likelihood, "bernoulli",
-    "normal" or "two_component" (noise of the data's intensity beside a Bernoulli).
+    latent; network, one of NETWORKS; hidden, widths of its layers; activation; likelihood, "bernoulli", "normal" or
+    "two_component" (noise of the data's intensity beside a Bernoulli). Of a residual decoder also width and units, see
+    `PictureDecoder`, and halting, what `accel.PACT` takes, if its units are to be adaptive.
 
     Raises:
         ConfigError: an unknown key or value, or a missing one.
@@ -59,7 +63,7 @@ def build_vae(table: Mapping[str, Any]) -> VAE:
     if network not in NETWORKS:
         raise ConfigError(f"the recipe's vae.network must be one of {', '.join(NETWORKS)}, got {network!r}")
     try:
-        return (_topics if network == "topics" else _perceptron)(**options)
+        return _topics(**options) if network == "topics" else _pictures(network, **options)
     except TypeError as error:
         raise ConfigError(f"the recipe's table [vae] does not fit: {error}") from error
 
@@ -71,7 +75,8 @@ def _topics(shape: Sequence[int], latent: Mapping, hidden: Sequence[int] = (300,
     return topic_model(shape[0], made, hidden)
 
 
-def _perceptron(
+def _pictures(
+    network: str,
     shape: Sequence[int],
     latent: Mapping | Sequence[Mapping],
     intensity: float = 0.5,
@@ -79,22 +84,50 @@ def _perceptron(
     activation: str = "tanh",
     likelihood: str = "bernoulli",
     estimator: str | Sequence[str] | None = None,
+    **own: Any,
 ) -> VAE:
+    """`own`: of the decoder."""
     chosen, parts = _named(ACTIVATIONS, activation, "activation"), _latents(latent)
-    values, widths = torch.Size(shape).numel(), list(hidden)
-    encoder = _layers([values, *widths, sum(part.num_parameters for part in parts)], chosen)
-    decoder = _layers([sum(part.num_features for part in parts), *reversed(widths), values], chosen)
+    encoder = _encoder(shape, hidden, parts, chosen)
     made, start = _likelihood(likelihood, intensity)
-    nn.init.constant_(decoder[-1].bias, start)
-    names = [estimator] if estimator is None or isinstance(estimator, str) else estimator
+    features = sum(part.num_features for part in parts)
+    if network == "residual":
+        decoder = _residual_decoder(features, shape, start, **own)
+    else:
+        decoder = _perceptron(features, shape, start, hidden, chosen, **own)
+    return VAE(encoder, decoder, parts, made, _estimators(estimator))
+
+
+def _perceptron(
+    features: int, shape: Sequence[int], start: float, hidden: Sequence[int], activation: Callable[[], nn.Module]
+) -> nn.Module:
+    layers = _layers([features, *reversed(hidden), torch.Size(shape).numel()], activation)
+    nn.init.constant_(layers[-1].bias, start)
+    return nn.Sequential(*layers, nn.Unflatten(1, tuple(shape)))
+
+
+def _residual_decoder(
+    features: int, shape: Sequence[int], start: float, width: int = 32, units: int = 4, halting: Mapping | None = None
+) -> nn.Module:
+    decoder = PictureDecoder(features, shape, width, units)
+    nn.init.constant_(decoder.last.bias, start)
+    if halting is None:
+        return decoder
+    config = config_from_dict({"kind": "pact", "version": VERSION, **halting})
+    return make_adaptive(decoder, dict.fromkeys(STAGES, config))
+
+
+def _encoder(
+    shape: Sequence[int], hidden: Sequence[int], parts: Sequence[latents.Latent], activation: Callable[[], nn.Module]
+) -> nn.Module:
+    widths = [torch.Size(shape).numel(), *hidden, sum(part.num_parameters for part in parts)]
+    return nn.Sequential(nn.Flatten(), *_layers(widths, activation))
+
+
+def _estimators(given: str | Sequence[str] | None) -> mc.Estimator | list[mc.Estimator | None] | None:
+    names = [given] if given is None or isinstance(given, str) else given
     found = [name if name is None else _named(ESTIMATORS, name, "estimator")() for name in names]
-    return VAE(
-        nn.Sequential(nn.Flatten(), *encoder),
-        nn.Sequential(*decoder, nn.Unflatten(1, tuple(shape))),
-        parts,
-        made,
-        found if len(found) > 1 else found[0],
-    )
+    return found if len(found) > 1 else found[0]
 
 
 def _likelihood(name: str, intensity: float) -> tuple[likelihoods.Likelihood, float]:

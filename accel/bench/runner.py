@@ -26,7 +26,7 @@ KINDS = (
     *("exactness", "layers", "quantized", "networks", "foreign", "foreign_sact", "rivals", "search", "masked"),
     *("eight_bits", "backward", "nearest", "adaptive", "frontier", "gpu", "vae_gradients"),
     *("sizes", "leaks", "large", "calls", "halting_gradients", "inpainting", "imputation", "repeats"),
-    *("halting_frontier", "halting_continuity", "shape_fcn", "exported"),
+    *("halting_frontier", "halting_continuity", "shape_fcn", "exported", "vae_halting"),
 )
 STUDIES = ("mc", "distributions", "speed")  # these write figures and tables of their own
 ROW_SCHEMA = 1

@@ -16,6 +16,7 @@ from accel.zoo.runs import RECIPE_FILE, RESULTS_FILE, read_recipe, read_recipe_f
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _KEPT = {"schema", "seed"}  # of the files of a run, beside the recipe and what it reaches
+_FILLED = {"shape", "intensity"}  # of [vae], where the recipe leaves them to the data
 
 
 def trained(case: Mapping[str, Any], seed: int) -> tuple[pathlib.Path, dict[str, float]]:
@@ -58,9 +59,16 @@ def _check(folder: pathlib.Path, recipe: Mapping[str, Any], seed: int) -> None:
     if not path.exists():
         return
     found = json.loads(path.read_text(encoding="utf-8"))
-    own = {section: table for section, table in found.items() if section not in _KEPT}
+    own = {section: _given(table, recipe.get(section)) for section, table in found.items() if section not in _KEPT}
     if own != recipe or found["seed"] != seed:
         raise WeightsError(f"{folder} holds the run of another recipe or seed: remove it, or give another folder")
+
+
+def _given(table: object, asked: object) -> object:
+    """A section without what the run filled in from its data."""
+    if not (isinstance(table, Mapping) and isinstance(asked, Mapping)):
+        return table
+    return {key: value for key, value in table.items() if key in asked or key not in _FILLED}
 
 
 def _run(command: Sequence[str], folder: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ Imputer needs the extra `impute` (pandas and scikit-learn) and is loaded on firs
 """
 
 from accel.vae.bounds import divergence, elbo, iwae, robust_elbo
+from accel.vae.halting_bound import halting_elbo
 from accel.vae.importance import log_likelihood
 from accel.vae.inpainting import Inpainting, inpaint
 from accel.vae.mask_generators import MAR, MCAR, Groups, MaskGenerator, MaskList, Mixture, Monotone, Patterns
@@ -44,6 +45,7 @@ __all__ = [
     "choose_log_alpha",
     "divergence",
     "elbo",
+    "halting_elbo",
     "inpaint",
     "iwae",
     "log_likelihood",

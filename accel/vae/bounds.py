@@ -56,7 +56,7 @@ def elbo(
     if gradient == "stl":
         _need_pathwise(vae, posteriors, gradient)
         return _held_weights(vae, x, parameters, num_samples, generator)[0].mean(0)
-    known = [_known_divergence(q, latent.prior()) for latent, q in zip(vae.latents, posteriors)]
+    known = [known_divergence(q, latent.prior()) for latent, q in zip(vae.latents, posteriors)]
 
     def cost(samples: Samples) -> Tensor:
         total = vae.log_conditional(x.expand(len(samples[0]), *x.shape), samples, 2)
@@ -156,7 +156,7 @@ def divergence(vae: VAE, x: Tensor) -> Tensor:
         ConfigError: a latent whose divergence is known by samples only.
     """
     posteriors = vae.posterior(x)
-    known = [_known_divergence(q, latent.prior()) for latent, q in zip(vae.latents, posteriors)]
+    known = [known_divergence(q, latent.prior()) for latent, q in zip(vae.latents, posteriors)]
     for latent, found in zip(vae.latents, known):
         if found is None:
             raise ConfigError(
@@ -230,7 +230,7 @@ def _add_alpha(bound: Tensor, log_alpha: float | Tensor) -> Tensor:
     return bound if alpha == -math.inf else torch.logaddexp(bound, alpha.expand_as(bound))
 
 
-def _known_divergence(q: Distribution, prior: Distribution) -> Tensor | None:
+def known_divergence(q: Distribution, prior: Distribution) -> Tensor | None:
     """KL(q || prior) [N] in closed form; None where there is none."""
     try:
         return kl_divergence(q, prior.expand(q.batch_shape))  # torch's for Bernoulli does not broadcast

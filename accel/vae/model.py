@@ -12,6 +12,7 @@ from torch.distributions import Bernoulli, Distribution, Independent
 from accel.errors import ConfigError, DataError
 from accel.mc import DisARM, Estimator, LeaveOneOut, Pathwise, ScoreFunction
 from accel.mc.sampling import draw
+from accel.nn.stage_outputs import AdaptiveOutput
 from accel.vae.latents import Latent
 from accel.vae.likelihoods import Likelihood
 
@@ -23,7 +24,8 @@ class VAE(nn.Module):
 
     Args:
         encoder: x [N, ...] -> [N, P], P the latents' `num_parameters` in all.
-        decoder: [M, F] -> the likelihood's outputs [M, ...], F the latents' `num_features` in all.
+        decoder: [M, F] -> the likelihood's outputs [M, ...], F the latents' `num_features` in all; one with PACT stages
+            is trained by `halting_elbo`.
         latent: one latent variable, or several independent ones, whose parameters and features follow each other.
         likelihood: of x.
         estimator: of `accel.mc`, for every latent or one each; None: Pathwise where samples have a gradient, DisARM for
@@ -93,11 +95,18 @@ class VAE(nn.Module):
         pairs = zip(self.given_estimators, posteriors)
         return [_default_estimator(q) if given is None else given for given, q in pairs]
 
+    def features(self, samples: Samples) -> Tensor:
+        """[*batch, F], what the decoder reads of samples [*batch, *event] of every latent."""
+        parts = [latent.features(z) for latent, z in zip(self.latents, samples)]
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
     def decode(self, samples: Samples) -> Tensor:
         """Decoder outputs [*batch, ...] for samples [*batch, *event] of every latent."""
-        parts = [latent.features(z) for latent, z in zip(self.latents, samples)]
-        features = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-        return self.decoder(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
+        features = self.features(samples)
+        outputs = self.decoder(features.flatten(0, -2))
+        if isinstance(outputs, AdaptiveOutput):  # of a decoder that decides how long it computes
+            outputs = outputs.logits
+        return outputs.unflatten(0, features.shape[:-1])
 
     def log_weights(self, x: Tensor, samples: Samples, posteriors: Sequence[Distribution], batch_dims: int) -> Tensor:
         """T = log p(x, z) - log q(z | x), of shape [*batch].

@@ -8,19 +8,22 @@ import math
 import torch
 from torch import Tensor, nn
 
+from accel.config import PACT
 from accel.errors import ConfigError
 from accel.vae.bounds import GRADIENTS, ROBUST, check_samples, elbo, iwae, robust_elbo
+from accel.vae.halting_bound import halting_elbo
 from accel.vae.model import VAE
 from accel.vae.robust import annealed_log_alpha
 
-BOUNDS = ("elbo", "iwae", "robust")
-_GRADIENTS = {"elbo": ("plain", "stl"), "iwae": GRADIENTS, "robust": ("plain",)}
+BOUNDS = ("elbo", "iwae", "robust", "halting")
+_GRADIENTS = {"elbo": ("plain", "stl"), "iwae": GRADIENTS, "robust": ("plain",), "halting": ("plain",)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bound:
-    """Which bound is trained. Attributes: kind, one of BOUNDS; num_samples; gradient, as in `elbo` and `iwae`; of the
-    robust bound variant, log_alpha, where it starts, and in how many steps it rises from there.
+    """Which bound is trained. Attributes: kind, one of BOUNDS ("halting": of decoders with PACT stages); num_samples;
+    gradient, as in `elbo` and `iwae`; of the robust bound variant, log_alpha, where it starts, and in how many steps it
+    rises from there.
 
     Raises:
         ConfigError: an unknown kind, gradient or variant, no sample, a robust bound without log_alpha, or log_alpha for
@@ -54,7 +57,9 @@ class Bound:
         return annealed_log_alpha(step, self.anneal_steps, self.log_alpha, self.log_alpha_start)
 
     def __call__(self, vae: VAE, x: Tensor, step: int, generator: torch.Generator | None = None) -> Tensor:
-        """[N] nats, the bound of each example at a training step."""
+        """[N] nats, the bound of each example at a training step; "halting" gives their mean, a scalar."""
+        if self.kind == "halting":
+            return halting_elbo(vae, x, self.num_samples, generator=generator)
         if self.kind == "elbo":
             return elbo(vae, x, self.num_samples, gradient=self.gradient, generator=generator)
         if self.kind == "iwae":
@@ -64,10 +69,20 @@ class Bound:
 
 
 class Objective(nn.Module):
-    """`forward(x, step, generator)` -> the loss, minus the mean bound. The VAE's `log_alpha` is set for its scores."""
+    """`forward(x, step, generator)` -> the loss, minus the mean bound. The VAE's `log_alpha` is set for its scores.
+
+    Raises:
+        ConfigError: a decoder with PACT stages and another bound than "halting", or the other way round.
+    """
 
     def __init__(self, vae: VAE, bound: Bound) -> None:
         super().__init__()
+        decides = any(isinstance(getattr(module, "config", None), PACT) for module in vae.decoder.modules())
+        if decides != (bound.kind == "halting"):
+            raise ConfigError(
+                f"a decoder with{'' if decides else 'out'} PACT stages is not trained by the bound {bound.kind!r}: "
+                'take "halting" for one that has them, and for no other'
+            )
         self.vae, self.bound = vae, bound
         vae.log_alpha.fill_(bound.log_alpha)
 

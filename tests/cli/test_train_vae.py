@@ -54,8 +54,12 @@ def test_a_recipe_of_the_package_by_name(tmp_path, capsys):
         ['bound={kind="elbo"}', 'vae.latent=[{kind="normal", dim=2}, {kind="gamma", dim=2}]'],
         ['bound={kind="elbo"}', 'vae.likelihood="normal"', 'data.binarise="none"', "data.noise=0"],
         ['bound={kind="elbo"}', 'vae.likelihood="two_component"', 'data.binarise="static"'],
+        [
+            'bound={kind="halting"}',
+            'vae={latent={kind="normal",dim=2},network="residual",hidden=[16],width=4,units=2,halting={target=0.5}}',
+        ],
     ],
-    ids=["iwae", "bits", "product", "grey", "two_component"],
+    ids=["iwae", "bits", "product", "grey", "two_component", "halting"],
 )
 def test_other_bounds_latents_and_data(tmp_path, changes):
     assert main(arguments(tmp_path / "a", *changes)) == 0

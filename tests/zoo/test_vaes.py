@@ -61,7 +61,7 @@ def test_topics_can_be_named():
         ({"latent": {"kind": "normal", "dim": 2}, "intensity": 0.0}, "between 0 and 1, got vae.intensity = 0.0"),
         (
             {"latent": {"kind": "normal", "dim": 2}, "network": "conv"},
-            r"vae\.network must be one of perceptron, topics",
+            r"vae\.network must be one of perceptron, residual, topics",
         ),
         ({"latent": {"kind": "dirichlet", "dim": 2}, "network": "topics", "shape": [1, 8, 8]}, "topics are of counts"),
     ],
