@@ -32,7 +32,12 @@ ONLY = {  # parts that stay close to the ground: all of accel that they may impo
     "distributions": {"kernels"},
     "halting": {"ops", "kernels"},
 }
-THIRD_PARTY = {"kernels": {"torch", "triton", "numpy"}, "mc": {"torch"}, "distributions": {"torch"}, "ops": set()}
+THIRD_PARTY = {
+    "kernels": {"torch", "triton", "numpy", "setuptools"},
+    "mc": {"torch"},
+    "distributions": {"torch"},
+    "ops": set(),
+}
 
 
 def sources() -> list[pathlib.Path]:

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 
 import pytest
@@ -114,3 +115,27 @@ def test_torch_finds_the_backend(site, tmp_path):
         "with torch.no_grad(): print(torch.allclose(torch.compile(fast, backend='accel')(x), fast(x)))"
     )
     assert run(code, tmp_path, site) == "True"
+
+
+def test_the_files_of_an_extension_are_compiled_at_the_same_time(monkeypatch):
+    """Every one waits until another has begun; the objects come in the order of the files."""
+    build_ext = pytest.importorskip("setuptools.command.build_ext", reason="setuptools builds the wheel").build_ext
+    from accel.kernels.cpu.parallel_build import BuildInParallel
+
+    meeting, seen = threading.Barrier(2, timeout=20), []
+
+    class Compiler:
+        def compile(self, sources, output_dir=None):
+            meeting.wait()
+            seen.append((sources, output_dir))
+            return [f"{source}.o" for source in sources]
+
+    def build(self):
+        self.objects = self.compiler.compile(["a.c", "b.c"], output_dir="there")
+
+    monkeypatch.setattr(build_ext, "build_extensions", build)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    command = BuildInParallel.__new__(BuildInParallel)
+    command.compiler = Compiler()
+    command.build_extensions()
+    assert command.objects == ["a.c.o", "b.c.o"] and sorted(seen) == [(["a.c"], "there"), (["b.c"], "there")]
