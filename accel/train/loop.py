@@ -12,6 +12,7 @@ import fnmatch
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -87,6 +88,7 @@ def fit(
         FloatingPointError: the loss is not finite.
     """
     optimizer = _optimizer(model, settings)
+    _warn_of_software(model, settings)
     path = pathlib.Path(checkpoint) if checkpoint is not None else None
     first = _resume(path, model, optimizer) if path is not None and path.exists() else 0
     _training_mode(model, settings)
@@ -116,6 +118,17 @@ def _training_mode(model: nn.Module, settings: FitSettings) -> None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+
+
+def _warn_of_software(model: nn.Module, settings: FitSettings) -> None:
+    """A step of ResNet-32 takes 16 seconds in bfloat16 and 1.8 in float32 on a Zen 3, which has no bfloat16."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if settings.precision == "bfloat16" and on_cpu and not _cpu_has_bfloat16():
+        warnings.warn("this CPU computes bfloat16 in software: precision float32 may be faster by far", stacklevel=3)
+
+
+def _cpu_has_bfloat16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _autocast(model: nn.Module, settings: FitSettings) -> torch.autocast:

@@ -1,9 +1,12 @@
 """Searches that time whole networks, on clocks that are written down: what is timed again, and what comes of it."""
 
+import pytest
 import torch
 from torch import nn
 
 from accel.greedy import measure as measure_module
+from accel.greedy import search as search_module
+from accel.greedy.budget import Budget
 from accel.greedy.losses import Losses
 from accel.greedy.measure import CHECKS, CONFIRMATIONS
 from accel.greedy.table import DENSE, Table
@@ -111,3 +114,14 @@ def test_no_network_is_handed_out_that_was_not_timed_again(pictures, monkeypatch
     monkeypatch.setattr(measure_module, "time_layers", lambda *_: table)
     found = find(net, pictures, speedup=1.2, table=None)
     assert dict(found.chosen.state) in again and found.chosen.speedup >= 1.2
+
+
+def test_uniform_rules_have_their_share_of_the_time_that_a_table_left():
+    seconds = [0.0]
+    run = object.__new__(search_module._Search)
+    run.budget = Budget(5, lambda: seconds[0])
+    assert run._after(0.4) == 0.4
+    seconds[0] = 75.0
+    assert run._after(0.4) == pytest.approx(0.25 + 0.75 * 0.4)
+    run.budget = Budget(None)
+    assert run._after(0.4) == pytest.approx(0.4)

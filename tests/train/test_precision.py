@@ -1,12 +1,16 @@
 """Mixed precision: the network computes in it, its parameters and halting scores stay in float32."""
 
+import warnings
+
 import pytest
 import torch
+from torch import nn
 
 import accel
 from accel.config import ACT, SACT
 from accel.errors import ConfigError
 from accel.nn.adaptive import make_adaptive
+from accel.train import loop
 from accel.train.loop import FitSettings, fit
 from accel.zoo.cifar import CifarResNet
 
@@ -74,3 +78,16 @@ def test_a_step_in_bfloat16_goes_where_one_in_float32_goes(config):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ConfigError, match="precision must be one of float32, bfloat16, got 'float8'"):
         FitSettings(steps=1, lr=0.1, precision="float8")
+
+
+@pytest.mark.parametrize(
+    ("precision", "has", "said"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+)
+def test_bfloat16_in_software_is_said(precision, has, said, monkeypatch):
+    monkeypatch.setattr(loop, "_cpu_has_bfloat16", lambda: has)
+    net = nn.Linear(2, 2)
+    settings = FitSettings(steps=1, lr=0.1, precision=precision)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        fit(net, lambda net, _: net(torch.ones(1, 2)).sum(), settings)
+    assert sum("computes bfloat16 in software" in str(each.message) for each in found) == said
