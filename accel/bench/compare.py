@@ -59,6 +59,7 @@ def _read(path: pathlib.Path) -> tuple[str, Rows]:
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         kinds = {line["kind"] for line in lines}
+        right = [line for line in lines if line["correct"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} holds no rows of 'accel bench --output' ({error!r})") from error
     if len(kinds) != 1 or not kinds <= set(KINDS):
@@ -66,8 +67,8 @@ def _read(path: pathlib.Path) -> tuple[str, Rows]:
     (kind,) = kinds
     is_rival: Callable[[Row], bool] = getattr(load_kind(kind), "is_rival", lambda row: False)
     found: dict[tuple, Row] = {}
-    for line in lines:
-        if not line["correct"] or is_rival(line):
+    for line in right:
+        if is_rival(line):
             continue
         key = _key(line)
         if key in found:
@@ -94,9 +95,8 @@ def _check_machines(pairs: Sequence[tuple[Row, Row]]) -> None:
 def _verdict(column: str, pairs: Sequence[tuple[Row, Row]]) -> Row | None:
     values = [(left[column], right[column]) for left, right in pairs if left.get(column) and right.get(column)]
     sign = 1 if column.startswith("speedup") else -1
-    logs = [
-        sign * math.log(new / old) for old, new in values if new != old or new != 1
-    ]  # the fastest dense form's is 1
+    # what is 1 in both is the fastest dense form beside itself
+    logs = [sign * math.log(new / old) for old, new in values if new != old or new != 1]
     if not logs:
         return None
     ratio, low, high = interval(logs)

@@ -71,16 +71,13 @@ def draw_roofline(rows: list[dict], peaks: Peaks) -> Figure:
         if row.get("gops") and row.get("bytes"):
             intensity = 2 * row["executed_macs"] / row["bytes"]
             size = 20 + 400 * row["share"]
-            panel.scatter(intensity, row["gops"], s=size, alpha=0.6, color=_COLOURS[_precision(row)], linewidths=0)
+            colour = _COLOURS.get(row.get("precision") or "fp32", "tab:gray")
+            panel.scatter(intensity, row["gops"], s=size, alpha=0.6, color=colour, linewidths=0)
             panel.annotate(row["layer"], (intensity, row["gops"]), fontsize=6)
     panel.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GOP/s")
     panel.grid(alpha=0.3, which="both")
     panel.legend(loc="lower right")
     return figure
-
-
-def _precision(row: Mapping[str, Any]) -> str:
-    return "int8" if "in int8" in (row.get("note") or "") else "fp32"
 
 
 def _headline(found: Profile, peaks: Peaks) -> list[tuple[str, str]]:

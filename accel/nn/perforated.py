@@ -136,7 +136,8 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         if self.config.filling.needs_data and self.fit is not None and (lost := int(self.fit.nearest.sum())):
             lossy = f"nearest in {lost} of {self.out_channels} channels, no fit served better"  # see accel.calibrate
             note = "; ".join(filter(None, (note, lossy)))
-        return {"mask": self.config.mask, "interpolate": self.config.interpolate, "note": note}
+        how = {"mask": self.config.mask, "interpolate": self.config.interpolate}
+        return {**how, "precision": self.config.precision, "note": note}
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output for an input of `height` x `width`."""

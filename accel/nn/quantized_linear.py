@@ -59,7 +59,7 @@ class QuantizedLinear(SavesMacs, nn.Linear):
         return {**self.__dict__, "_folded": FoldedWeights(), "_integers": KeptIntegers()}  # caches of its own
 
     def facts(self) -> dict[str, str | None]:
-        return {"note": "in int8"}
+        return {"precision": "int8", "note": "in int8"}
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, fx.Proxy):

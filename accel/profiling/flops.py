@@ -45,7 +45,7 @@ class SavesMacs:
     """A base of modules that may execute fewer MACs than their dense forms."""
 
     def facts(self) -> dict[str, str | None]:
-        """What a row of a report says of how: `mask`, `interpolate` and `note`, as far as they apply."""
+        """What a row of a report says of how: `mask`, `interpolate`, `precision` and `note`, as far as they apply."""
         return {}
 
 

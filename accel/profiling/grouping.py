@@ -58,4 +58,6 @@ def _sum(name: str, members: list[dict]) -> dict:
         found[each] = sum(values) if values else None
     saves = any(row["keep"] is not None for row in members)
     found["keep"] = found["executed_macs"] / found["dense_macs"] if saves and found["dense_macs"] else None
+    precisions = {row.get("precision") for row in members}
+    found["precision"] = precisions.pop() if len(precisions) == 1 else None
     return {**found, "layer": name, "shape": f"{len(members)} layers", "op": None}

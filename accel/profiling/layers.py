@@ -266,7 +266,7 @@ def _description(module: nn.Module) -> dict:
         shape = f"{kernel}{stride} {module.in_channels}>{module.out_channels}"
         op = f"{kernel}{stride} {'grouped ' if module.groups > 1 else ''}convolution"
     facts = module.facts() if isinstance(module, SavesMacs) else {}
-    return {"shape": shape, "op": op, "mask": None, "interpolate": None, "note": None, **facts}
+    return {"shape": shape, "op": op, **dict.fromkeys(("mask", "interpolate", "precision", "note")), **facts}
 
 
 def _shapes(batch: Batch) -> str:

@@ -75,6 +75,12 @@ def test_what_cannot_be_compared(rows, more, error, said, tmp_path):
         compare(old, new)
 
 
+def test_rows_that_do_not_say_whether_they_are_right(tmp_path):
+    (tmp_path / "rows").write_text('{"case": "net", "kind": "networks", "speedup": 2}\n')
+    with pytest.raises(DataError, match="holds no rows of 'accel bench --output'"):
+        compare(tmp_path / "rows", tmp_path / "rows")
+
+
 def test_the_command(tmp_path, capsys):
     old, new = write(tmp_path / "old", speeds([2, 2, 2])), write(tmp_path / "new", speeds([2.2, 2.3, 2.4]))
     assert main.main(["bench", "--compare", str(old), str(new), "--format", "json"]) == 0

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 import accel
-from accel.cli import main
+from accel.cli import main, profile
 from accel.errors import AccelError
+from accel.profiling import grouping
 from accel.profiling.flops import macs_spread
 from accel.zoo.registry import get_model, preprocess
 
@@ -74,6 +75,10 @@ def test_a_page_with_everything_inside(tmp_path, capsys):
     (tmp_path / "own" / "file").write_text("mine")
     assert main.main(["profile", "zoo:resnet14_cifar", "-o", str(tmp_path / "own")]) == 1
     assert "holds files that this command did not write" in capsys.readouterr().err
+
+
+def test_the_parser_knows_every_way_to_group():
+    assert profile._BY == grouping.BY
 
 
 def test_depth_is_of_layers(capsys):

@@ -15,6 +15,21 @@ from accel.profiling.sides import FORMATS
 from accel.tests.greedy.small_search import HALF, QUARTER, TABLE, find
 
 
+def six_layers():
+    """A network, and what each candidate of its layers costs."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))).eval()
+    costs = {str(layer): {DENSE: 4.0 + layer, HALF: 2.5 + layer, QUARTER: 1.6 + layer} for layer in range(6)}
+    return net, Table(costs, 1.0)
+
+
+def clock(monkeypatch, table, timed):
+    """Layers cost what the table says, whole networks are as fast as `timed` says."""
+    monkeypatch.setattr(measure_module.Measurements, "_timed", timed)
+    monkeypatch.setattr(measure_module.Measurements, "_time_dense", lambda _: {"dense_nchw": table.price({})})
+    monkeypatch.setattr(measure_module, "time_layers", lambda *_: table)
+
+
 def test_measured_networks_decide(net, pictures, monkeypatch):
     """A network that turns out slower than the table says makes the search go on."""
     asked = []
@@ -51,11 +66,7 @@ def test_the_original_is_timed_in_the_form_that_was_the_fastest(net, pictures, m
 
 def test_a_best_network_that_turns_out_too_slow_is_quickened(pictures, monkeypatch):
     """By what is known of single layers, before anything is looked at again."""
-    torch.manual_seed(0)
-    net = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))).eval()
-    table = Table(
-        {str(layer): {DENSE: 4.0 + layer, HALF: 2.5 + layer, QUARTER: 1.6 + layer} for layer in range(6)}, 1.0
-    )
+    net, table = six_layers()
     done, look = [], Losses.look
     monkeypatch.setattr(Losses, "look", lambda *given: done.append("look") or look(*given))
 
@@ -63,9 +74,7 @@ def test_a_best_network_that_turns_out_too_slow_is_quickened(pictures, monkeypat
         done.append(repeats)
         return 1.15 if done.count(CONFIRMATIONS) == 1 and repeats > CHECKS else table.price({}) / table.price(state)
 
-    monkeypatch.setattr(measure_module.Measurements, "_timed", timed)
-    monkeypatch.setattr(measure_module.Measurements, "_time_dense", lambda _: {"dense_nchw": table.price({})})
-    monkeypatch.setattr(measure_module, "time_layers", lambda *_: table)
+    clock(monkeypatch, table, timed)
     found = find(net, pictures, speedup=1.2, table=None)
     end = done[done.index(CONFIRMATIONS) :]
     assert "look" in done and end[:2] == [CONFIRMATIONS, CHECKS] and end.count(CONFIRMATIONS) > 1
@@ -74,11 +83,7 @@ def test_a_best_network_that_turns_out_too_slow_is_quickened(pictures, monkeypat
 
 def test_a_best_network_that_turns_out_faster_gives_back_what_it_can(pictures, monkeypatch):
     """Timed again at more than was asked for, it keeps more, by what is known of single layers."""
-    torch.manual_seed(0)
-    net = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))).eval()
-    table = Table(
-        {str(layer): {DENSE: 4.0 + layer, HALF: 2.5 + layer, QUARTER: 1.6 + layer} for layer in range(6)}, 1.0
-    )
+    net, table = six_layers()
     again = []
 
     def timed(self, state, repeats):
@@ -86,9 +91,7 @@ def test_a_best_network_that_turns_out_faster_gives_back_what_it_can(pictures, m
             again.append(dict(state))
         return (1.15 if again else 1.0) * table.price({}) / table.price(state)
 
-    monkeypatch.setattr(measure_module.Measurements, "_timed", timed)
-    monkeypatch.setattr(measure_module.Measurements, "_time_dense", lambda _: {"dense_nchw": table.price({})})
-    monkeypatch.setattr(measure_module, "time_layers", lambda *_: table)
+    clock(monkeypatch, table, timed)
     found = find(net, pictures, speedup=1.2, table=None)
     first, last = again[0], again[-1]
     assert table.price(last) > table.price(first) and any("adjusted" in tried.origin for tried in found.tried)
@@ -97,11 +100,7 @@ def test_a_best_network_that_turns_out_faster_gives_back_what_it_can(pictures, m
 
 def test_no_network_is_handed_out_that_was_not_timed_again(pictures, monkeypatch):
     """On the way every network looks a little faster than it is: what is found at the very end as well."""
-    torch.manual_seed(0)
-    net = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))).eval()
-    table = Table(
-        {str(layer): {DENSE: 4.0 + layer, HALF: 2.5 + layer, QUARTER: 1.6 + layer} for layer in range(6)}, 1.0
-    )
+    net, table = six_layers()
     again = []
 
     def timed(self, state, repeats):
@@ -109,9 +108,7 @@ def test_no_network_is_handed_out_that_was_not_timed_again(pictures, monkeypatch
             again.append(dict(state))
         return (1.0 if repeats == CONFIRMATIONS else 1.04) * table.price({}) / table.price(state)
 
-    monkeypatch.setattr(measure_module.Measurements, "_timed", timed)
-    monkeypatch.setattr(measure_module.Measurements, "_time_dense", lambda _: {"dense_nchw": table.price({})})
-    monkeypatch.setattr(measure_module, "time_layers", lambda *_: table)
+    clock(monkeypatch, table, timed)
     found = find(net, pictures, speedup=1.2, table=None)
     assert dict(found.chosen.state) in again and found.chosen.speedup >= 1.2
 

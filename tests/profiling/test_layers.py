@@ -94,6 +94,7 @@ def test_rows_stand_for_groups(nets):
         assert both[key] == pytest.approx(sum(row[key] for row in single))
     assert both["keep"] == both["executed_macs"] / both["dense_macs"] and both["shape"] == "2 layers"
     assert both["speedup"] == both["baseline_ms"] / both["ms"] and both["note"] is None
+    assert [row.get("precision") for row in profile.rows] == [None, "fp32", None, None] and both["precision"] is None
     nested = nn.Sequential(dense, nn.Linear(5, 5))
     deep = accel.profile(nested, x, repeats=1)
     assert [row["layer"] for row in grouped(deep, "stage").rows] == ["0", "1", "everything else"]
