@@ -7,6 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from accel.errors import ConfigError, ConversionError, WeightsError
+from accel.zoo.onnx_folding import fold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,9 +46,10 @@ def build(spec: str) -> nn.Module:
     except Exception as error:  # of several packages: protobuf's, onnx's
         raise WeightsError(f"{spec} is no ONNX file that onnx {onnx.__version__} reads: {_line(error)}") from error
     try:
-        return onnx2torch.convert(_as_read(file))
+        net = onnx2torch.convert(_as_read(file))
     except Exception as error:  # its own, of several kinds: an operator that it lacks, a setting of one
         raise ConversionError(f"onnx2torch cannot read {spec} ({type(error).__name__}: {_line(error)})") from error
+    return fold(net)
 
 
 def _as_read(file: onnx.ModelProto) -> onnx.ModelProto:
