@@ -1,10 +1,17 @@
 """Bench cases of kind `eight_bits`, on a small network and drawn pictures."""
 
+import functools
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from accel.bench import eight_bits, runner
+from accel.kernels.dispatch import active_backend
+from accel.nn.perforated import PerforatedConv2d
+
+convert = eight_bits._converted
 
 
 @pytest.fixture
@@ -32,10 +39,26 @@ def test_every_form_is_judged_and_timed(case):
 
 
 def test_a_wrong_network_is_not_timed(case, monkeypatch):
-    monkeypatch.setattr(eight_bits, "_tolerance", lambda form: -1.0 if "int8" in form else 1e-4)
+    right = PerforatedConv2d.forward
+
+    def wrong(layer, input, **options):
+        out = right(layer, input, **options)
+        planted = layer.config.in_bytes and isinstance(input, torch.Tensor) and active_backend(input) == "cpu"
+        return out * 1.001 if planted and not options else out
+
+    monkeypatch.setattr(PerforatedConv2d, "forward", wrong)
+    monkeypatch.setattr(eight_bits, "_converted", functools.partial(converted, right))
     rows = list(eight_bits.rows(case, runner.Settings(quick=True)))
     assert [row["correct"] for row in rows] == [False, False, False, False, True, True]
     assert ["ms" in row for row in rows] == [row["correct"] for row in rows]
+    assert all(row["layer_error"] == pytest.approx(1e-3, rel=1e-2) for row in rows[:4])
+
+
+def converted(right, *given):
+    """The conversion itself would refuse a wrong layer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PerforatedConv2d, "forward", right)
+        return convert(*given)
 
 
 def test_pages_are_judged_by_their_boxes(case):
