@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -120,7 +121,7 @@ def test_torch_finds_the_backend(site, tmp_path):
 def test_the_files_of_an_extension_are_compiled_at_the_same_time(monkeypatch):
     """Every one waits until another has begun; the objects come in the order of the files."""
     build_ext = pytest.importorskip("setuptools.command.build_ext", reason="setuptools builds the wheel").build_ext
-    from accel.kernels.cpu.parallel_build import BuildInParallel
+    from accel.kernels.cpu.build import Build
 
     meeting, seen = threading.Barrier(2, timeout=20), []
 
@@ -135,7 +136,41 @@ def test_the_files_of_an_extension_are_compiled_at_the_same_time(monkeypatch):
 
     monkeypatch.setattr(build_ext, "build_extensions", build)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    command = BuildInParallel.__new__(BuildInParallel)
+    command = Build.__new__(Build)
     command.compiler = Compiler()
     command.build_extensions()
     assert command.objects == ["a.c.o", "b.c.o"] and sorted(seen) == [(["a.c"], "there"), (["b.c"], "there")]
+
+
+def test_an_editable_install_keeps_what_was_built(tmp_path, monkeypatch):
+    """Until a file that it is made from is newer; other builds, and those of other flags, make their own."""
+    build_ext = pytest.importorskip("setuptools.command.build_ext", reason="setuptools builds the wheel").build_ext
+    from setuptools import Distribution, Extension
+
+    from accel.kernels.cpu.build import Build
+
+    compiled = []
+    monkeypatch.setattr(build_ext, "build_extension", lambda self, ext: compiled.append(ext.name))
+    monkeypatch.chdir(tmp_path)
+    for name in ("pyproject.toml", "a.c", "a.h"):
+        (tmp_path / name).write_text("")
+    command = Build(Distribution({"packages": ["p"], "package_dir": {"p": "p"}}))
+    command.build_lib, command.editable_mode = "lib", True
+    ext = Extension("p.engine", ["a.c"], depends=["a.h"])
+    made = tmp_path / "p" / command.get_ext_filename("engine")
+    made.parent.mkdir()
+
+    command.build_extension(ext)  # there is nothing yet
+    made.write_text("built")
+    for changed in (None, "a.h", "a.c", "pyproject.toml"):
+        for file in (made, *tmp_path.glob("*.*")):
+            os.utime(file, (2e9, 2e9 + (file == made) + 2 * (file.name == changed)))
+        command.build_extension(ext)
+    assert len(compiled) == 4 and (tmp_path / "lib" / "p" / made.name).read_text() == "built"
+    os.utime(made, (3e9, 3e9))
+    monkeypatch.setenv("CFLAGS", "-fsanitize=address")
+    command.build_extension(ext)
+    monkeypatch.delenv("CFLAGS")
+    command.editable_mode = False
+    command.build_extension(ext)
+    assert len(compiled) == 6
