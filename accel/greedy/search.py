@@ -143,6 +143,7 @@ class _Search:
         self.steps: list[Step] = []
         self.exchanges = Exchanges(measured)
         self.uniform: list[Uniform] = []
+        self.confirmed: list[Tried] = []
 
     def go(self) -> None:
         """Measure networks until nothing is to be gained, or the time is over; the record holds them."""
@@ -162,6 +163,8 @@ class _Search:
             with self.budget.until(1.0, kept):
                 self._improve(kept)
             self._confirm(reserve)
+            if not self.target.bounds_loss:
+                self._use_the_rest(reserve)
 
     def _seconds_to_confirm(self) -> float:
         """What to keep of the time for timing the result once more."""
@@ -310,7 +313,7 @@ class _Search:
         loses less and was not fast enough by so little may have been unlucky."""
         if not self.measured.times_decide:
             return
-        confirmed: list[Tried] = []
+        confirmed = self.confirmed
         while (best := self.record.best) is not None and best not in confirmed:
             again = self._timed_again(best)
             confirmed.append(again)
@@ -324,6 +327,15 @@ class _Search:
                     if (near := self._nearly_met(again, confirmed)) is not None:
                         confirmed.append(self._timed_again(near))
                     self.exchanges.adjust(self.record.first)
+
+    def _use_the_rest(self, reserve: float) -> None:
+        """Try a mixture that there was no time for, in what was kept for adjusting the result and not needed.
+
+        HED in 5 minutes at 2x ended after 3.8 and lost 1.7 times as much as in 10, whose best network was a mixture.
+        """
+        with self.budget.until(1.0, reserve):
+            self._mix()
+        self._confirm(reserve)
 
     def _timed_again(self, tried: Tried) -> Tried:
         again = dataclasses.replace(tried, speedup=self.measured.timed_speedup(tried.state, CONFIRMATIONS))

@@ -62,6 +62,11 @@ def test_a_uniform_rule_is_mixed_with_one_that_there_was_no_time_to_measure(net,
     assert all(tried.price <= TABLE.price({}) / 1.5 for tried in mixed)
 
 
+def test_time_that_is_left_goes_to_a_mixture(net, pictures, monkeypatch):
+    monkeypatch.setattr(search_module._Search, "_improve", lambda run, kept: None)
+    assert "mixture" in {tried.kind for tried in find(net, pictures, speedup=1.5).tried}
+
+
 def test_the_cost_is_relative_to_the_original(net, pictures):
     found = find(net, pictures, speedup=1.7)
     for step in found.steps:
