@@ -54,6 +54,21 @@ def output_folder(target: pathlib.Path, marker: str) -> Iterator[pathlib.Path]:
     if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
         raise DataError(f"{target} holds files that this command did not write: choose another folder, or empty it")
     partial = _beside(target)
+    old = partial.with_suffix(".old")
+    try:
+        _make_folder(partial, target)
+        yield partial
+        if target.is_dir():
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        if old.is_dir() and not target.exists():  # interrupted between the two
+            old.rename(target)
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_dir():
@@ -61,15 +76,6 @@ def output_folder(target: pathlib.Path, marker: str) -> Iterator[pathlib.Path]:
         partial.mkdir()
     except OSError as error:
         raise DataError(f"cannot write the folder {target} ({error.strerror}): choose another with -o") from error
-    try:
-        yield partial
-        old = partial.with_suffix(".old")
-        if target.is_dir():
-            target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _beside(target: pathlib.Path) -> pathlib.Path:

@@ -259,9 +259,16 @@ def _unreadable(path: pathlib.Path, error: OSError) -> WeightsError:
     return WeightsError(f"cannot read {path} ({error.strerror}): expected a folder made by save_converted")
 
 
+def _regular(path: pathlib.Path) -> pathlib.Path:
+    """The path. WeightsError where a folder, a device or a pipe has the name, which might never end."""
+    if path.exists() and not path.is_file():
+        raise WeightsError(f"{path} is no file: expected a folder made by save_converted")
+    return path
+
+
 def _read_config(path: pathlib.Path) -> dict:
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(_regular(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:
@@ -294,7 +301,7 @@ def _read_config(path: pathlib.Path) -> dict:
 
 def _read_tensors(path: pathlib.Path, sha256: str) -> dict[str, Tensor]:
     try:
-        if _sha256(path) != sha256:
+        if _sha256(_regular(path)) != sha256:
             raise WeightsError(
                 f"{path} does not belong to the {CONFIG} beside it, or is damaged: save the converted model again"
             )

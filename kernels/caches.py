@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Hashable
 from typing import TypeVar
@@ -29,7 +30,7 @@ class IdentityCache:
         return sum(len(kinds) for kinds, _ in list(self._values.values()))
 
     def get(self, tensors: tuple[Tensor | None, ...], key: Hashable, build: Callable[[tuple], object]) -> object:
-        """The value built from `tensors` and `key`. An id is not reused before its entry is gone: see `forget`."""
+        """The value built from `tensors` and `key`. An id is not reused before its entry is gone."""
         ids = tuple(map(id, tensors))
         found = self._values.get(ids)
         if found is not None and (value := found[0].get(key)) is not None:
@@ -37,14 +38,20 @@ class IdentityCache:
         with torch.inference_mode(False):  # a cached inference tensor could not be used by a later training step
             value = build(tuple([None if t is None else t.detach() for t in tensors]))
         if found is None:
-
-            def forget(_: object, ids: tuple = ids, values: dict = self._values) -> None:
-                values.pop(ids, None)
-
-            found = self._values.setdefault(ids, ({}, [weakref.ref(t, forget) for t in tensors if t is not None]))
+            references = [forgetting(t, self._values, ids) for t in tensors if t is not None]
+            found = self._values.setdefault(ids, ({}, references))
         found[0][key] = value
         keep_newest(found[0], MOST_KINDS)
         return value
+
+
+def forgetting(tensor: Tensor, cache: dict, key: Hashable) -> weakref.ref:
+    """A reference to the tensor; when that goes, so does the cache's entry.
+
+    No line of Python does that: an interrupt in it would be dropped with the work half done, and the entry would serve
+    the next tensor that has this id.
+    """
+    return weakref.ref(tensor, functools.partial(cache.pop, key))  # which is called as pop(key, reference)
 
 
 def keep_newest(cache: dict, most: int) -> None:

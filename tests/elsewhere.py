@@ -1,17 +1,22 @@
 """A device that this machine lacks, with numbers: tensors that say they are there and refuse the company of the CPU's.
 
 What a graphics card would refuse, a table made on the CPU among tensors of the model, raises here as it does there.
+And, without numbers, models on a card under torch's FakeTensorMode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from accel.kernels.positions import PositionSet
+from accel.nn.perforated import PerforatedConv2d
 
 DEVICE = torch.device("meta")  # one that torch knows without starting anything up
 _CROSS = ("aten::_to_copy", "aten::copy_", "aten::index", "aten::index_put_")  # ops that torch lets read the CPU too
@@ -71,3 +76,26 @@ def moved(model: nn.Module) -> nn.Module:
             if buffer is not None:
                 module._buffers[name] = Elsewhere(buffer)
     return model
+
+
+def to_card(model: nn.Module) -> None:
+    """Parameters and buffers on a card under FakeTensorMode; Module.to would ask for a driver."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    there = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                    held[name] = nn.Parameter(there) if isinstance(tensor, nn.Parameter) else there
+
+
+def fake_sets(mode: FakeTensorMode, built: list[PerforatedConv2d]) -> Callable[..., PositionSet]:
+    """A layer's `_build_set` under the mode, which hides numbers; `built` collects the layers that ask for one."""
+    original = PerforatedConv2d._build_set
+
+    def build_set(self: PerforatedConv2d, height: int, width: int) -> PositionSet:
+        built.append(self)
+        with _disable_current_modes():
+            made = original(self, height, width)
+        return PositionSet(mode.from_tensor(made.positions), mode.from_tensor(made.nearest), height, width)
+
+    return build_set

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import accel
 from accel import Perforate
-from accel.tests.elsewhere import DEVICE, Device, Elsewhere, moved
+from accel.errors import ConversionError
+from accel.nn.perforated import PerforatedConv2d
+from accel.tests.elsewhere import DEVICE, Device, Elsewhere, fake_sets, moved, to_card
 
 
 def make_network() -> nn.Module:
@@ -46,3 +49,22 @@ def test_conversion_and_fits_stay_on_the_device(config):
             out = fast(Elsewhere(x))
     assert out.device == DEVICE
     torch.testing.assert_close(out.held, here, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", ["convolutions", "linear layers"])
+@pytest.mark.parametrize("options", [{"keep": 1.0}, {"keep": 0.5, "mask": "lattice"}], ids=str)
+def test_a_network_in_eight_bits_is_refused_on_a_card_in_one_line(layers, options, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 3, 20, 14, generator=generator)
+    config = Perforate(precision="int8", **options)
+    fast = accel.convert_model(make_network(), config, example_inputs=x, calibration=[x])
+    if layers == "linear layers":
+        rules = accel.Rules({"1": Perforate(keep=1.0, precision="int8")})
+        net = nn.Sequential(nn.Flatten(), nn.Linear(840, 4)).eval()
+        fast = accel.convert_model(net, rules, example_inputs=x, calibration=[x])
+    with FakeTensorMode() as mode, torch.no_grad():
+        monkeypatch.setattr(PerforatedConv2d, "_build_set", fake_sets(mode, []))
+        to_card(fast)
+        with pytest.raises(ConversionError, match="eight bits run on the CPU, got an input on cuda") as refusal:
+            fast(torch.empty(2, 3, 20, 14, device="cuda"))
+    assert "\n" not in str(refusal.value) and ".to('cpu')" in str(refusal.value)

@@ -1,6 +1,7 @@
 """Files and folders: whole or not at all, and one clear line for each mistake."""
 
 import os
+import pathlib
 import stat
 
 import pytest
@@ -88,3 +89,19 @@ def test_rows_and_tensors_are_open_to_whom_other_files_are(tmp_path):
         os.umask(before)
     assert torch.equal(load_file(tmp_path / "x.safetensors")["w"], torch.arange(6.0).view(2, 3).t())
     assert stat.S_IMODE((tmp_path / "x.safetensors").stat().st_mode) == 0o640
+
+
+def test_an_interrupt_between_the_two_renames_brings_the_old_folder_back(tmp_path, monkeypatch):
+    target, rename = tmp_path / "out", pathlib.Path.rename
+    with files.output_folder(target, "done.json") as folder:
+        (folder / "done.json").write_text("first")
+
+    def interrupted(path, other):
+        if path.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(path, other)
+
+    monkeypatch.setattr(pathlib.Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.output_folder(target, "done.json") as folder:
+        (folder / "done.json").write_text("second")
+    assert (target / "done.json").read_text() == "first" and list(tmp_path.iterdir()) == [target]

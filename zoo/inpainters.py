@@ -11,6 +11,7 @@ from accel.vae.mask_generators import MaskGenerator
 from accel.vae.picture_masks import PICTURE_MASKS
 from accel.vae.picture_networks import picture_vaeac
 from accel.zoo import runs
+from accel.zoo.picture_decoder import MOST_UNITS
 from accel.zoo.weights_io import load_weights
 
 
@@ -28,9 +29,11 @@ def build_inpainter(table: Mapping[str, Any]) -> VAEAC:
         if set(table) != {"channels", "widths", "blocks", "latent"} or len(widths) != len(blocks) or not widths:
             raise ValueError("it holds channels, latent, and widths and blocks for as many levels")
         if not all(isinstance(n, int) and n > 0 for n in numbers) or not all(
-            isinstance(n, int) and n >= 0 for n in blocks
+            isinstance(n, int) and 0 <= n <= MOST_UNITS for n in blocks
         ):
-            raise ValueError(f"channels, latent and widths are whole numbers from 1, blocks from 0, got {dict(table)}")
+            raise ValueError(
+                f"channels, latent and widths are whole numbers from 1, blocks 0 to {MOST_UNITS}, got {dict(table)}"
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"the recipe's table [vaeac] does not fit: {error}") from error
     return picture_vaeac(table["channels"], widths, blocks, table["latent"])

@@ -68,12 +68,14 @@ def _as_read(file: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def declared_size(spec: str) -> tuple[int, int] | None:
-    """The height and width of pictures that the file says; None where it leaves them free."""
+    """The height and width of pictures that the file says; None where it leaves them free. WeightsError: no input."""
     import onnx
 
     graph = onnx.load(spec, load_external_data=False).graph
     weights = {each.name for each in graph.initializer}  # which old files list among the inputs
-    pictures = next(each for each in graph.input if each.name not in weights)
+    pictures = next((each for each in graph.input if each.name not in weights), None)
+    if pictures is None:
+        raise WeightsError(f"{spec} reads no input: it is no network of pictures")
     sides = [side.dim_value for side in pictures.type.tensor_type.shape.dim[2:4]]
     return (sides[0], sides[1]) if len(sides) == 2 and all(sides) else None
 
@@ -82,7 +84,7 @@ def prove(spec: str, x: Tensor, outputs: object) -> None:
     """Compare a network's outputs with what ONNX Runtime makes of the file.
 
     Raises:
-        ConversionError: they differ by more than rounding.
+        ConversionError: they differ by more than rounding, or ONNX Runtime cannot run the file.
     """
     import onnxruntime
     import torch
@@ -90,8 +92,13 @@ def prove(spec: str, x: Tensor, outputs: object) -> None:
     from accel.profiling.distances import difference
     from accel.running import output_tensors
 
-    session = onnxruntime.InferenceSession(spec, providers=["CPUExecutionProvider"])
-    expected = session.run(None, {session.get_inputs()[0].name: x.cpu().numpy()})
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 4  # what it would log, its error says
+    try:
+        session = onnxruntime.InferenceSession(spec, quiet, providers=["CPUExecutionProvider"])
+        expected = session.run(None, {session.get_inputs()[0].name: x.cpu().numpy()})
+    except Exception as error:  # its own, of many kinds
+        raise ConversionError(f"ONNX Runtime cannot run {spec} ({type(error).__name__}: {_line(error)})") from error
     theirs, ours = list(map(torch.from_numpy, expected)), [each.cpu() for each in output_tensors(outputs)]
     said = difference(theirs, ours)
     if said is not None and not _is_rounding(theirs, ours):

@@ -11,6 +11,7 @@ from accel.errors import ConfigError
 from accel.zoo.cifar import BasicBlock
 
 STAGES = ("small", "large")
+MOST_UNITS = 1000  # a number by mistake must not build for ever
 
 
 class PictureDecoder(nn.Module):
@@ -23,7 +24,7 @@ class PictureDecoder(nn.Module):
         units: of each of the two stages, at least 2 where they are to be adaptive.
 
     Raises:
-        ConfigError: sides that are no multiples of 4.
+        ConfigError: sides that are no multiples of 4, or more than a thousand units.
     """
 
     def __init__(self, features: int, shape: Sequence[int], width: int = 32, units: int = 4) -> None:
@@ -32,6 +33,8 @@ class PictureDecoder(nn.Module):
             raise ConfigError(
                 f"residual decoders are of pictures whose sides are multiples of 4, got shape {list(shape)}"
             )
+        if not 1 <= units <= MOST_UNITS:
+            raise ConfigError(f"residual decoders have 1 to {MOST_UNITS} units in each stage, got {units}")
         channels, height, width_of_picture = shape
         self.first = nn.Linear(features, width * height * width_of_picture // 16)
         self.fold = nn.Unflatten(1, (width, height // 4, width_of_picture // 4))

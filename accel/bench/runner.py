@@ -15,16 +15,17 @@ import importlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from accel.errors import ConfigError
+from accel.errors import ConfigError, fitting
 from accel.files import read_toml, write_text
 
 KINDS = (
     *("exactness", "layers", "quantized", "networks", "foreign", "foreign_sact", "rivals", "search", "masked"),
-    *("eight_bits", "backward", "nearest", "adaptive", "frontier", "gpu", "vae_gradients"),
+    *("eight_bits", "backward", "nearest", "adaptive", "frontier", "gpu", "gpu_short", "vae_gradients"),
     *("sizes", "leaks", "large", "calls", "halting_gradients", "inpainting", "imputation", "repeats"),
     *("halting_frontier", "halting_continuity", "shape_fcn", "exported", "vae_halting"),
 )
@@ -36,10 +37,11 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a kind of case is told: the seed, and whether to take fewer repeats."""
+    """What a kind of case is told: the seed, whether to take fewer repeats, and when the run began (monotonic)."""
 
     seed: int = 0
     quick: bool = False
+    started: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def repeats(self) -> int:
@@ -53,6 +55,11 @@ def read_cases(path: pathlib.Path, only: str | None = None) -> dict[str, Any]:
         ConfigError: no such file, no TOML, an unknown kind, no case, or no case called `only`.
     """
     file = read_toml(path)
+    with fitting(str(path)):
+        return _checked(path, file, only)
+
+
+def _checked(path: pathlib.Path, file: dict[str, Any], only: str | None) -> dict[str, Any]:
     if file.get("kind") not in KINDS:
         raise ConfigError(f"{path} has kind = {file.get('kind')!r}, expected one of {', '.join(KINDS)}")
     names = [case.get("name") for case in file.get("case", [])]
@@ -61,6 +68,8 @@ def read_cases(path: pathlib.Path, only: str | None = None) -> dict[str, Any]:
     if only is not None and only not in names:
         raise ConfigError(f"{path} has no case {only!r}, only {', '.join(names)}")
     file["case"] = [{**file.get("every", {}), **case} for case in file["case"] if only in (None, case["name"])]
+    for bar in file.get("bar", []):
+        judge(bar, [{bar["column"]: 1.0, **bar.get("where", {})}])  # what is wrong with it is told before the long work
     return file
 
 
@@ -92,7 +101,7 @@ def measure(
         lines, rows = _right(lines, {case["name"] for case in file["case"]})
     known = {row["case"] for row in rows}
     cases = [case for case in file["case"] if case["name"] not in known]
-    for name, row in watch((case["name"], row) for case in cases for row in kind.rows(case, settings)):
+    for name, row in watch((case["name"], row) for case in cases for row in _rows(kind, case, settings)):
         rows.append({"case": name, **row})
         if output:
             stamp = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -100,6 +109,11 @@ def measure(
             lines.append(json.dumps({**rows[-1], **extra, "machine": machine}) + "\n")
             write_text(output, "".join(lines))
     return rows
+
+
+def _rows(kind: ModuleType, case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
+    with fitting(f"the case {case['name']!r}"):
+        yield from kind.rows(case, settings)
 
 
 def _right(lines: Sequence[str], cases: set[str]) -> tuple[list[str], list[Row]]:

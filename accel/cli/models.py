@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from accel.cli import common, user_models
-from accel.errors import AccelError, ConfigError, ConversionError, WeightsError
+from accel.errors import AccelError, ConfigError, ConversionError, WeightsError, explain
 from accel.files import write_text
 from accel.zoo import onnx_models
 
@@ -105,7 +105,7 @@ class Resolved:
             with torch.inference_mode():
                 outputs = self.model(x)
         except Exception as error:
-            shape, reason = "x".join(map(str, x.shape)), user_models.explain(error, folder)
+            shape, reason = "x".join(map(str, x.shape)), explain(error, folder)
             raise ConversionError(
                 f"the model cannot run on an input of {shape} ({reason}): give another --size"
             ) from error

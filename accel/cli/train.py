@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from accel.cli.common import add_verb, positive
-from accel.errors import ConfigError
+from accel.errors import ConfigError, fitting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from accel.zoo.runs import read_recipe, write_summary
 
     recipe = read_recipe(args.recipe, args.set)
-    with process_group() as place:
+    with process_group() as place, fitting(f"the recipe {args.recipe}"):
         if args.seeds is None:
             _train(args, recipe, place, args.seed, args.output)
             return 0

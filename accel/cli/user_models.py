@@ -6,11 +6,10 @@ import importlib
 import importlib.util
 import pathlib
 import sys
-import traceback
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from accel.errors import AccelError, ConversionError
+from accel.errors import AccelError, ConversionError, explain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,14 +59,3 @@ def _run(path: pathlib.Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickles look their module up there
     spec.loader.exec_module(module)
     return module
-
-
-def explain(error: BaseException, folder: pathlib.Path | None = None) -> str:
-    """The error in one line, with its place in the user's files: those in `folder` or below."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if folder and folder in pathlib.Path(frame.filename).parents]
-    place = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
-    lines = str(error).strip().splitlines()
-    return f"{place}{type(error).__name__}{f': {lines[0]}' if lines else ''}"

@@ -180,7 +180,15 @@ def convolve_bytes(
         added: what a residual in bytes stands for.
         out: what the output's bytes stand for; None, or an activation that bytes cannot have: fp32.
         how: geometry, residual, compact and source.
+
+    Raises:
+        ConversionError: another device than the CPU.
     """
+    if x.device.type not in ("cpu", "meta"):
+        raise ConversionError(
+            f"layers in eight bits run on the CPU, got an input on {x.device}: move the model back with .to('cpu'), or "
+            "convert it in fp32 for that device"
+        )
     out = out if activation in BYTE_ACTIVATIONS else None
     handed_over = how["source"] is not None and x.dtype is torch.uint8  # a user's bytes stand for something else
     of_x = of_x if handed_over and of_x is not None else quantization.input

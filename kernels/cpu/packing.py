@@ -12,6 +12,7 @@ import weakref
 import torch
 from torch import Tensor
 
+from accel.kernels.caches import forgetting
 from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU
 from accel.kernels.quantize import FOUR
@@ -46,7 +47,7 @@ def packed_weight(weight: Tensor, groups: int, kind: str, zero_point: int = 0) -
         if layout == seen_layout and seen == (address, version):
             return packed
     packed = _pack(weight, groups, kind, zero_point)
-    _cache[slot] = (packed, (address, version), layout, weakref.ref(weight, lambda _: _cache.pop(slot, None)))
+    _cache[slot] = (packed, (address, version), layout, forgetting(weight, _cache, slot))
     return packed
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
+import collections
 import copy
+import functools
 import gc
 
 import pytest
@@ -144,6 +147,18 @@ def test_a_cache_holds_neither_its_keys_nor_too_much():
     assert found is not key and found.data_ptr() == key.data_ptr()
     del key
     assert len(cache) == 0 and found.tolist() == [0, 0, 0]
+
+
+def test_an_interrupt_as_a_tensor_goes_leaves_no_entry(held):
+    """Else the entry would serve the next tensor of that id. Both happen in one call of C."""
+    before, cache, tensors = held(), IdentityCache(), [torch.zeros(4, 3, 3, 3)]
+    cache.get(tuple(tensors), 0, lambda given: 1)
+    packing.packed_weight(tensors[0], 1, "conv")
+    assert held() == (before[0] + 1, before[1] + 1)
+    calls = functools.partial(_thread.interrupt_main), functools.partial(tensors.clear)
+    with pytest.raises(KeyboardInterrupt):
+        collections.deque(map(functools.partial.__call__, calls), maxlen=0)
+    assert not tensors and len(cache) == 0 and held() == before
 
 
 @pytest.mark.parametrize("count", [0, 3, 4, 5, 9])

@@ -11,16 +11,15 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _disable_current_modes
 from torchvision.models import vgg
 from torchvision.models.resnet import Bottleneck, ResNet
 
 import accel
 from accel.kernels.dispatch import use_backend
-from accel.kernels.positions import PositionSet
 from accel.kernels.triton.launch import Tile, clip, fitting_block
 from accel.nn.perforated import PerforatedConv2d
 from accel.profiling.pretend_gpu import pretend_gpu
+from accel.tests.elsewhere import fake_sets, to_card
 from accel.tests.triton_tools.fake_gpu import fake_gpu
 from accel.tests.triton_tools.synchronisation import no_synchronisation
 from accel.zoo.cifar import CifarResNet
@@ -89,33 +88,15 @@ def test_a_card_has_its_own_position_sets_and_autocasts(name, generator, cuda_au
     """Shapes, dtypes and devices alone: tensors of a card that is not there, which can give the host no number."""
     x = torch.randn(2, 3, 32, 32, generator=generator)
     fast = accel.convert_model(build(name, generator), accel.Perforate(keep=0.5), example_inputs=x)
-    original, built = PerforatedConv2d._build_set, []
-
+    built = []
     with FakeTensorMode() as mode:
-
-        def build_set(self, height, width):
-            built.append(self)
-            with _disable_current_modes():
-                made = original(self, height, width)
-            return PositionSet(mode.from_tensor(made.positions), mode.from_tensor(made.nearest), height, width)
-
-        monkeypatch.setattr(PerforatedConv2d, "_build_set", build_set)
+        monkeypatch.setattr(PerforatedConv2d, "_build_set", fake_sets(mode, built))
         to_card(fast)
         for _ in range(2):
             with torch.no_grad():
                 out = fast(torch.empty(2, 3, 32, 32, device="cuda"))
             assert len(built) == len(set(built)) == CONVOLUTIONS[name]
     assert out.dtype == torch.float16 and out.device.type == "cuda"
-
-
-def to_card(model: nn.Module) -> None:
-    """Parameters and buffers on a card under FakeTensorMode; Module.to would ask for a driver."""
-    for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is not None:
-                    moved = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
-                    held[name] = nn.Parameter(moved) if isinstance(tensor, nn.Parameter) else moved
 
 
 def test_a_sact_network(generator, poisoned, wide_tile):
