@@ -83,8 +83,10 @@ def test_it_gives_what_the_model_gives(config, tmp_path):
     (found,) = run(path, X)
     with torch.no_grad():
         expected = net(X)
-    close = {"rtol": 0.02, "atol": 0.02} if config == "int8" else {"rtol": 1e-4, "atol": 1e-5}
+    step = float(expected.max() - expected.min()) / 255  # of the output as bytes
+    close = {"rtol": 0.0, "atol": step} if config == "int8" else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(found, expected, **close)
+    print("STEP", step, (found - expected).abs().max())
     assert done.path == path and done.difference <= (0.02 if config == "int8" else 1e-5)
     assert domains(path) <= STANDARD
     names = ("stem", "a", "b", "join")
