@@ -40,6 +40,7 @@ _PUBLIC = {
     "save_converted": "accel.serialize",
     "load_converted": "accel.serialize",
     "export_onnx": "accel.export",
+    "export_package": "accel.export",
 }
 _SUBMODULES = ("ops", "masks", "fills", "nn", "mc", "distributions", "vae", "zoo", "kernels")
 

@@ -156,6 +156,13 @@ def test_importing_accel_is_lean():
     assert done.returncode == 0, done.stderr
 
 
+def test_importing_accel_is_quick():
+    """0.3 s more than torch at the most; of the processor, as others may use the machine too."""
+    code = "import time, torch; start = time.process_time(); import accel; print(time.process_time() - start)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert float(done.stdout) < 0.3
+
+
 def test_the_rule_bites():
     assert problem("kernels", "nn") and problem("masks", "cli") and problem("nn", "convert") and problem("mc", "ops")
     assert problem("api", "convert") is None and problem("halting", "ops") is None

@@ -1,13 +1,15 @@
 """Cases of kind `exported`: what converted networks save in ONNX Runtime, against their own dense form there.
 
-A case: `model`, `size` [H, W], `batch` (list), `keep` (list), `interpolate` (list) and `mask`. Weights are drawn: they
-do not change the time; fitted fills are fitted to noise. Rows: `dense_ms`, `ms`, `speedup` of the exported files in one
-process, taking turns; `error`, of the converted network's file against the network itself; of a file that is refused,
-`reason`.
+A case: `model`, a name or a pattern of names such as "zoo:*", `size` [H, W], `batch` (list), `keep` (list),
+`interpolate` (list) and `mask`. Weights are drawn where a network can be: they do not change the time; fitted fills are
+fitted to noise. Adaptive networks are exported as they are, beside what they were made from. Rows: `dense_ms`, `ms`,
+`speedup` of the exported files in one process, taking turns; `error`, of the converted network's file against the
+network itself; of a file that is refused, `reason`.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import itertools
 import pathlib
@@ -17,29 +19,39 @@ from typing import Any
 
 from accel.bench.runner import Row, Settings
 
-SHOWN = ("case", "batch", "keep", "interpolate", "dense_ms", "ms", "speedup", "error")
+SHOWN = ("case", "model", "batch", "keep", "interpolate", "dense_ms", "ms", "speedup", "error")
 
 
 def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
+    from accel.zoo.registry import list_models
+
+    for name in fnmatch.filter(list_models(), case["model"]) or [case["model"]]:
+        yield from _rows_of(name, case, settings)
+
+
+def _rows_of(name: str, case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     import torch
 
     import accel
     from accel.errors import ConversionError
     from accel.profiling.latency import compare, ratio
-    from accel.zoo.registry import default_rules, get_model
+    from accel.zoo.registry import can_be_drawn, default_rules, get_model, is_adaptive
 
     torch.manual_seed(settings.seed)
-    model = get_model(case["model"], weights="none").eval()
+    model = get_model(name, weights="none" if can_be_drawn(name) else None).eval()
     for batch, keep, how in itertools.product(case["batch"], case["keep"], case["interpolate"]):
-        asked = {"batch": batch, "keep": keep, "interpolate": how}
+        asked = {"model": name, "batch": batch, "keep": keep, "interpolate": how}
         x = torch.randn(batch, 3, *case["size"], generator=torch.Generator().manual_seed(settings.seed))
         config = accel.Perforate(keep=keep, mask=case["mask"], interpolate=how, seed=settings.seed)
         data = {"calibration": [x]} if config.needs_calibration else {}
-        fast = accel.convert_model(model, default_rules(case["model"], config), example_inputs=x, **data)
+        if is_adaptive(name):
+            dense, fast = accel.revert_model(model), model
+        else:
+            dense, fast = model, accel.convert_model(model, default_rules(name, config), example_inputs=x, **data)
         with tempfile.TemporaryDirectory() as folder:
             files = {name: pathlib.Path(folder, f"{name}.onnx") for name in ("dense", "converted")}
             try:
-                accel.export_onnx(model, files["dense"], x)
+                accel.export_onnx(dense, files["dense"], x)
                 done = accel.export_onnx(fast, files["converted"], x)
             except ConversionError as error:
                 yield {**asked, "correct": False, "reason": str(error)}

@@ -33,17 +33,17 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rules", type=pathlib.Path, metavar="FILE", help="Rules as .toml or .json, instead of --keep")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """All that a verb takes which shows what a conversion does."""
+def add_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """All that a verb takes which shows what a conversion does; `several`: of several batch sizes."""
     models.add_model(parser)
     add_conversion(parser)
-    add_example(parser)
+    add_example(parser, several)
     common.add_format(parser)
 
 
-def add_example(parser: argparse.ArgumentParser) -> None:
+def add_example(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """The options of verbs that make do with a drawn input: what it takes to run on pictures."""
-    group = add_input(parser)
+    group = add_input(parser, several)
     group.add_argument(
         "--images",
         type=pathlib.Path,
@@ -52,10 +52,13 @@ def add_example(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_input(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_input(parser: argparse.ArgumentParser, several: bool = False) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("input")
     group.add_argument("--size", type=common.image_size, metavar="HxW", help="picture size (default: the model's own)")
-    group.add_argument("--batch", type=common.positive, default=1, metavar="N", help="pictures at a time (default 1)")
+    batch = {"type": common.positive, "default": 1, "metavar": "N", "help": "pictures at a time (default 1)"}
+    if several:
+        batch |= {"nargs": "+", "default": [1], "help": "pictures at a time, or several such numbers (default 1)"}
+    group.add_argument("--batch", "--batch-size", **batch)
     group.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     return group
 

@@ -1,4 +1,4 @@
-"""`accel profile`: MACs and milliseconds per layer, of a dense model or of a conversion beside its dense original."""
+"""`accel profile`: MACs and milliseconds per layer, of a model alone or beside another one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from accel.cli import common, conversion, models
 from accel.files import output_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from accel.cli.models import Resolved
-    from accel.profiling.layers import Profile
+    from accel.cli.profile_report import Findings
 
 MARKER = "profile.json"
 _BY = ("layer", "op", "stage")  # as accel.profiling.grouping has them, which a parser need not load
+ORIGINAL = ""  # what --baseline says without a MODEL
 
 
 def add_parser(sub: argparse._SubParsersAction) -> None:
@@ -27,16 +25,27 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "profile",
         run,
         "show MACs and milliseconds per layer, dense and converted side by side",
-        "accel profile torchvision:vgg16 --keep 0.5 --size 224 --batch 8\n"
+        "accel profile torchvision:vgg16 --keep 0.5 --batch-size 1 8 32\n"
         "  accel profile zoo:resnet32_cifar_sact --data photos/ --by stage -o out/",
     )
-    conversion.add_options(parser)
-    shown = parser.add_argument_group("what is shown")
-    shown.add_argument("--by", choices=_BY, default="layer", help="a row for each layer, kind of op, or stage")
-    shown.add_argument("--depth", type=common.positive, metavar="D", help="layers down to D parts of their names")
-    shown.add_argument(
-        "--threads", type=common.positive, metavar="N", help="of torch and the engine (default: torch's)"
+    conversion.add_options(parser, several=True)
+    runs = parser.add_argument_group("how it runs")
+    runs.add_argument("--threads", type=common.positive, metavar="N", help="of torch and the engine (default: torch's)")
+    runs.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of all tensors")
+    runs.add_argument("--channels-last", action="store_true", help="a dense model in that memory format")
+    runs.add_argument("--compile", action="store_true", help="time the whole under torch.compile, too")
+    runs.add_argument(
+        "--baseline",
+        nargs="?",
+        const=ORIGINAL,
+        metavar="MODEL",
+        help="what runs beside it (default, of a conversion: its dense original)",
     )
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument(
+        "--by", choices=_BY, default="layer", help="the tree of layers, or a row per kind of op or stage"
+    )
+    shown.add_argument("--depth", type=common.positive, metavar="D", help="layers down to D parts of their names")
     shown.add_argument(
         "--data", type=pathlib.Path, metavar="PATH", help="pictures: how the executed MACs of single ones differ"
     )
@@ -44,71 +53,36 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from accel.cli.profile_report import said_of
-    from accel.profiling.grouping import check_grouping, grouped
+    from accel.cli.profile_runs import measure
+    from accel.profiling.grouping import check_grouping
 
     check_grouping(args.by, args.depth)
     resolved = models.resolve_args(args)
     with contextlib.ExitStack() as stack:
         folder = None if args.output is None else stack.enter_context(output_folder(args.output, MARKER))
         stack.enter_context(_threads(args.threads))
-        found, spread = _measure(args, resolved)
-        shown = grouped(found, args.by, args.depth)
+        found = measure(args, resolved)
         if folder is not None:
-            _write(folder, args.model, shown, spread)
+            _write(folder, args.model, found)
     if args.output is not None:
         common.note(args, f"a page to look at is {args.output / 'profile.html'}")
-    summary = None if spread is None else {"per_picture": spread}
-    common.print_report(shown, args, summary, [] if spread is None else [said_of(spread)])
+    print(found.text(args.format), end="")
     if args.images is not None or args.data is not None:
         models.standardise_note(args, resolved)
     return 0
 
 
-def _measure(args: argparse.Namespace, resolved: Resolved) -> tuple[Profile, dict[str, float] | None]:
-    """The profile, and how pictures of --data differ."""
-    import torch
-
-    import accel
-    from accel.profiling.flops import macs_spread
-
-    if resolved.converted:
-        conversion.refuse_conversion(args)
-    rules = conversion.read_rules(args, resolved.name) if conversion.wants_conversion(args) else None
-    x, calibration = conversion.example(args, resolved, rules)
-    model, baseline = resolved.model, None
-    if resolved.converted:
-        baseline = accel.revert_model(model)
-    elif rules is not None:
-        baseline = model
-        model = accel.convert_model(baseline, rules, example_inputs=x, calibration=calibration)
-    with torch.inference_mode():
-        spread = None if args.data is None else macs_spread(model, _pictures(args, resolved, x))
-        return accel.profile(model, x, baseline=baseline), spread
-
-
-def _pictures(args: argparse.Namespace, resolved: Resolved, like: Tensor) -> Iterator[Tensor]:
-    """The inputs made of the pictures of --data, one by one."""
-    from accel.zoo.picture_files import find_images, read_each, read_picture
-
-    paths, size = find_images(args.data), tuple(like.shape[2:])
-    watched = common.progress(args, paths, "counting")
-    for _, picture in read_each(watched, lambda path: read_picture(path, size), str(args.data)):
-        yield resolved.prepare(picture[None]).to(like.device)
-
-
-def _write(folder: pathlib.Path, model: str, found: Profile, spread: dict[str, float] | None) -> None:
+def _write(folder: pathlib.Path, model: str, found: Findings) -> None:
     import json
 
     from accel.cli.profile_report import page
     from accel.profiling.machine import machine_record
-    from accel.profiling.peaks import measured_peaks
 
-    peaks, machine = measured_peaks(), machine_record()
-    numbers = {"schema": 1, **json.loads(found.to_json()), "per_picture": spread, "machine": machine}
-    numbers["peaks"] = {"gops": dict(peaks.gops), "gbps": peaks.gbps}
+    machine = machine_record()
+    peaks = found.peaks and {"gops": dict(found.peaks.gops), "gbps": found.peaks.gbps}
+    numbers = {"schema": 1, **found.numbers(), "per_picture": found.per_picture, "machine": machine, "peaks": peaks}
     (folder / MARKER).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    (folder / "profile.html").write_text(page(model, found, peaks, machine, spread), encoding="utf-8")
+    (folder / "profile.html").write_text(page(model, found, machine), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""Converted models in other runtimes: as ONNX files of standard operators, compared with the model itself.
+"""Converted models in other runtimes: as ONNX files of standard operators, or compiled ahead of time by torch; compared
+with the model itself.
 
 | file         | what it does                                                                      |
 |--------------|-----------------------------------------------------------------------------------|
@@ -6,9 +7,13 @@
 | `window.py`  | what such a part reads of the input                                               |
 | `standard.py`| a perforated layer in torch's operators                                           |
 | `program.py` | a whole model in them, by torch.export                                            |
-| `onnx.py`    | the file, and its proof in ONNX Runtime                                           |
+| `proof.py`   | what was exported, compared with the model                                        |
+| `onnx.py`    | an ONNX file, run in ONNX Runtime                                                 |
+| `package.py` | machine code, by AOTInductor                                                      |
 """
 
-from accel.export.onnx import Exported, export_onnx
+from accel.export.onnx import export_onnx
+from accel.export.package import export_package
+from accel.export.proof import Exported
 
-__all__ = ["Exported", "export_onnx"]
+__all__ = ["Exported", "export_onnx", "export_package"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import pathlib
 import warnings
@@ -13,42 +12,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from accel.convert import counted_layers
 from accel.errors import ConfigError, ConversionError
 from accel.export.program import standard_program
+from accel.export.proof import Exported, proved, said_of, several
 from accel.files import replacing
 from accel.inputs import Batch, Inputs, as_batch
-from accel.nn.adaptive import adaptive_stages
-from accel.nn.perforated import PerforatedConv2d
-from accel.nn.quantized_linear import QuantizedLinear
-from accel.nn.stage_outputs import AdaptiveOutput
-from accel.profiling.distances import difference, relative_norms
-from accel.running import output_tensors, run_on, undisturbed
 
 if TYPE_CHECKING:
     import onnxruntime
 
-# Relative, in eight bits: where a sum ends half-way between two bytes rounding decides, and layers add to that.
-_BYTE_TOLERANCE = 0.05
 _NEEDED = "exporting needs the packages onnx, onnxscript and onnxruntime ({}): pip install 'skimconv[onnx]'"
-
-
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """What was written.
-
-    Attributes:
-        path: the file.
-        difference: between ONNX Runtime's outputs and the model's own, ||a - b|| / ||b||, the largest of them; None
-            where it was not looked at.
-        sparse: perforated layers that compute their positions alone, as they do here.
-        dense: layers and stages that compute every position there, whatever their masks say, by name: why.
-    """
-
-    path: pathlib.Path
-    difference: float | None
-    sparse: tuple[str, ...]
-    dense: dict[str, str]
 
 
 def export_onnx(
@@ -80,14 +53,14 @@ def export_onnx(
     path, batch = pathlib.Path(path), as_batch(example_inputs)
     runtime = _runtime(verify)
     if dynamic_batch:
-        batch = _several(batch)
+        batch = several(batch)
     program = standard_program(model, batch, dynamic_batch)
     with replacing(path) as partial:
         _write(program, partial)
-        difference = _proved(model, partial, batch, runtime) if verify else None
+        difference = proved(model, batch, _run(partial, batch, runtime)) if verify else None
     if not verify:
         warnings.warn("verify=False: the exported file was not compared with the model", stacklevel=2)
-    return Exported(path, difference, *_said(model))
+    return Exported(path, difference, *said_of(model))
 
 
 def _runtime(needed: bool) -> onnxruntime | None:
@@ -102,11 +75,6 @@ def _runtime(needed: bool) -> onnxruntime | None:
     except ImportError as error:
         raise ConfigError(_NEEDED.format(error)) from error
     return None
-
-
-def _several(batch: Batch) -> Batch:
-    """The batch with at least two pictures: torch takes a length of one for a constant."""
-    return batch if len(batch) > 1 else batch.map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x)
 
 
 def _write(program: torch.export.ExportedProgram, path: pathlib.Path) -> None:
@@ -132,38 +100,16 @@ def _silent() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _proved(model: nn.Module, path: pathlib.Path, batch: Batch, runtime: onnxruntime) -> float:
-    """The difference of the file's outputs from the model's; ConversionError where it is more than rounding."""
+def _run(path: pathlib.Path, batch: Batch, runtime: onnxruntime) -> list[Tensor]:
+    """The outputs of the file.
+
+    Raises:
+        ConversionError: it reads other inputs than the model.
+    """
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
     inputs = batch.tensors
     if len(names) != len(inputs):
         raise ConversionError(f"the exported file reads {len(names)} inputs, the model {len(inputs)}")
     given = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in zip(names, inputs)}
-    found = [torch.from_numpy(each) for each in session.run(None, given)]
-    with undisturbed(model):
-        expected = run_on(model, batch.inputs)
-    if isinstance(expected, AdaptiveOutput):  # whoever exports does not know records
-        expected = expected.logits
-    wanted = [tensor.cpu() for tensor in output_tensors(expected)]
-    largest = max(relative_norms(found, wanted), default=0.0)
-    if any(isinstance(m, QuantizedLinear) or _is_in_bytes(m) for m in model.modules()):
-        said = None if largest <= _BYTE_TOLERANCE else f"differs by {largest:.2g}"
-    else:
-        said = difference(wanted, found)
-    if said is not None:
-        raise ConversionError(f"the exported file {said} from the model: it was not kept")
-    return largest
-
-
-def _is_in_bytes(layer: nn.Module) -> bool:
-    return isinstance(layer, PerforatedConv2d) and layer.config.in_bytes
-
-
-def _said(model: nn.Module) -> tuple[tuple[str, ...], dict[str, str]]:
-    """(layers that keep their saving, those that do not and why)."""
-    layers = {n: m for n, m in counted_layers(model).items() if isinstance(m, PerforatedConv2d)}
-    dense = {name: "its mask is chosen from the input" for name, m in layers.items() if not m.config.masking.is_static}
-    dense |= {stage.name: "its units run everywhere, under their masks" for stage in adaptive_stages(model)}
-    sparse = tuple(n for n, m in layers.items() if n not in dense and m.config.keep < 1)
-    return sparse, dense
+    return [torch.from_numpy(each) for each in session.run(None, given)]

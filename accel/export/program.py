@@ -14,6 +14,7 @@ from accel.errors import ConversionError
 from accel.export.standard import StandardConv, StandardLinear, takes_norm
 from accel.inputs import Batch
 from accel.kernels.dispatch import find
+from accel.nn import quantized_linear  # noqa: F401  (it registers the op)
 from accel.nn.folding import Folded
 from accel.nn.layer_op import as_module
 from accel.nn.quantized import Quantization

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from accel.profiling.sides import dense_sides
+from accel.inputs import Inputs
+from accel.profiling.sides import dense_sides, laid_out
 from accel.running import copied, evaluated
 
 COMPILED = "dense_compiled"
@@ -21,7 +22,7 @@ def dense_forms(
     return {**sides, COMPILED: compiled_side(model, x, reset=reset)} if compiled else sides
 
 
-def compiled_side(model: nn.Module, x: Tensor, *, reset: bool = True) -> Callable[[], object]:
+def compiled_side(model: nn.Module, x: Inputs, *, reset: bool = True) -> Callable[[], object]:
     """A side, to be run in inference mode: a copy of `model` in channels_last, compiled with frozen weights, on x.
 
     Compiled sides made before are lost, unless `reset` is False: then all count towards the limit of recompilations.
@@ -29,10 +30,10 @@ def compiled_side(model: nn.Module, x: Tensor, *, reset: bool = True) -> Callabl
     import torch._inductor.config as inductor
 
     net = evaluated(copied(model)).to(memory_format=torch.channels_last)
-    given = x.contiguous(memory_format=torch.channels_last)
+    given = laid_out(x, torch.channels_last)
     if reset:
         torch.compiler.reset()
     with inductor.patch(freezing=True), torch.inference_mode(), torch.no_grad():
         code = torch.compile(net, dynamic=False)
-        code(given)
-    return lambda: code(given)
+        given.run(code)
+    return lambda: given.run(code)

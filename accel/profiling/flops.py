@@ -73,31 +73,47 @@ def count_macs(model: nn.Module, x: Inputs, per_image: bool = False) -> int | Te
         AccelError: per_image, and a layer runs on a batch whose size is no multiple of N.
     """
     counter = _run(model, x)
-    missed = uncounted(counter.layers.values())
-    if missed:
-        warnings.warn(f"MACs not counted: {missed}; the count is too low", stacklevel=2)
+    _warn_of_uncounted(counter)
     return counter.per_image() if per_image else counter.total()
 
 
-def macs_spread(model: nn.Module, batches: Iterable[Inputs]) -> dict[str, float]:
-    """How the executed MACs of single images differ over batches of them: `images`, their `mean` and standard
-    `deviation`, and the quantiles `5%`, `50%` and `95%`.
+def macs_of_images(model: nn.Module, batches: Iterable[Inputs]) -> dict[str, Tensor]:
+    """Executed MACs of every layer, by its full name, for each image of some batches: int64 [images]; warns of what
+    could not be counted.
 
     Raises:
-        AccelError: no image, or layers whose MACs cannot be told apart by image.
+        AccelError: no batch, or layers whose MACs cannot be told apart by image.
     """
-    counts = [count_macs(model, batch, per_image=True) for batch in batches]
-    if not counts:
+    counter, found = None, []
+    for batch in batches:
+        counter = _run(model, batch)
+        found.append(counter.per_image_and_layer())
+    if counter is None:
         raise AccelError("MACs are spread over images: give at least one batch of them")
-    found = torch.cat(counts).double()
+    _warn_of_uncounted(counter)
+    names = dict.fromkeys(name for counts in found for name in counts)
+    parts = [(counts, torch.zeros_like(next(iter(counts.values())))) for counts in found if counts]
+    return {name: torch.cat([counts.get(name, none) for counts, none in parts]) for name in names}
+
+
+def spread(counts: Tensor) -> dict[str, float]:
+    """How the MACs of images differ, [images]: `images`, their `mean` and standard `deviation`, and the quantiles `5%`,
+    `50%` and `95%`, linearly interpolated."""
+    found = counts.double()
     ends = torch.quantile(found, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64, device="cpu")).tolist()
-    spread = {"images": len(found), "mean": float(found.mean()), "deviation": float(found.std(correction=0))}
-    return {**spread, **dict(zip(("5%", "50%", "95%"), ends))}
+    moments = {"images": len(found), "mean": float(found.mean()), "deviation": float(found.std(correction=0))}
+    return {**moments, **dict(zip(("5%", "50%", "95%"), ends))}
 
 
 def layer_macs(model: nn.Module, x: Inputs) -> list[LayerMacs]:
     """Dense and executed MACs per module, in the order of their first call; the sums are those of the network."""
     return list(_run(model, x).layers.values())
+
+
+def _warn_of_uncounted(counter: _Counter) -> None:
+    missed = uncounted(counter.layers.values())
+    if missed:
+        warnings.warn(f"MACs not counted: {missed}; the count is too low", stacklevel=3)
 
 
 def uncounted(layers: Iterable[LayerMacs]) -> str:
@@ -144,7 +160,7 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.images = images
         self.layers: dict[str, LayerMacs] = {}
-        self._works: list[Work] = []
+        self._works: list[tuple[str, Work]] = []  # of which layer
         self._stack: list[tuple[str, str]] = [("", "")]
         self._silent = 0  # depth of modules that account for themselves
         self._fixed = _Fixed([*model.parameters(), *model.buffers(), *_frozen(model)])
@@ -211,7 +227,7 @@ class _Counter(TorchDispatchMode):
         layer = self._layer()
         layer.dense += work.dense
         layer.executed += work.total
-        self._works.append(work)
+        self._works.append((layer.name, work))
 
     def _name(self, op: str) -> None:
         if not self._silent and op not in self._layer().uncounted:
@@ -222,22 +238,30 @@ class _Counter(TorchDispatchMode):
         return self.layers.setdefault(name, LayerMacs(name, kind))
 
     def total(self) -> int:
-        return sum(work.total for work in self._works)
+        return sum(work.total for _, work in self._works)
 
     def per_image(self) -> Tensor:
-        found = torch.zeros(self.images, dtype=torch.int64, device="cpu")
-        for work in self._works:
-            if work.images is None or work.images % max(self.images, 1) or (work.images and not self.images):
-                of = "packed sequences" if work.images is None else f"a batch of {work.images}"
-                raise AccelError(
-                    f"a layer ran on {of}, no multiple of the {self.images} images: its MACs cannot be told apart by "
-                    "image; count them with per_image=False"
-                )
-            if isinstance(work.executed, Tensor):
-                found += work.executed.to("cpu", torch.int64).reshape(self.images, -1).sum(1)
-            elif self.images:
-                found += work.executed // self.images
+        none = torch.zeros(self.images, dtype=torch.int64, device="cpu")
+        return sum(self.per_image_and_layer().values(), none)
+
+    def per_image_and_layer(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, work in self._works:
+            found[name] = found.get(name, 0) + self._by_image(work)
         return found
+
+    def _by_image(self, work: Work) -> Tensor:
+        """int64 [images]"""
+        if work.images is None or work.images % max(self.images, 1) or (work.images and not self.images):
+            of = "packed sequences" if work.images is None else f"a batch of {work.images}"
+            raise AccelError(
+                f"a layer ran on {of}, no multiple of the {self.images} images: its MACs cannot be told apart by "
+                "image; count them with per_image=False"
+            )
+        if isinstance(work.executed, Tensor):
+            return work.executed.to("cpu", torch.int64).reshape(self.images, -1).sum(1)
+        each = work.executed // self.images if self.images else 0
+        return torch.full((self.images,), each, dtype=torch.int64, device="cpu")
 
 
 def _frozen(model: nn.Module) -> list[Tensor]:

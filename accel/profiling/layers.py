@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
 from accel.inputs import Batch, Inputs, as_batch, tensors_of
 from accel.profiling.flops import SavesMacs, layer_macs
-from accel.profiling.latency import compare
-from accel.profiling.memory import peak_activation_bytes
+from accel.profiling.layer_times import Times, measured_times
+from accel.profiling.peaks import PRECISIONS, Peaks
 from accel.profiling.sides import fastest_form, laid_out
-from accel.reports.tables import Column, Report, percent, show_macs
-from accel.running import evaluation, observer, one_by_one, replaced_forwards, run_watched
+from accel.reports.tables import Column, Report, percent, show_macs, show_rate
+from accel.running import one_by_one, run_watched
 
 
 class Plan(Report):
@@ -50,7 +49,7 @@ class Profile(Report):
         Column("baseline_ms", "dense ms", "{:.3f}".format),
         Column("ms", "ms", "{:.3f}".format),
         Column("share", "of time", percent),
-        Column("gops", "GOP/s", "{:.0f}".format),
+        Column("gops", "GOP/s", show_rate),
         Column("speedup", "speed-up", "{:.2f}x".format),
         Column("note", "note"),
     )
@@ -77,11 +76,20 @@ def plan_of(model: nn.Module, x: Inputs, calls: Mapping[str, list[tuple[int, ...
             }
         )
     rows += [{**row, "output": None} for row in found.values()]
-    title = f"{type(model).__name__} on an input of {_shapes(as_batch(x))}"
+    title = f"{type(model).__name__} on an input of {_described(as_batch(x))}"
     return Plan(title + _uncounted(rows), rows, _total(rows))
 
 
-def profile(model: nn.Module, x: Inputs, baseline: nn.Module | None = None, repeats: int = 7) -> Profile:
+def profile(
+    model: nn.Module,
+    x: Inputs,
+    baseline: nn.Module | None = None,
+    repeats: int = 7,
+    *,
+    beside: str = "its dense form",
+    compiled: bool = False,
+    peaks: Peaks | None = None,
+) -> Profile:
     """Multiply-accumulates and milliseconds per layer, in evaluation and without gradients.
 
     Args:
@@ -90,76 +98,107 @@ def profile(model: nn.Module, x: Inputs, baseline: nn.Module | None = None, repe
         baseline: the dense original; it runs interleaved with `model`, in the memory format that it is fastest in,
             which the title names.
         repeats: timed runs of each; medians are reported.
+        beside: what the baseline is, for the title.
+        compiled: time both of them, as a whole, under torch.compile too.
+        peaks: what the machine reaches at the most, for `of_peak`.
 
     Returns:
         One row per layer that multiplies, one for everything else, and the whole network as the total, its time taken
         without the timers of the layers, which only tell how it is shared out. A row also has `op`, what the layer
-        computes, and `bytes`, what it reads and writes when it runs by itself: inputs, output, parameters. `.total`
-        also has `peak_bytes` and `baseline_peak_bytes`, the most memory that the activations take
-        (`accel.profiling.memory`), and `baseline_format`.
+        computes; `precision`; `activations`, the bytes that it puts out, and `bytes`, what it reads and writes when it
+        runs by itself: inputs, output, parameters; `samples_ms`, its time in every round, and of them the quantiles
+        `q10_ms` and `q90_ms`; and `of_peak`, its GOP/s as a share of what the machine can do in that precision.
+        `.total` also has `peak_bytes` and `baseline_peak_bytes`, the most memory that the activations take
+        (`accel.profiling.memory`), `baseline_format`, `compiled_ms` and `baseline_compiled_ms`. MACs
+        are None where none of a layer's could be counted, which the title says.
+
+    Raises:
+        AccelError: torch cannot compile a model.
     """
     rows = list(_macs_rows(model, x).values())
     names = [row["layer"] for row in rows]
-    moved = layer_bytes(model, x, names)
     runs, form = {"ms": functools.partial(as_batch(x).run, model)}, None
     if baseline is not None:
         form, dense = fastest_form(baseline, x)
         # what is converted computes in channels_last
         runs = {"baseline_ms": dense, "ms": functools.partial(laid_out(x, torch.channels_last).run, model)}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        for run in runs.values():
-            stack.enter_context(evaluation(_model_of(run)))
-        whole = compare(runs, repeats)
-        shares = _layer_shares(runs, names, repeats)
-        peaks = {key: peak_activation_bytes(run) for key, run in runs.items()}
-    total, rest = _total(rows), {"layer": "everything else"}
-    owned = _parameters(model, names)
-    for row in rows:
-        row |= {"parameters": owned[row["layer"]], "bytes": moved[row["layer"]] or None}
-    total["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    rest["parameters"] = total["parameters"] - sum(owned.values())
-    for key in runs:
-        total[key] = whole[key].median_ms
-        rest[key] = total[key] * shares[key][""]
-        for row in rows:
-            row[key] = total[key] * shares[key][row["layer"]] if row["layer"] in shares[key] else None
-    rows.append({**dict.fromkeys((*(column.key for column in Profile.columns), "op", "bytes")), **rest})
+    times = measured_times(runs, names, repeats, x if compiled else None)
+    total = _total(rows) | {"baseline_format": form, "baseline": form and beside}
+    rows.append({**dict.fromkeys(_KEYS), "layer": "everything else"})
+    _add_sizes(model, x, rows, total)
+    _add_times(rows, total, times)
+    for row in (*rows, total):
+        row["peak_gops"] = peaks.gops.get(row["precision"]) if peaks else None
     rows, total = [derived(row, total) for row in rows], derived(total, total)
-    total |= {"peak_bytes": peaks["ms"], "baseline_peak_bytes": peaks.get("baseline_ms"), "baseline_format": form}
-    megabytes = " instead of ".join(f"{peaks[key] / 1e6:.1f} MB" for key in ("ms", "baseline_ms") if key in peaks)
-    title = f"{type(model).__name__} on {_shapes(as_batch(x))}, {torch.get_num_threads()} threads"
-    beside = f", beside its dense form in {form}" if form else ""
-    return Profile(f"{title}{beside}; activations take at most {megabytes}{_uncounted(rows)}", rows, total)
+    megabytes = " instead of ".join(f"{count / 1e6:.1f} MB" for count in reversed(times.peak_bytes.values()))
+    threads = torch.get_num_threads()
+    title = f"{type(model).__name__} on {_described(as_batch(x))}, {threads} thread{'s' if threads > 1 else ''}"
+    said = f", beside {beside} in {form}" if form else ""
+    return Profile(f"{title}{said}; activations take at most {megabytes}{_uncounted(rows)}", rows, total)
 
 
 def derived(row: Mapping, total: Mapping) -> dict:
-    """The row with what follows from its counts and times: speed-up, share of the whole time, and operations a
-    nanosecond, a multiply-accumulate being two."""
-    ms, baseline = row.get("ms"), row.get("baseline_ms")
+    """The row with what follows from its counts and times: quantiles, speed-up, share of the whole time, and operations
+    a nanosecond, a multiply-accumulate being two, also as a share of `peak_gops`."""
+    ms, baseline, peak = row.get("ms"), row.get("baseline_ms"), row.get("peak_gops")
+    gops = 2 * row["executed_macs"] / ms / 1e6 if ms and row.get("executed_macs") else None
+    low, high = np.quantile(row["samples_ms"], (0.1, 0.9)).tolist() if row.get("samples_ms") else (None, None)
     return {
         **row,
+        "q10_ms": low,
+        "q90_ms": high,
         "speedup": baseline / ms if baseline and ms else None,
         "share": ms / total["ms"] if ms is not None else None,
-        "gops": 2 * row["executed_macs"] / ms / 1e6 if ms and row.get("executed_macs") else None,
+        "gops": gops,
+        "of_peak": gops / peak if gops and peak else None,
     }
 
 
-def layer_bytes(model: nn.Module, x: Inputs, names: Sequence[str]) -> dict[str, int]:
-    """What each of the named layers reads and writes in a run of the model, layer by layer: the tensors that go in and
-    come out, and its own parameters, at every call."""
-    found = dict.fromkeys(names, 0)
+def layer_bytes(model: nn.Module, x: Inputs, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(what each of the named layers reads and writes, what of it is put out) in a run of the model, layer by layer:
+    the tensors that go in and come out, and its own parameters, at every call."""
+    found = dict.fromkeys(names, (0, 0))
 
     def told(name: str, module: nn.Module) -> Callable:
         own = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
 
         def leave(_module: nn.Module, args: tuple, out: object) -> None:
-            found[name] += own + sum(tensor.nbytes for tensor in tensors_of((args, out)))
+            given, put_out = (sum(tensor.nbytes for tensor in tensors_of(values)) for values in (args, out))
+            moved, before = found[name]
+            found[name] = moved + own + given + put_out, before + put_out
 
         return leave
 
     run_watched(model, x, [(module, told(name, module)) for name, module in model.named_modules() if name in found])
     return found
+
+
+def _add_sizes(model: nn.Module, x: Inputs, rows: Sequence[dict], total: dict) -> None:
+    """Parameters and bytes, to rows of which the last is of everything else."""
+    *layers, rest = rows
+    names = [row["layer"] for row in layers]
+    owned, moved = _parameters(model, names), layer_bytes(model, x, names)
+    for row in layers:
+        both, put_out = moved[row["layer"]]
+        row |= {"parameters": owned[row["layer"]], "bytes": both or None, "activations": put_out or None}
+    total["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    rest["parameters"] = total["parameters"] - sum(owned.values())
+
+
+def _add_times(rows: Sequence[dict], total: dict, times: Times) -> None:
+    """Milliseconds and their samples, to rows of which the last is of everything else."""
+    names = [*(row["layer"] for row in rows[:-1]), ""]
+    for key in times.shares:
+        total[key] = times.whole[key].median_ms
+        for row, shares in zip(rows, map(times.shares[key].get, names)):
+            row[key] = shares and total[key] * statistics.median(shares)
+    total["samples_ms"] = list(times.whole["ms"].samples_ms)
+    for row, shares in zip(rows, map(times.shares["ms"].get, names)):
+        row["samples_ms"] = shares and [total["ms"] * share for share in shares]
+    for side in ("", "baseline_"):
+        compiled = times.whole.get(f"{side}compiled_ms")
+        total[f"{side}peak_bytes"] = times.peak_bytes.get(f"{side}ms")
+        total[f"{side}compiled_ms"] = compiled and compiled.median_ms
 
 
 def _parameters(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
@@ -168,65 +207,15 @@ def _parameters(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
     for path, parameter in model.named_parameters():
         parts = path.split(".")[:-1]
         inside = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
-        holder = next((name for name in inside if name in found), None if parts else _FUNCTIONAL)
+        holder = next((name for name in inside if name in found), None if parts else FUNCTIONAL)
         if holder in found:
             found[holder] += parameter.numel()
     return found
 
 
-def _model_of(run: functools.partial) -> nn.Module:
-    return run.args[0]
-
-
-def _layer_shares(
-    runs: Mapping[str, functools.partial], names: Sequence[str], repeats: int
-) -> dict[str, dict[str, float]]:
-    """The share of a run's time that each of the named layers takes, "" for what is in none, per side, in turns."""
-    samples: dict[str, dict[str, list[float]]] = {key: {} for key in runs}
-    for _ in range(repeats):
-        for key, run in runs.items():
-            for name, spent in _timed_run(run, names).items():
-                samples[key].setdefault(name, []).append(spent)
-    shares = {}
-    for key, side in samples.items():
-        medians = {name: statistics.median(times) for name, times in side.items()}
-        shares[key] = {name: median / sum(medians.values()) for name, median in medians.items()}
-    return shares
-
-
-def _timed_run(run: functools.partial, names: Sequence[str]) -> dict[str, float]:
-    """Milliseconds spent during one run in each of the named layers, but not in others within them; "" for the rest."""
-    spent: dict[str, float] = {}
-    within = [0.0]  # of each call under way, what the layers called in it took
-
-    def timed(name: str, forward: Callable) -> Callable:
-        def call(*args, **kwargs):
-            start = _now_ms()
-            within.append(0.0)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                took = _now_ms() - start
-                spent[name] = spent.get(name, 0.0) + took - within.pop()
-                within[-1] += took
-
-        return call
-
-    layers = {name: layer for name, layer in _model_of(run).named_modules() if name in names and name}
-    watched = {layer: observer(layer.forward, functools.partial(timed, name)) for name, layer in layers.items()}
-    with replaced_forwards(watched):
-        timed("", run)()
-    return spent
-
-
-def _now_ms() -> float:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter() * 1e3
-
-
-_FUNCTIONAL = "(functional)"  # what no submodule of the model does
+FUNCTIONAL = "(functional)"  # what no submodule of the model does
 _NO_MACS = {"dense_macs": 0, "executed_macs": 0, "keep": None}
+_KEYS = (*(column.key for column in Profile.columns), "op", "precision", "bytes", "activations")  # of a row
 
 
 def _macs_rows(model: nn.Module, x: Inputs) -> dict[str, dict]:
@@ -244,7 +233,10 @@ def _macs_rows(model: nn.Module, x: Inputs) -> dict[str, dict]:
             "keep": layer.executed / whole if isinstance(module, SavesMacs) and whole else None,
             "uncounted": ", ".join(layer.uncounted) or None,
         }
-        rows[layer.name] = {"layer": layer.name or _FUNCTIONAL, **_description(module), **counts}
+        row = rows[layer.name] = {"layer": layer.name or FUNCTIONAL, **_description(module), **counts}
+        if layer.uncounted:
+            row["note"] = "; ".join(filter(None, (row["note"], f"not counted: {row['uncounted']}")))
+            row |= {key: counts[key] or None for key in ("dense_macs", "executed_macs")}  # unknown, which is not 0
     return rows
 
 
@@ -266,17 +258,29 @@ def _description(module: nn.Module) -> dict:
         shape = f"{kernel}{stride} {module.in_channels}>{module.out_channels}"
         op = f"{kernel}{stride} {'grouped ' if module.groups > 1 else ''}convolution"
     facts = module.facts() if isinstance(module, SavesMacs) else {}
-    return {"shape": shape, "op": op, **dict.fromkeys(("mask", "interpolate", "precision", "note")), **facts}
+    row = {"shape": shape, "op": op, **dict.fromkeys(("mask", "interpolate", "note")), **facts}
+    if row.get("precision") in (None, "fp32"):  # in what its weights are
+        dtypes = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+        row["precision"] = PRECISIONS.get(next(dtypes, None))
+    return row
 
 
-def _shapes(batch: Batch) -> str:
-    return ", ".join("x".join(map(str, each.shape)) for each in batch.tensors)
+def _described(batch: Batch) -> str:
+    """Shapes, and what is not said by default of pictures."""
+    tensors = batch.tensors
+    shapes = ", ".join("x".join(map(str, each.shape)) for each in tensors)
+    dtype, picture = tensors[0].dtype, tensors[0].dim() == 4 and not tensors[0].is_contiguous()
+    said = [] if dtype == torch.float32 else [str(dtype).removeprefix("torch.")]
+    said += ["channels_last"] if picture and tensors[0].is_contiguous(memory_format=torch.channels_last) else []
+    return " ".join([shapes, *said])
 
 
 def _total(rows: Sequence[Mapping]) -> dict:
-    dense, executed = (sum(row[key] for row in rows) for key in ("dense_macs", "executed_macs"))
+    dense, executed = (sum(row[key] or 0 for row in rows) for key in ("dense_macs", "executed_macs"))
+    precisions = {row.get("precision") for row in rows}
     return {
         "layer": "total",
+        "precision": precisions.pop() if len(precisions) == 1 else None,
         "dense_macs": dense,
         "executed_macs": executed,
         "keep": executed / dense if dense else None,

@@ -14,7 +14,9 @@ import torch
 
 _SIDE = 1024  # of the matrices: 1 ms of a core with AVX-512, and they fit into its caches
 _COPIED = 64 << 20  # bytes: more than a core's share of the last cache
-_RUNS = 9
+_RUNS = 9  # or as many as a second has: a half has no fast product on some machines
+
+PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +32,18 @@ class Peaks:
         return min(self.gops[precision], intensity * self.gbps)
 
 
-def measured_peaks() -> Peaks:
-    """Of the CPU, on torch's threads: fp32 by torch's product of matrices, int8 by this package's engine; the fastest
-    of some runs, so that other work on the machine does not lower a ceiling."""
+def measured_peaks(dtype: torch.dtype = torch.float32) -> Peaks:
+    """Of the CPU, on torch's threads: fp32, and `dtype` if that is another, by torch's product of matrices, int8 by
+    this package's engine; the fastest of some runs, so that other work on the machine does not lower a ceiling."""
     source = torch.empty(_COPIED, dtype=torch.uint8, device="cpu").random_()
     copy = torch.empty_like(source)
-    gops = {"fp32": _gops(_product()), "int8": _gops(_product_of_bytes())}
+    gops = {PRECISIONS[kind]: _gops(_product(kind)) for kind in dict.fromkeys((torch.float32, dtype))}
+    gops["int8"] = _gops(_product_of_bytes())
     return Peaks(gops, 2 * _COPIED / _fastest_ns(lambda: copy.copy_(source)))
 
 
-def _product() -> Callable[[], object]:
-    matrix = torch.randn(_SIDE, _SIDE, dtype=torch.float32, device="cpu")
+def _product(dtype: torch.dtype) -> Callable[[], object]:
+    matrix = torch.randn(_SIDE, _SIDE, dtype=torch.float32, device="cpu").to(dtype)
     out = torch.empty_like(matrix)
     return lambda: torch.mm(matrix, matrix, out=out)
 
@@ -66,7 +69,7 @@ def _gops(multiply: Callable[[], object]) -> float:
 def _fastest_ns(call: Callable[[], object]) -> float:
     spent = []
     with torch.inference_mode():
-        for _ in range(_RUNS):
+        while len(spent) < _RUNS and sum(spent) < 1e9:
             start = time.perf_counter_ns()
             call()
             spent.append(time.perf_counter_ns() - start)

@@ -19,11 +19,13 @@ _WIDTH = 160  # characters of a printed table
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column: the key of its value in a row, its heading, and how to print the value (None prints as nothing)."""
+    """One column: the key of its value in a row, its heading, and how to print the value (None prints as nothing). An
+    optional one is left out of a printed table that would be too wide with it."""
 
     key: str
     heading: str
     show: Callable[[object], str] = str
+    optional: bool = False
 
     def text(self, row: Mapping[str, object]) -> str:
         value = row.get(self.key)
@@ -36,7 +38,7 @@ class Report:
     Attributes:
         title: what the table shows.
         rows: one dict per layer; the keys are those of `columns`, the values numbers, strings or None.
-        total: the same keys for the whole network.
+        total: the same keys for the whole network; empty where there is no such thing.
     """
 
     columns: Sequence[Column] = ()
@@ -44,38 +46,51 @@ class Report:
     def __init__(self, title: str, rows: list[dict], total: dict) -> None:
         self.title, self.rows, self.total = title, rows, total
 
-    def table(self) -> Table:
-        """The report as a rich table."""
+    def shown(self) -> Sequence[Column]:
+        """The columns to look at; files of numbers have all of them."""
+        return self.columns
+
+    def table(self, wide: bool = True) -> Table:
+        """The report as a rich table; `wide`: with its optional columns."""
         from rich import box
         from rich.table import Table
 
-        table = Table(title=self.title, box=box.SIMPLE_HEAD, show_footer=True, title_justify="left")
-        for column in self.columns:
+        table = Table(title=self.title, box=box.SIMPLE_HEAD, show_footer=bool(self.total), title_justify="left")
+        columns = [column for column in self.shown() if wide or not column.optional]
+        for column in columns:
             left = column.show is str
             table.add_column(column.heading, footer=column.text(self.total), justify="left" if left else "right")
         for row in self.rows:
-            table.add_row(*(column.text(row) for column in self.columns))
+            table.add_row(*(column.text(row) for column in columns))
         return table
 
     def __str__(self) -> str:
         from rich.console import Console
+        from rich.measure import Measurement
 
         console = Console(file=io.StringIO(), width=_WIDTH)
-        console.print(self.table())
+        unbounded = console.options.update(max_width=10 * _WIDTH)
+        wide = Measurement.get(console, unbounded, self.table()).maximum <= _WIDTH
+        console.print(self.table(wide))
         return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """(headings, lines of text): what is shown, the total last where there is one."""
+        columns = self.shown()
+        lines = [[column.text(row) for column in columns] for row in [*self.rows, *filter(None, [self.total])]]
+        return [column.heading for column in columns], lines
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         from accel.reports.pages import render
 
-        lines = [[column.text(row) for column in self.columns] for row in [*self.rows, self.total]]
-        headings = [column.heading for column in self.columns]
-        return render("table.html", title=self.title, headings=headings, lines=lines[:-1], total=lines[-1])
+        headings, lines = self.cells()
+        total = [lines.pop()] if self.total else []
+        return render("table.html", title=self.title, headings=headings, lines=lines, total=total)
 
     def to_markdown(self) -> str:
         """A GitHub table, the total as its last row."""
-        lines = ([column.text(row) for column in self.columns] for row in [*self.rows, self.total])
-        return markdown([column.heading for column in self.columns], lines)
+        return markdown(*self.cells())
 
     def to_csv(self) -> str:
         """Comma-separated values, unrounded, without the total."""
@@ -127,6 +142,16 @@ def show_macs(value: float) -> str:
     """12.3 M, 1.85 G: three digits and an SI prefix."""
     power = min(max(int(math.log10(value)) // 3, 0), 4) if value >= 1 else 0
     return f"{value / 1000**power:.3g} {' kMGT'[power]}".rstrip() if power else f"{value:g}"
+
+
+def show_bytes(value: float) -> str:
+    """12.3 MB, 1.85 GB: as `show_macs`."""
+    return f"{show_macs(value)}{'' if value >= 1000 else ' '}B"
+
+
+def show_rate(value: float) -> str:
+    """123, 45, 6.7, 0.089: two digits at least."""
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def percent(value: float) -> str:

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import accel
-from accel import ACT, SACT, Perforate
+from accel import ACT, PACT, SACT, Perforate
 from accel.nn.adaptive import adaptive_stages
 from accel.nn.perforated import PerforatedConv2d
 from accel.running import one_by_one
 from accel.tests.nn.halting_nets import spread_scores
-from accel.zoo.registry import get_model
+from accel.zoo.registry import default_rules, get_model
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +186,29 @@ def test_adaptive_stages_are_one_op(config):
             run = torch.ops.accel.adaptive_stage.default
             state = drawn(2, stage[0].conv1.in_channels, 8, 9)
             assert set(torch.library.opcheck(run, (state, id(stage))).values()) == {"SUCCESS"}
+
+
+HALF = Perforate(keep=0.5, mask="lattice")
+NETWORKS = {
+    "AlexNet": ("torchvision:alexnet", HALF, 64),
+    "VGG-16": ("torchvision:vgg16", HALF, 32),
+    "ResNet-50": ("torchvision:resnet50", HALF, 32),
+    "SACT": ("zoo:resnet20_cifar", SACT(), 32),
+    "PACT": ("zoo:resnet20_cifar", PACT(), 32),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_well_known_networks_compile_as_one_graph(name):
+    model, config, size = NETWORKS[name]
+    torch.manual_seed(0)
+    net, x = get_model(model, "none").eval(), drawn(1, 3, size, size)
+    rules = default_rules(model, config) if config is HALF else config
+    net = accel.convert_model(net, rules, example_inputs=x, inplace=True)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        got, expected = (getattr(out, "logits", out) for out in (compiled(x), net(x)))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_exported_adaptive_networks_return_what_they_returned_before():
