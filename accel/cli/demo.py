@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -25,6 +26,7 @@ MASK = "lattice"  # the kind the network was trained under; see its recipe
 KEEPS = {"keep 1/2": 1 / 2, "keep 1/3": 1 / 3, "keep 1/4": 1 / 4}
 SIZE = 128
 REPORT_FILE = "report.html"
+PORT = 7860
 _BATCH = 8
 _REPEATS = 15  # interleaved rounds: about 10 s on two cores
 _TEST_PICTURES = 256  # one standard deviation of an accuracy of 95 % is 1.4 %
@@ -36,12 +38,16 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "demo",
         run,
         "convert a small network, time it against its dense form, and write a report with pictures",
-        "accel demo -o demo\n  accel demo vae -o demo_vae    (the VAE that ships: samples, its latent torus, outliers)",
+        "accel demo -o demo\n"
+        "  accel demo vae -o demo_vae    (the VAE that ships: samples, its latent torus, outliers)\n"
+        "  accel demo --serve            (a page to try pictures and tables on, until Ctrl-C; extra 'demo')",
     )
     parser.add_argument("what", nargs="?", choices=("network", "vae"), default="network", help="default: network")
     parser.add_argument(
         "-o", "--output", type=pathlib.Path, default=pathlib.Path("demo"), metavar="DIR", help="default: demo"
     )
+    parser.add_argument("--serve", action="store_true", help="a live page instead, at an address of this machine only")
+    parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"of that page (default {PORT})")
     common.add_format(parser)
 
 
@@ -60,6 +66,8 @@ class Trial:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.serve:
+        return serve(args)
     if args.what == "vae":
         from accel.cli.vae_eval import run_demo
 
@@ -78,6 +86,23 @@ def run(args: argparse.Namespace) -> int:
         )
     show(args, found)
     common.note(args, f"written in {time.monotonic() - started:.0f} s: open {args.output / REPORT_FILE}")
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    """The live page, until it is interrupted."""
+    from accel.errors import ConfigError
+
+    if args.what == "vae":
+        raise ConfigError("the live page shows networks and tables: leave 'vae' out, or --serve")
+    try:
+        from accel.cli.live_page import served
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the live page needs {error.name}: pip install 'skimconv[demo]'") from error
+    with served(args.port, args.seed) as (address, server, listening):
+        print(f"open {address} (Ctrl-C ends it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run([listening])
     return 0
 
 
@@ -132,29 +157,42 @@ def examine(args: argparse.Namespace, trial: Trial) -> Findings:
 def measure(args: argparse.Namespace, trial: Trial) -> dict[str, Timing]:
     """Interleaved times of a batch: three dense forms, and every conversion."""
     import torch
+
+    x = trial.inputs[:_BATCH]
+    common.note(args, f"measuring on {tuple(x.shape)}, {torch.get_num_threads()} threads")
+    return times(trial.dense, trial.converted, x, _REPEATS)
+
+
+def times(dense: nn.Module, converted: Mapping[str, nn.Module], x: Tensor, repeats: int) -> dict[str, Timing]:
+    """Interleaved times of a call on x: three dense forms, whose names start with "dense", and every conversion."""
+    import torch
     from torch.fx.experimental.optimization import fuse
 
     from accel.profiling.latency import compare
     from accel.profiling.sides import FORMATS, in_format
 
-    x = trial.inputs[:_BATCH]
-    common.note(args, f"measuring on {tuple(x.shape)}, {torch.get_num_threads()} threads")
-    folded = fuse(trial.dense)  # batch norms folded, as conversion does
-    sides = {name: in_format(trial.dense, x, memory_format) for name, memory_format in FORMATS.items()}
+    folded = fuse(dense)  # batch norms folded, as conversion does
+    sides = {name: in_format(dense, x, memory_format) for name, memory_format in FORMATS.items()}
     sides["dense_folded"] = in_format(folded, x, torch.channels_last)
-    sides |= {name: in_format(net, x, torch.channels_last) for name, net in trial.converted.items()}
-    return compare(sides, repeats=_REPEATS)
+    sides |= {name: in_format(net, x, torch.channels_last) for name, net in converted.items()}
+    return compare(sides, repeats=repeats)
+
+
+def fastest_dense(timings: Mapping[str, Timing]) -> Timing:
+    """Of what `times` found."""
+    from accel.profiling.sides import fastest
+
+    return timings[fastest(timings, [name for name in timings if name.startswith("dense")])]
 
 
 def table_rows(trial: Trial, outputs: Mapping[str, tuple], timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
     """One row per dense form and per conversion; speed-ups are against the fastest dense form."""
     from accel.profiling.flops import count_macs, static_macs
     from accel.profiling.latency import ratio
-    from accel.profiling.sides import fastest
     from accel.zoo.demo_net import mask_iou
 
     dense_macs = static_macs(trial.dense, trial.inputs[:1])
-    best = timings[fastest(timings, [name for name in timings if name.startswith("dense")])]
+    best = fastest_dense(timings)
     rows = []
     for name, timing in timings.items():
         net = "dense" if name.startswith("dense") else name

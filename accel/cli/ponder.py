@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from accel.nn.adaptive import AdaptiveOutput
+
     Maps = dict[str, np.ndarray]
 
 MARKER, PAGE = "ponder.json", "ponder.html"
@@ -89,15 +91,12 @@ def page(model: str, rows: Sequence[Mapping[str, Any]], folder: pathlib.Path) ->
 
 
 def ponder_maps(resolved: models.Resolved, picture: Tensor) -> Maps:
-    """`ponder_<k>` and `units_<k>` of every stage at its own size, and their sums at the picture's, by nearest pixel.
-
-    ACT decides once for the whole picture: its maps have one value.
+    """The maps of one picture, uint8 [3, H, W], see `maps_of`.
 
     Raises:
         ConversionError: the model is not adaptive, or cannot run on a picture of this size.
     """
     import torch
-    import torch.nn.functional as F
 
     from accel.nn.adaptive import AdaptiveOutput
 
@@ -105,19 +104,28 @@ def ponder_maps(resolved: models.Resolved, picture: Tensor) -> Maps:
     resolved.check(x)
     with torch.inference_mode():
         out = resolved.model(x)
-        if not isinstance(out, AdaptiveOutput):
-            raise ConversionError(
-                "the model is not adaptive: give one with ACT, SACT or PACT stages, such as accel train's"
-            )
-        maps, size = {}, picture.shape[1:]
-        for quantity in QUANTITIES:
-            total = torch.zeros(size)
-            for k, stage in enumerate(out.stages):
-                values = (stage.ponder_cost if quantity == "ponder" else stage.num_units).float()
-                values = values if values.dim() == 3 else values[:, None, None]
-                maps[f"{quantity}_{k + 1}"] = values[0].numpy()
-                total += F.interpolate(values[None], size=size, mode="nearest-exact")[0, 0]
-            maps[quantity] = total.numpy()
+    if not isinstance(out, AdaptiveOutput):
+        raise ConversionError(
+            "the model is not adaptive: give one with ACT, SACT or PACT stages, such as accel train's"
+        )
+    return maps_of(out, tuple(picture.shape[1:]))
+
+
+def maps_of(out: AdaptiveOutput, size: tuple[int, int]) -> Maps:
+    """`ponder_<k>` and `units_<k>` of every stage at its own size, and their sums at `size`, by nearest pixel, of the
+    first picture. ACT decides once for the whole picture: its maps have one value."""
+    import torch
+    import torch.nn.functional as F
+
+    maps = {}
+    for quantity in QUANTITIES:
+        total = torch.zeros(size)
+        for k, stage in enumerate(out.stages):
+            values = (stage.ponder_cost if quantity == "ponder" else stage.num_units).float()
+            values = values if values.dim() == 3 else values[:, None, None]
+            maps[f"{quantity}_{k + 1}"] = values[0].numpy()
+            total += F.interpolate(values[None], size=size, mode="nearest-exact")[0, 0]
+        maps[quantity] = total.numpy()
     return maps
 
 

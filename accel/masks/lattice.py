@@ -28,9 +28,14 @@ class Lattice(Mask):
         return lattice(lattice_keep(keep), site)
 
 
+def closest_keep(keep: float) -> float:
+    """The lattice fraction that lies closest to `keep`."""
+    return min((*LATTICE_KEEPS, 1.0), key=lambda fraction: abs(fraction - keep))
+
+
 def lattice_keep(keep: float) -> float:
     """The lattice fraction that `keep` names; ConfigError where it names none."""
-    closest = min((*LATTICE_KEEPS, 1.0), key=lambda fraction: abs(fraction - keep))
+    closest = closest_keep(keep)
     if abs(closest - keep) > _TOLERANCE:
         raise ConfigError(
             f"mask 'lattice' keeps 1/4, 1/3, 1/2, 2/3 or 3/4 of the positions, got keep={keep:g}: "
