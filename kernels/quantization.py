@@ -158,6 +158,55 @@ class Requantization:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Rescaling:
+    """How bytes get another meaning, or are added: out_zero + the nearest integer (halves to even) of the sum over the
+    terms, in their order, of multiplier * (byte - zero), every product and sum rounded to fp32; then low and high bound
+    it.
+
+    `of` derives the numbers from scales.
+
+    Raises:
+        ValueError: numbers that would make a NaN, or that are no bytes.
+    """
+
+    multipliers: tuple[float, ...]
+    zeros: tuple[int, ...]
+    out_zero: int
+    low: int = 0
+    high: int = BYTE
+
+    def __post_init__(self) -> None:
+        largest = torch.finfo(torch.float32).max / 2**10
+        if not all(0 < multiplier <= largest for multiplier in self.multipliers):
+            raise ValueError(f"Rescaling: multipliers are {self.multipliers}: the scales are too far apart")
+        if not all(map(_is_byte, (*self.zeros, self.out_zero, self.low, self.high))) or self.low > self.high:
+            raise ValueError(f"Rescaling: zero points and bounds, the lower first, must be ints of 0 to {BYTE}")
+        if len(self.zeros) != len(self.multipliers):
+            raise ValueError(f"Rescaling: {len(self.multipliers)} multipliers, but {len(self.zeros)} zero points")
+
+    @staticmethod
+    def of(parts: Sequence[Affine], out: Affine, bounds: Sequence[int] = (0, BYTE)) -> Rescaling:
+        """From what the bytes mean; derived in fp64, then rounded to fp32 once.
+
+        Args:
+            parts: of what is read, one a term.
+            bounds: the lowest and highest byte that is given.
+        """
+        multipliers = tuple(_single(part.scale / out.scale) for part in parts)
+        return Rescaling(multipliers, tuple(part.zero_point for part in parts), out.zero_point, *bounds)
+
+    def keeps(self, part: int) -> bool:
+        """Whether the bytes of a part stay what they are."""
+        same = self.multipliers[part] == 1 and self.zeros[part] == self.out_zero
+        return same and (self.low, self.high) == (0, BYTE)
+
+    @property
+    def numbers(self) -> tuple:
+        """As ops take them."""
+        return list(self.multipliers), list(self.zeros), self.out_zero, self.low, self.high
+
+
 def _is_byte(value: object) -> bool:
     return type(value) is int and 0 <= value <= BYTE
 

@@ -5,9 +5,9 @@
 | none     | float32 | any map in, channels_last out   | image       | 57 inputs and outputs         |
 
 Not an op: an inference routine that other backends do not have. What the calls of `perforated_conv2d`, `interpolate`,
-`quantized_conv2d`, `quantized_interpolate`, `quantize`, `max_rows`, `mean_rows` and `join_rows` between some maps gave
-the engine is recorded once and given to it again, without the way through Python, and small maps group of images by
-group, so that they stay in the caches. Within the chain maps may be bytes.
+`quantized_conv2d`, `quantized_interpolate`, `quantize`, `max_rows`, `mean_rows`, `join_rows` and `sum_rows` between
+some maps gave the engine is recorded once and given to it again, without the way through Python, and small maps group
+of images by group, so that they stay in the caches. Within the chain maps may be bytes.
 """
 
 from __future__ import annotations

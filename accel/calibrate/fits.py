@@ -13,7 +13,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
-from accel.calibrate.ranges import quantization_of, widened
+from accel.calibrate.ranges import quantization_of, reaching, widened
 from accel.calibrate.settling import settle, settle_by_inputs
 from accel.config import PRECISIONS, Perforate
 from accel.errors import ConfigError, DataError
@@ -142,7 +142,10 @@ def _widening(name: str, layer: PerforatedConv2d | QuantizedLinear, input: Tenso
         with floating():
             return type(layer).forward(layer, input)
     layer.quantization = widened(layer.quantization, name, input)
-    return type(layer).forward(layer, input)
+    out = type(layer).forward(layer, input)
+    if isinstance(layer, PerforatedConv2d):
+        layer.quantization = reaching(layer.quantization, out)
+    return out
 
 
 def _leave_to_nearest(layers: Mapping[str, PerforatedConv2d]) -> None:

@@ -3,6 +3,8 @@ integers reach."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,21 @@ def widened(quantization: Quantization, name: str, x: Tensor) -> Quantization:
     if ends[0] - old.scale <= low and high <= ends[1] + old.scale:
         return quantization
     affine = _as_bytes(name, min(ends[0], low), max(ends[1], high))
-    return _quantization(affine, quantization.clip, quantization.mean)
+    widened = _quantization(affine, quantization.clip, quantization.mean)
+    return dataclasses.replace(widened, reach=quantization.reach)
+
+
+@torch.no_grad()
+def reaching(quantization: Quantization, out: Tensor) -> Quantization:
+    """The same for a convolution that gave `out` [N, K, H, W] or [K, H, W]; it holds what other calls gave."""
+    rows = out.movedim(-3, -1).flatten(0, -2).float()
+    if not len(rows):
+        return quantization
+    seen = torch.stack(torch.aminmax(rows, dim=0))
+    if quantization.reach is not None:
+        low, high = quantization.reach
+        seen = torch.stack((torch.minimum(seen[0], low), torch.maximum(seen[1], high)))
+    return dataclasses.replace(quantization, reach=seen) if seen.isfinite().all() else quantization
 
 
 def _quantization(affine: Affine, clip: Tensor, mean: Tensor) -> Quantization:

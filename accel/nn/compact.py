@@ -23,6 +23,7 @@ from accel.kernels.mean_rows import mean_rows
 from accel.kernels.positions import PositionSet, every_position, tap_map
 from accel.nn import dense
 from accel.nn.graph import Pool
+from accel.nn.quantized import Source, meant
 
 _taps, _resized, _means = IdentityCache(), IdentityCache(), IdentityCache()
 _ADDED = 1024  # rows added up in one product of matrices: with 65,536 the mean of a 512x512 map was off by 4e-4
@@ -162,7 +163,7 @@ def join(values: Sequence[Compact | Tensor], dim: int = 1) -> Compact | Tensor:
     first, sizes = images[0], [image.positions.size for image in images]
     if len({*sizes}) > 1 or (dim == 1 and not first.batched):
         raise ValueError(f"channels of maps of one size can be joined, got dimension {dim} of maps {sizes}")
-    rows = join_rows([image.rows for image in images], list(map(_stand_ins, images)), first.batch)
+    rows = join_rows([image.rows for image in images], list(map(stand_ins, images)), first.batch)
     return first.with_every_row(rows, sizes[0])
 
 
@@ -182,7 +183,7 @@ def _find_resized(nearest: Tensor, shape: tuple[int, ...], how: dict) -> tuple[T
     return nearest[found.flatten().long().to(nearest.device)], (found.shape[-2], found.shape[-1])
 
 
-def _stand_ins(image: Compact) -> Tensor | None:
+def stand_ins(image: Compact) -> Tensor | None:
     """The row that stands for each position; None: its own."""
     nearest = image.positions.nearest
     return None if nearest is every_position(*image.positions.size).nearest else nearest
@@ -215,18 +216,17 @@ def mean_pool(
     ceil_mode: bool,
     count_include_pad: bool,
     divisor: int | None,
-    meaning: nn.Module,
+    meaning: Source,
 ) -> Compact | Tensor:
-    """nn.AvgPool2d of a map in bytes, in bytes that stand for the same: for what those of a layer's input do. Floats of
-    floats."""
+    """nn.AvgPool2d of a map in bytes, in bytes that stand for the same: for what `meaning` says. Floats of floats."""
     if isinstance(value, Tensor) or value.rows.dtype is not torch.uint8:
         image = value if isinstance(value, Tensor) else to_dense(value)
         return F.avg_pool2d(image, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
     window = (value.positions.size, kernel, stride, padding, (1, 1), ceil_mode)
     key = (window, count_include_pad, divisor)
     taps, share, out = _means.get((value.positions.nearest,), key, lambda sets: _shares(*sets, *key))
-    zero_point = meaning.quantization.input.zero_point
-    return value.with_every_row(mean_rows(value.rows, taps, share, zero_point, value.batch), out)
+    rows = mean_rows(value.rows, taps, share, meant(meaning).zero_point, value.batch)
+    return value.with_every_row(rows, out)
 
 
 def _shares(nearest: Tensor, window: tuple, count_include_pad: bool, divisor: int | None) -> tuple:

@@ -86,7 +86,8 @@ _RESIZING = inspect.signature(F.interpolate)
 
 
 def resizing_of(node: fx.Node, modules: dict[str, nn.Module]) -> dict[str, object] | None:
-    """The arguments of F.interpolate but the first, where the node resizes to the nearest position; else None."""
+    """The arguments of F.interpolate but the first, where the node resizes to the nearest position or bilinearly; else
+    None."""
     module, own = module_of(node, modules), list(_RESIZING.parameters)[1:]
     if isinstance(module, nn.Upsample) and type(module).forward is nn.Upsample.forward:
         given = {name: getattr(module, name) for name in own if hasattr(module, name)}
@@ -95,7 +96,8 @@ def resizing_of(node: fx.Node, modules: dict[str, nn.Module]) -> dict[str, objec
     else:
         return None
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return given if given.get("mode", "nearest") in ("nearest", "nearest-exact") else None
+    known = given.get("mode", "nearest") in ("nearest", "nearest-exact", "bilinear") and not given.get("antialias")
+    return given if known else None
 
 
 def concatenation_of(node: fx.Node) -> tuple[list[fx.Node], int] | None:
@@ -194,6 +196,35 @@ def is_addition(node: fx.Node) -> bool:
     if node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add):
         return len(node.args) == 2 and all(isinstance(arg, fx.Node) for arg in node.args) and not node.kwargs
     return False
+
+
+def only_reader(node: fx.Node) -> fx.Node | None:
+    """The only node that reads `node`, if it takes it as its first argument and is not the graph's output."""
+    if len(node.users) != 1:
+        return None
+    reader = next(iter(node.users))
+    return reader if reader.op != "output" and reader.args and reader.args[0] is node else None
+
+
+_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+
+
+def activation_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
+    """The name under which the convolution ops know the activation that the node applies; None for any other."""
+    module = module_of(node, modules)
+    if type(module) is nn.LeakyReLU:
+        return "leaky_relu" if module.negative_slope == 0.01 else None
+    if type(module) in (nn.ReLU6, nn.Hardtanh):
+        return "relu6" if (module.min_val, module.max_val) == (0, 6) else None
+    if module is not None:
+        return {nn.ReLU: "relu", nn.Hardswish: "hardswish"}.get(type(module))
+    if node.op not in ("call_function", "call_method"):
+        return None
+    if node.target in _RELUS:
+        return "relu"
+    if node.target is F.leaky_relu and len(node.args) == 1 and node.kwargs.get("negative_slope", 0.01) == 0.01:
+        return "leaky_relu"
+    return {F.hardswish: "hardswish", F.relu6: "relu6"}.get(node.target)
 
 
 def module_of(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:

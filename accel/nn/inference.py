@@ -85,6 +85,9 @@ def describe_paths(model: nn.Module, example_inputs: Inputs) -> dict[str, str]:
             notes.setdefault(start + name, []).append(f"{'+'.join(fused)} fused, dense")
         for name, readers in path.chains.bytes.items():
             notes.setdefault(start + name, []).append(f"bytes to {', '.join(start + reader for reader in readers)}")
+        for name, readers in path.chains.numbers.items():
+            names = (start + reader if reader in modules else reader for reader in readers)
+            notes.setdefault(start + name, []).append(f"fp32 to {', '.join(names)}")
         for name, readers in path.chains.compact.items():
             names = dict.fromkeys(start + reader if reader in modules else reader for reader in readers)
             notes.setdefault(start + name, []).append(f"rows to {', '.join(names)}")

@@ -38,6 +38,7 @@ from accel.nn.quantized import (
     convolve_bytes,
     is_floating,
     known,
+    meant,
 )
 from accel.profiling.flops import SavesMacs
 
@@ -228,9 +229,8 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
     ) -> Tensor:
         """A map in bytes as it is, where this layer gives bytes, else as numbers."""
         image = residual.as_image()
-        if meaning.gives(activation) and image.shape == shape and not self.sums_at(positions):
-            return image
-        return as_numbers(image, meaning.added._known_quantization().input)
+        gives = meaning.given is not None if self.sums_at(positions) else meaning.gives(activation)
+        return image if gives and image.shape == shape else as_numbers(image, meant(meaning.added))
 
     def forward_densely(self, input: Tensor) -> Tensor:
         """The convolution as torch computes it, at every position and without what a fit corrects."""
@@ -285,12 +285,12 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         if summed:
             rows = self._convolve(x, weights, positions, source, "none", True, meaning=Meaning(meaning.read))
             filled_from = (self.neighbors(positions), weights.sums, weights.constant)
-            if meaning.given is None or residual is not None or is_floating():
+            if meaning.given is None or is_floating():
                 return interpolate(rows, positions, *filled_from, activation, residual)
-            to = meaning.given._known_quantization().input
-            return handed_over(
-                quantized_interpolate(rows, positions, *filled_from, 1 / to.scale, to.zero_point, activation)
-            )
+            to = meant(meaning.given)
+            added = None if residual is None or residual.is_floating_point() else meant(meaning.added)
+            how = (1 / to.scale, to.zero_point, activation, residual, added)
+            return handed_over(quantized_interpolate(rows, positions, *filled_from, *how))
         filling = self.config.filling
         if not filling.from_rows:
             rows = self._convolve(x, weights, positions, source, "none", True, meaning=Meaning(meaning.read))
@@ -345,7 +345,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         if self.config.in_bytes and not is_floating():
             quantization = self._known_quantization()
             if not torch.is_grad_enabled():
-                levels = [None if layer is None else layer._known_quantization().input for layer in meaning]
+                levels = [None if source is None else meant(source) for source in meaning]
                 return convolve_bytes(x, weights, positions, quantization, self._integers, *levels, activation, **how)
             x, weights = quantization.imitate(x, weights)
         return perforated_conv2d(x, weights.weight, weights.bias, positions, activation=activation, **how)

@@ -17,18 +17,19 @@ import operator
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from accel.nn import compact, dense
 from accel.nn.byte_chains import pass_bytes
 from accel.nn.effects import annotate, following, is_read_only_after, may_move, replace, stand_in
 from accel.nn.graph import (
+    activation_of,
     is_addition,
     is_pointwise,
     is_pointwise_conv,
     module_of,
     norm_of,
+    only_reader,
     pool_of,
 )
 from accel.nn.perforated import PerforatedConv2d
@@ -44,13 +45,15 @@ class Chains:
     """What the rewriting did, by the names of the convolutions: what was fused into each, and who reads its rows.
 
     Attributes: fused, such as ["norm", "relu"], into a perforated convolution; dense, the same into one that stays
-    dense; compact, names of modules, or of graph nodes where a function reads; bytes, names of layers in eight bits.
+    dense; compact, names of modules, or of graph nodes where a function reads; bytes, names of layers in eight bits, or
+    of nodes; numbers, names of modules or nodes that read fp32 of a layer in eight bits.
     """
 
     fused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     dense: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     compact: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     bytes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    numbers: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +95,7 @@ def build(graph: fx.Graph, modules: Modules) -> Rewritten | None:
     for node in list(graph.nodes):
         if is_addition(node):
             _fuse_sum(node, modules, chains)
-    for node in list(graph.nodes):
-        if isinstance(module_of(node, modules), PerforatedConv2d):
-            pass_bytes(node, modules, chains.bytes)
+    pass_bytes(graph, modules, chains.bytes, chains.numbers)
     if not (chains.fused or chains.dense or chains.compact or chains.bytes):
         return None
     inputs = sum(node.op == "placeholder" for node in graph.nodes)
@@ -161,8 +162,8 @@ def _fuse_sum(addition: fx.Node, modules: Modules, chains: Chains) -> None:
         return
     conv = convs[0]
     (residual,) = (node for node in addition.args if node is not conv)
-    activation = _only_reader(addition)
-    kind = None if activation is None else _activation(activation, modules)
+    activation = only_reader(addition)
+    kind = None if activation is None else activation_of(activation, modules)
     addition.append(conv)
     conv.kwargs = {**conv.kwargs, "residual": residual, **({"activation": kind} if kind else {})}
     for node in (addition, activation) if kind else (addition,):
@@ -192,15 +193,15 @@ def _can_add(conv: object, addition: fx.Node, modules: Modules) -> bool:
 def _take_what_follows(conv: fx.Node, modules: Modules) -> tuple[dict[str, object], list[str]]:
     """Erase the norm and the activation behind `conv`; (arguments that stand for them, their kinds)."""
     moved, options, end = [], {}, conv
-    norm = _only_reader(end)
+    norm = only_reader(end)
     name = None if norm is None else norm_of(norm, modules)
     if name is not None and may_move(norm, following(conv, norm)):
         with conv.graph.inserting_before(conv):
             options["norm"] = conv.graph.get_attr(name)
         moved.append(norm)
         end = norm
-    activation = _only_reader(end)
-    kind = _activation(activation, modules) if activation is not None else None
+    activation = only_reader(end)
+    kind = activation_of(activation, modules) if activation is not None else None
     if kind is not None:
         options["activation"] = kind
         moved.append(activation)
@@ -211,35 +212,6 @@ def _take_what_follows(conv: fx.Node, modules: Modules) -> tuple[dict[str, objec
         stand_in(conv, node)
         conv.graph.erase_node(node)
     return options, [*(["norm"] if "norm" in options else []), *([kind] if kind else [])]
-
-
-def _only_reader(node: fx.Node) -> fx.Node | None:
-    """The only node that reads `node`, if it takes it as its first argument and is not the graph's output."""
-    if len(node.users) != 1:
-        return None
-    reader = next(iter(node.users))
-    return reader if reader.op != "output" and reader.args and reader.args[0] is node else None
-
-
-_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
-
-
-def _activation(node: fx.Node, modules: Modules) -> str | None:
-    """The name under which the convolution ops know the activation that the node applies; None for any other."""
-    module = module_of(node, modules)
-    if type(module) is nn.LeakyReLU:
-        return "leaky_relu" if module.negative_slope == 0.01 else None
-    if type(module) in (nn.ReLU6, nn.Hardtanh):
-        return "relu6" if (module.min_val, module.max_val) == (0, 6) else None
-    if module is not None:
-        return {nn.ReLU: "relu", nn.Hardswish: "hardswish"}.get(type(module))
-    if node.op not in ("call_function", "call_method"):
-        return None
-    if node.target in _RELUS:
-        return "relu"
-    if node.target is F.leaky_relu and len(node.args) == 1 and node.kwargs.get("negative_slope", 0.01) == 0.01:
-        return "leaky_relu"
-    return {F.hardswish: "hardswish", F.relu6: "relu6"}.get(node.target)
 
 
 def _pass_rows(graph: fx.Graph, modules: Modules, chains: Chains) -> None:

@@ -12,7 +12,7 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from accel.errors import ConfigError, ConversionError
 from accel.kernels.positions import PositionSet, every_position
 from accel.kernels.quantization import BYTE, MOST_TERMS, NUMBERS, Affine, Requantization
 from accel.kernels.quantized_conv2d import quantized_conv2d
-from accel.nn.folding import Folded
+from accel.nn.folding import Folded, affine
 
 STEPS = 127  # of weights, on either side of zero
 BYTE_ACTIVATIONS = ("none", "relu", "relu6")  # bounds of bytes
@@ -45,13 +45,17 @@ def is_floating() -> bool:
     return _FLOATING.get()
 
 
-class Meaning(NamedTuple):
-    """The layers whose inputs say what bytes stand for: those that a layer reads (None: its own input does), those that
-    it adds, and those that it gives (None: it gives numbers)."""
+# What says what bytes stand for: a layer, whose input they are; or (layer, norm or None, activation), what is given.
+Source = Any
 
-    read: nn.Module | None = None
-    added: nn.Module | None = None
-    given: nn.Module | None = None
+
+class Meaning(NamedTuple):
+    """The sources that say what bytes stand for: those that a layer reads (None: its own input does), those that it
+    adds, and those that it gives (None: it gives numbers)."""
+
+    read: Source = None
+    added: Source = None
+    given: Source = None
 
     def gives(self, activation: str) -> bool:
         """Whether the layer gives bytes, if that is its activation."""
@@ -59,6 +63,33 @@ class Meaning(NamedTuple):
 
 
 OWN = Meaning()
+
+
+def meant(source: Source) -> Affine:
+    """What bytes stand for that have this source; the same object as long as nothing changes."""
+    if not isinstance(source, tuple):
+        return known(source.quantization, source.layer_name).input
+    layer, norm, activation = source
+    reach = known(layer.quantization, layer.layer_name).reach
+    if reach is None:
+        raise ConfigError(f"nobody saw what layer {layer.layer_name!r} gives: convert the model again")
+    low, high = reach.double()
+    if norm is not None:
+        gain, offset = affine(norm, torch.float64)
+        low, high = low * gain + offset, high * gain + offset
+    ends = torch.stack((low, high)).clamp(*_BOUNDS[activation])
+    return _reaching(float(ends.min()), float(ends.max()))
+
+
+_BOUNDS = {"none": (None, float("inf")), "relu": (0.0, None), "relu6": (0.0, 6.0)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _reaching(low: float, high: float) -> Affine:
+    """The bytes that reach from low to high, and hold 0; of nothing but zeros, any."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / BYTE or 1.0
+    return Affine(scale, min(max(round(-low / scale), 0), BYTE))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +100,7 @@ class Quantization:
         scale, zero_point: float64 [] and int64 [], of the input's bytes.
         clip: [K], the share of an output channel's largest weight that `STEPS` steps reach.
         mean: [C], of the input.
+        reach: [2, K], the lowest and the highest values of every output channel; None where nobody saw them.
 
     Raises:
         ValueError: other shapes, or numbers that make no scale.
@@ -78,11 +110,15 @@ class Quantization:
     zero_point: Tensor
     clip: Tensor
     mean: Tensor
+    reach: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, rank in (("scale", 0), ("zero_point", 0), ("clip", 1), ("mean", 1)):
+        ranks = {"scale": 0, "zero_point": 0, "clip": 1, "mean": 1, **({} if self.reach is None else {"reach": 2})}
+        for name, rank in ranks.items():
             if getattr(self, name).dim() != rank:
                 raise ValueError(f"{name} must have rank {rank}, got shape {tuple(getattr(self, name).shape)}")
+        if self.reach is not None and not (len(self.reach) == 2 and self.reach.isfinite().all()):
+            raise ValueError(f"reach must be finite [2, K], got shape {tuple(self.reach.shape)}")
         if not ((self.clip > 0) & (self.clip <= 1)).all() or not self.mean.isfinite().all():
             raise ValueError("clip must lie in (0, 1] and mean be finite")
         _ = self.input  # which raises
@@ -93,7 +129,8 @@ class Quantization:
         return Affine(float(self.scale), int(self.zero_point))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: tensor for name, tensor in fields.items() if tensor is not None}
 
     def imitate(self, x: Tensor, weights: Folded) -> tuple[Tensor, Folded]:
         """(x, weights) in fp32 that hold only what bytes can: gradients pass as if they had not been rounded, and stop
@@ -119,7 +156,7 @@ class Quantization:
         being their activation."""
         steps, scale, shift = self._rounded(weights.weight.detach())
         bias = shift if weights.bias is None else weights.bias.detach() + shift
-        bounds = None if out is None else _bounds(out, activation)
+        bounds = None if out is None else bounds_of(out, activation)
         steps = steps.view(*steps.shape, *[1] * (4 - steps.dim()))  # of a linear layer too
         return Integers(steps.to(torch.int8), Requantization.of(of_x, scale, bias, out, bounds=bounds, residual=added))
 
@@ -202,7 +239,7 @@ def convolve_bytes(
     return quantized_conv2d(x, made.weight, made.requantization, positions, activation=activation, **how)
 
 
-def _bounds(out: Affine, activation: str) -> tuple[int, int]:
+def bounds_of(out: Affine, activation: str) -> tuple[int, int]:
     """The lowest and the highest byte that one of `BYTE_ACTIVATIONS` gives."""
     low = 0 if activation == "none" else out.zero_point
     if activation != "relu6":

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from accel.kernels.dispatch import active_backend
 from accel.kernels.replay import Program, engine_state, prepare_replay
-from accel.nn import compact, dense
+from accel.nn import byte_maps, compact, dense
 from accel.nn.effects import may_move, writes
 from accel.nn.folding import is_computed
 from accel.nn.graph import module_of, says_size
@@ -23,6 +23,7 @@ from accel.nn.perforated import PerforatedConv2d
 from accel.nn.quantized import is_floating
 
 _KEPT = 8  # programs of a segment: one for every shape of its inputs
+_ON_BYTES = (byte_maps.blend, byte_maps.mean, byte_maps.bounded, byte_maps.join, byte_maps.numbers)
 _CALLS = ("call_function", "call_method", "call_module")
 
 
@@ -79,8 +80,10 @@ def _is_between(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def _is_repeatable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.target is dense.convolve or (node.target is compact.max_pool and node.kwargs.get("compact")):
         return True
-    if node.target in (compact.join, compact.resize, compact.mean_pool):
+    if node.target in (compact.join, compact.resize, compact.mean_pool, *_ON_BYTES):
         return True
+    if node.target is byte_maps.add:
+        return node.kwargs.get("sources") is not None
     layer = module_of(node, modules)
     if not isinstance(layer, PerforatedConv2d) or is_computed(layer):
         return False

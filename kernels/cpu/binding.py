@@ -27,6 +27,7 @@ from accel.kernels.cpu.sets import (
     mean_rows,
     ponder_cost,
     select_positions,
+    sum_rows,
 )
 from accel.kernels.cpu.stage import plan_stage
 
@@ -56,6 +57,7 @@ __all__ = [
     "quantized_conv2d",
     "quantized_interpolate",
     "select_positions",
+    "sum_rows",
 ]
 
 if os.environ.get("ACCEL_CPU_ISA"):

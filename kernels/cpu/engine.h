@@ -60,8 +60,9 @@ typedef struct {
     int64_t weight_pitch, channels, in_pitch, pitch;
     float *out;
     uint8_t *bytes; /* in place of out: what quantize makes of it; *odd is set where that is NaN or infinite */
-    float inverse;
-    int32_t zero;
+    const uint8_t *added; /* of bytes, in place of the residual: added_scale * (added - added_zero) */
+    float inverse, added_scale;
+    int32_t zero, added_zero;
     int *odd;
     int activation, stream, copies; /* copies: a row begins with what its base holds */
 } FootprintArgs;
@@ -82,6 +83,18 @@ typedef struct {
     int64_t count, channels;
 } Rows;
 
+/* Bytes that count from their zero point, times a weight. */
+typedef struct {
+    const uint8_t *bytes;
+    float weight;
+    int32_t zero;
+} Term;
+
+/* What a sum of terms becomes: zero + the nearest integer, clamped to low and high. */
+typedef struct {
+    int32_t zero, low, high;
+} ByteRange;
+
 /* out[c] = start[c] + sum over i of a[i][c] * b[i][c], for the channels of one panel; start may be NULL, or out. */
 typedef struct {
     const float *const *a, *const *b;
@@ -96,7 +109,7 @@ typedef void (*FootprintFn)(const FootprintArgs *);
 typedef void (*OuterFn)(const OuterArgs *);
 typedef void (*PairFn)(const PairArgs *);
 
-/* What one instruction set offers, for bytes tile, depthwise, finish and quantize alone. rows_for[nv] is the tallest tile
+/* What one instruction set offers, for bytes tile, depthwise, finish, quantize and sum_terms alone. rows_for[nv] is the tallest tile
  * that keeps all its accumulators in registers. */
 typedef struct {
     const char *name;
@@ -106,6 +119,7 @@ typedef struct {
     TileFn depthwise[MAX_VECTORS + 1][MAX_ROWS + 1];
     FinishFn finish[MAX_VECTORS + 1]; /* of bytes */
     int (*quantize)(const float *from, uint8_t *to, int64_t count, float inverse, int32_t zero);
+    void (*sum_terms)(const Term *terms, int64_t count, int64_t width, ByteRange range, uint8_t *to);
     FootprintFn footprint[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1], narrow[MAX_ROWS + 1];
     FootprintFn footprint_bytes[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1]; /* floats in, bytes out */
     OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];

@@ -45,25 +45,30 @@ def interpolate_fitted(
 
 
 def quantized_interpolate(
-    rows, positions, skipped, neighbors, starts, weights, constant, batch, size, activation, inverse, zero_point
-):
+    rows, positions, skipped, neighbors, starts, weights, constant, batch, size, activation, residual, inverse,
+    zero_point, added_scale, added_zero,
+):  # fmt: skip
     """Rows to a dense map in bytes; arguments and result as in `accel.kernels.reference.quantized_interpolate`."""
     require_float32(rows, weights, constant)
     out = empty((batch, rows.shape[1], *size), torch.channels_last, torch.uint8)
     if not out.numel():
         return out
+    residual = None if residual is None else pixels_first(residual)
+    narrow = residual is not None and residual.dtype is torch.uint8
     rows, weights, constant = rows.contiguous(), weights.contiguous(), constant.contiguous()
     lists = (positions, skipped, neighbors, starts)
     footprints, job = _prepared(lists, batch, *size, weights.shape, activation, True)
     given = {"weights": weights.data_ptr(), "bias": constant.data_ptr(), "inverse": inverse, "zero_point": zero_point}
+    given |= {"added_scale": added_scale if narrow else 0.0, "added_zero": added_zero if narrow else 0}
     finite = _engine.convolve_footprints(
-        job, x=rows.data_ptr(), bytes=out.data_ptr(), threads=torch.get_num_threads(), **given
-    )
+        job, x=rows.data_ptr(), residual=0 if narrow else address(residual), added=address(residual) if narrow else 0,
+        bytes=out.data_ptr(), threads=torch.get_num_threads(), **given,
+    )  # fmt: skip
     if not finite:
         refuse_odd()
     recorded = tape()
     if recorded is not None:
-        recorded.append("footprints", rows, None, out, job, given, weights, (constant, footprints))
+        recorded.append("footprints", rows, residual, out, job, given, weights, (constant, footprints))
     return out
 
 
@@ -82,7 +87,7 @@ def _prepare(lists, batch, height, width, kernel, activation, in_bytes) -> tuple
         **footprints.addresses, images=batch // images, band_count=footprints.bands, in_pixels=len(lists[0]) * images,
         out_pixels=pixels * images, in_channels=channels, channels=channels, taps=taps,
         activation=record.ACTIVATIONS[activation], filled=True, plain=True, narrow=False,
-        **({"out": 0, "residual": 0} if in_bytes else record.FOOTPRINTS_OF_FLOATS),
+        **({"out": 0} if in_bytes else record.FOOTPRINTS_OF_FLOATS),
     )  # fmt: skip
     return footprints, job
 

@@ -44,8 +44,11 @@ static int run_panel(const FootprintJob *job, int64_t image, int64_t band, const
         .x = job->x + image * job->in_pixels * job->in_channels + (job->narrow ? 0 : column),
         .out = job->bytes ? NULL : job->out + out0,
         .bytes = job->bytes ? job->bytes + out0 : NULL,
+        .added = job->added ? job->added + out0 : NULL,
         .inverse = (float)job->inverse,
+        .added_scale = (float)job->added_scale,
         .zero = (int32_t)job->zero_point,
+        .added_zero = (int32_t)job->added_zero,
         .odd = &odd,
         .residual = job->residual ? job->residual + out0 : NULL,
         .weights = job->weights + (job->plain ? column : column * depth),
@@ -97,7 +100,8 @@ static void require_footprints(const FootprintJob *job)
     REQUIRE(job->plain ? job->taps >= 0 : job->taps > 0);
     REQUIRE((job->narrow ? !job->plain : job->in_channels == job->channels) && is_activation(job->activation));
     REQUIRE(IS_ARRAY(job->x, 1) && IS_ARRAY_OR_NULL(job->weights) && (job->bytes || IS_ARRAY(job->out, 1)));
-    REQUIRE(!job->bytes || (!job->residual && !job->narrow && job->inverse > 0));
+    REQUIRE(!job->bytes || (!job->narrow && job->inverse > 0));
+    REQUIRE(!job->added || (job->bytes && !job->residual && job->added_zero >= 0 && job->added_zero <= UINT8_MAX));
     REQUIRE(!job->bytes || (job->zero_point >= 0 && job->zero_point <= 255));
     REQUIRE(IS_ARRAY_OR_NULL(job->bias) && IS_ARRAY_OR_NULL(job->residual) && IS_ARRAY_OR_NULL(job->starts));
     REQUIRE(IS_ARRAY(job->bands, job->band_count + 1) && job->bands[0] == 0);

@@ -1,5 +1,6 @@
 /* Compact rows to dense maps by the nearest map, the adjoint (a segment sum in a fixed order, without atomics), and
- * max pooling of such maps without making them; maps side by side; numbers to bytes; how large maps are written. */
+ * max pooling of such maps without making them; maps side by side, and sums of two; numbers to bytes; how large maps are
+ * written. */
 #include <string.h>
 
 #include "engine.h"
@@ -152,20 +153,101 @@ static void mean_of_bytes(const MeanJob *job, int64_t image, const int32_t *tap,
     }
 }
 
+/* The same with a weight for every tap, of which one that is no row counts nothing. */
+static void blend_of_bytes(const MeanJob *job, int64_t image, int64_t window, uint8_t *to)
+{
+    const int32_t zero = (int32_t)job->zero_point;
+    const uint8_t *rows = job->rows + image * job->count * job->channels;
+    Term terms[MOST_BLENDED];
+    for (int64_t t = 0; t < job->tap_count; t++) {
+        const int32_t row = job->taps[t * job->windows + window];
+        terms[t] = (Term){.bytes = rows + (row < 0 ? 0 : row) * job->channels,
+                          .weight = row < 0 ? 0.0f : job->share[t * job->windows + window],
+                          .zero = zero};
+    }
+    accel_isa_bytes->sum_terms(terms, job->tap_count, job->channels, (ByteRange){zero, 0, UINT8_MAX}, to);
+}
+
+/* Of one channel: windows that follow each other, since a call for every one of them would take longer than its sums. */
+static void blend_of_single_bytes(const MeanJob *job, int64_t image, int64_t window, int64_t count, uint8_t *to)
+{
+    const uint8_t *rows = job->rows + image * job->count;
+    const int32_t zero = (int32_t)job->zero_point;
+    for (int64_t w = window; w < window + count; w++) {
+        float sum = 0;
+        for (int64_t t = 0; t < job->tap_count; t++) {
+            const int32_t row = job->taps[t * job->windows + w];
+            const float product = row < 0 ? 0.0f : (float)(rows[row] - zero) * job->share[t * job->windows + w];
+            sum += product;
+        }
+        sum = sum < -(float)zero ? -(float)zero : sum > (float)(UINT8_MAX - zero) ? (float)(UINT8_MAX - zero) : sum;
+        to[w - window] = (uint8_t)(nearest_integer(sum) + zero);
+    }
+}
+
+static void blend_rows(const MeanJob *job, int threads)
+{
+    enum { TOGETHER = 256 };
+    REQUIRE(job->tap_count <= MOST_BLENDED);
+    const int64_t each = job->channels == 1 ? TOGETHER : 1, chunks = (job->windows + each - 1) / each;
+    const int64_t values = job->images * job->windows * job->channels;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && values > 1 << 14)
+    for (int64_t i = 0; i < job->images * chunks; i++) {
+        const int64_t image = i / chunks, window = i % chunks * each, left = job->windows - window;
+        uint8_t *to = job->out + (image * job->windows + window) * job->channels;
+        if (job->channels == 1)
+            blend_of_single_bytes(job, image, window, left < each ? left : each, to);
+        else
+            blend_of_bytes(job, image, window, to);
+    }
+}
+
 void accel_mean_rows(const MeanJob *job)
 {
     REQUIRE(job->images >= 0 && job->count >= 0 && job->windows >= 0 && job->channels >= 0 && job->tap_count > 0);
     REQUIRE(IS_ARRAY(job->rows, job->images * job->count * job->channels));
-    REQUIRE(IS_ARRAY(job->out, job->images * job->windows * job->channels) && IS_ARRAY(job->share, job->windows));
+    REQUIRE(IS_ARRAY(job->out, job->images * job->windows * job->channels));
+    REQUIRE(IS_ARRAY(job->share, job->windows * (job->weighted ? job->tap_count : 1)));
     REQUIRE(IS_ARRAY(job->taps, job->tap_count * job->windows) && job->zero_point >= 0 && job->zero_point <= UINT8_MAX);
     REQUIRE(job->images == 0 || are_within(job->taps, job->tap_count * job->windows, -1, job->count));
     const int threads = accel_threads(job->threads);
     const int64_t windows = job->images * job->windows;
+    if (job->weighted) {
+        blend_rows(job, threads);
+        return;
+    }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && windows * job->channels > 1 << 14)
     for (int64_t i = 0; i < windows; i++) {
         const int64_t window = i % job->windows;
         mean_of_bytes(job, i / job->windows, job->taps + window, job->share[window], job->out + i * job->channels);
     }
+}
+
+static int is_byte(int64_t value) { return value >= 0 && value <= UINT8_MAX; }
+
+static const void *row_of(const Placing *job, int64_t row, int other)
+{
+    const int64_t image = row / job->windows, window = row % job->windows;
+    const int32_t *taps = other ? job->other_taps : job->taps;
+    const int64_t at = image * (other ? job->other_count : job->count) + (taps ? taps[window] : window);
+    return (const char *)(other ? job->other : job->rows) + at * job->width;
+}
+
+static void place_row(const Placing *job, int64_t row)
+{
+    char *to = (char *)job->out + row * job->pitch + job->at;
+    const void *from = row_of(job, row, 0);
+    if (job->multiplier != 0) {
+        const Term terms[] = {
+            {from, (float)job->multiplier, (int32_t)job->zero},
+            {job->other ? row_of(job, row, 1) : NULL, (float)job->other_multiplier, (int32_t)job->other_zero},
+        };
+        const ByteRange range = {(int32_t)job->out_zero, (int32_t)job->low, (int32_t)job->high};
+        accel_isa_bytes->sum_terms(terms, job->other ? 2 : 1, job->width, range, (uint8_t *)to);
+    } else if (job->width == 1)
+        *to = *(const char *)from; /* a move: rows of one byte are many */
+    else
+        memcpy(to, from, (size_t)job->width);
 }
 
 void accel_place(const Placing *job)
@@ -175,17 +257,19 @@ void accel_place(const Placing *job)
     REQUIRE(IS_ARRAY((const uint8_t *)job->rows, job->images * job->count * job->width));
     REQUIRE(IS_ARRAY((uint8_t *)job->out, job->images * job->windows * job->pitch));
     REQUIRE(!job->taps || job->images == 0 || are_within(job->taps, job->windows, 0, job->count));
+    REQUIRE(!job->other || (job->multiplier != 0 && (job->other_taps || job->other_count == job->windows)));
+    REQUIRE(!job->other || IS_ARRAY((const uint8_t *)job->other, job->images * job->other_count * job->width));
+    REQUIRE(!job->other || !job->other_taps || job->images == 0 ||
+            are_within(job->other_taps, job->windows, 0, job->other_count));
+    REQUIRE(is_byte(job->zero) && is_byte(job->other_zero) && is_byte(job->out_zero));
+    REQUIRE(is_byte(job->low) && is_byte(job->high) && job->low <= job->high);
     if (!job->width)
         return; /* the arrays may be null then, which memcpy must not be given even for nothing */
     const int threads = accel_threads(job->threads);
     const int64_t rows = job->images * job->windows;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * job->width > 1 << 14)
-    for (int64_t i = 0; i < rows; i++) {
-        const int64_t image = i / job->windows, window = i % job->windows;
-        const int64_t row = image * job->count + (job->taps ? job->taps[window] : window);
-        memcpy((char *)job->out + i * job->pitch + job->at, (const char *)job->rows + row * job->width,
-               (size_t)job->width);
-    }
+    for (int64_t i = 0; i < rows; i++)
+        place_row(job, i);
 }
 
 /* count floats from x to bytes; returns whether one of them was not finite. */

@@ -11,7 +11,7 @@ enum {
     MAX_VECTORS = 4, GRAD_VECTORS = 2, MAX_REACH = 8, MOST_OUTSIDE = 57, BUFFER_STATE = 0, BUFFER_INPUT = 1,
     ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3, ACT_RELU6 = 4, KIND_FLOATS = 0, KIND_FOURS =
     1, KIND_BYTES = 2, CALL_CONVOLVE = 0, CALL_FOOTPRINTS = 1, CALL_QUANTIZE = 2, CALL_MAX_ROWS = 3, CALL_FRAME = 4,
-    CALL_PLACE = 5, CALL_MEAN_ROWS = 6, MOST_TERMS = 65793, MOST_PITCH = 16
+    CALL_PLACE = 5, CALL_MEAN_ROWS = 6, MOST_TERMS = 65793, MOST_PITCH = 16, MOST_BLENDED = 16
 };
 
 /* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows; row
@@ -79,12 +79,14 @@ typedef struct {
  * footprints[k + 1]. Rows of class k add bias[k]; those of class -1 take what their base holds. weights: packed
  * panels, or, if plain, [classes][taps][channels]. bases, starts, targets: of one image, as in FootprintArgs.
  * bands: [band_count + 1] the runs of each band. narrow: an ordinary convolution, in panels of one vector; else
- * depthwise. bytes: written in place of out, zero_point + the nearest integer of each value * inverse. */
+ * depthwise. bytes: written in place of out, zero_point + the nearest integer of each value * inverse. added: in
+ * place of residual, bytes that stand for added_scale * (added - added_zero). */
 typedef struct {
     const float *x, *weights, *bias, *residual;
     float *out;
     uint8_t *bytes;
-    double inverse;
+    const uint8_t *added;
+    double inverse, added_scale;
     int64_t threads;
     const int32_t *bases, *starts, *targets;
     const FootprintRun *runs;
@@ -92,21 +94,21 @@ typedef struct {
     const Step *steps;
     int64_t images, band_count, in_pixels, out_pixels, in_channels, channels, taps, activation, filled, plain,
         narrow;
-    int64_t zero_point;
+    int64_t zero_point, added_zero;
 } FootprintJob;
 #define FootprintJob_FIELDS(F) \
     F(FootprintJob, "const float *", x) F(FootprintJob, "const float *", weights) \
     F(FootprintJob, "const float *", bias) F(FootprintJob, "const float *", residual) \
-    F(FootprintJob, "float *", out) F(FootprintJob, "uint8_t *", bytes) F(FootprintJob, "double", inverse) \
-    F(FootprintJob, "int64_t", threads) F(FootprintJob, "const int32_t *", bases) \
-    F(FootprintJob, "const int32_t *", starts) F(FootprintJob, "const int32_t *", targets) \
-    F(FootprintJob, "const FootprintRun *", runs) F(FootprintJob, "const int32_t *", bands) \
-    F(FootprintJob, "const int32_t *", footprints) F(FootprintJob, "const Step *", steps) \
-    F(FootprintJob, "int64_t", images) F(FootprintJob, "int64_t", band_count) F(FootprintJob, "int64_t", in_pixels) \
-    F(FootprintJob, "int64_t", out_pixels) F(FootprintJob, "int64_t", in_channels) \
-    F(FootprintJob, "int64_t", channels) F(FootprintJob, "int64_t", taps) F(FootprintJob, "int64_t", activation) \
-    F(FootprintJob, "int64_t", filled) F(FootprintJob, "int64_t", plain) F(FootprintJob, "int64_t", narrow) \
-    F(FootprintJob, "int64_t", zero_point)
+    F(FootprintJob, "float *", out) F(FootprintJob, "uint8_t *", bytes) F(FootprintJob, "const uint8_t *", added) \
+    F(FootprintJob, "double", inverse) F(FootprintJob, "double", added_scale) F(FootprintJob, "int64_t", threads) \
+    F(FootprintJob, "const int32_t *", bases) F(FootprintJob, "const int32_t *", starts) \
+    F(FootprintJob, "const int32_t *", targets) F(FootprintJob, "const FootprintRun *", runs) \
+    F(FootprintJob, "const int32_t *", bands) F(FootprintJob, "const int32_t *", footprints) \
+    F(FootprintJob, "const Step *", steps) F(FootprintJob, "int64_t", images) F(FootprintJob, "int64_t", band_count) \
+    F(FootprintJob, "int64_t", in_pixels) F(FootprintJob, "int64_t", out_pixels) \
+    F(FootprintJob, "int64_t", in_channels) F(FootprintJob, "int64_t", channels) F(FootprintJob, "int64_t", taps) \
+    F(FootprintJob, "int64_t", activation) F(FootprintJob, "int64_t", filled) F(FootprintJob, "int64_t", plain) \
+    F(FootprintJob, "int64_t", narrow) F(FootprintJob, "int64_t", zero_point) F(FootprintJob, "int64_t", added_zero)
 
 /* A call as it was recorded, before its job: the buffers that it reads and writes; residual, edges -1: none. edges:
  * what its `zero` points to, where the row of the kernel is one run. */
@@ -218,33 +220,40 @@ typedef struct {
     F(MaxJob, "int64_t", threads)
 
 /* Rows of a map into columns of other rows: rows [images * count][width], read at taps [windows] (NULL: all, in
- * order), to out [images * windows][pitch] from column `at` on; width, pitch and at in bytes. */
+ * order), to out [images * windows][pitch] from column `at` on; width, pitch and at in bytes. Where multiplier is
+ * not 0, the bytes get another meaning, and bytes of another map, NULL: none, are added: out_zero + the nearest
+ * integer of multiplier * (rows - zero) + other_multiplier * (other - other_zero), clamped to low and high. */
 typedef struct {
-    const void *rows;
+    const void *rows, *other;
     void *out;
-    const int32_t *taps;
-    int64_t images, count, windows, width, pitch, at, threads;
+    const int32_t *taps, *other_taps;
+    int64_t images, count, other_count, windows, width, pitch, at, threads, zero, other_zero, out_zero, low, high;
+    double multiplier, other_multiplier;
 } Placing;
 #define Placing_FIELDS(F) \
-    F(Placing, "const void *", rows) F(Placing, "void *", out) F(Placing, "const int32_t *", taps) \
-    F(Placing, "int64_t", images) F(Placing, "int64_t", count) F(Placing, "int64_t", windows) \
+    F(Placing, "const void *", rows) F(Placing, "const void *", other) F(Placing, "void *", out) \
+    F(Placing, "const int32_t *", taps) F(Placing, "const int32_t *", other_taps) F(Placing, "int64_t", images) \
+    F(Placing, "int64_t", count) F(Placing, "int64_t", other_count) F(Placing, "int64_t", windows) \
     F(Placing, "int64_t", width) F(Placing, "int64_t", pitch) F(Placing, "int64_t", at) \
-    F(Placing, "int64_t", threads)
+    F(Placing, "int64_t", threads) F(Placing, "int64_t", zero) F(Placing, "int64_t", other_zero) \
+    F(Placing, "int64_t", out_zero) F(Placing, "int64_t", low) F(Placing, "int64_t", high) \
+    F(Placing, "double", multiplier) F(Placing, "double", other_multiplier)
 
 /* The mean of the rows taps[0..tap_count)[window] (-1: none), per channel; rows [images * count], out [images *
- * windows] of bytes that stand for the same; taps [tap_count][windows], share [windows]. */
+ * windows] of bytes that stand for the same; taps [tap_count][windows]; share [windows], or, if weighted, of
+ * every tap one [tap_count][windows]. */
 typedef struct {
     const uint8_t *rows;
     uint8_t *out;
     const int32_t *taps;
     const float *share;
-    int64_t images, count, windows, tap_count, channels, zero_point, threads;
+    int64_t images, count, windows, tap_count, channels, zero_point, weighted, threads;
 } MeanJob;
 #define MeanJob_FIELDS(F) \
     F(MeanJob, "const uint8_t *", rows) F(MeanJob, "uint8_t *", out) F(MeanJob, "const int32_t *", taps) \
     F(MeanJob, "const float *", share) F(MeanJob, "int64_t", images) F(MeanJob, "int64_t", count) \
     F(MeanJob, "int64_t", windows) F(MeanJob, "int64_t", tap_count) F(MeanJob, "int64_t", channels) \
-    F(MeanJob, "int64_t", zero_point) F(MeanJob, "int64_t", threads)
+    F(MeanJob, "int64_t", zero_point) F(MeanJob, "int64_t", weighted) F(MeanJob, "int64_t", threads)
 
 /* out = zero_point + the nearest integer of x * inverse, a byte. x: [count][width], out: [count][pitch]; what lies
  * between the rows is not said. */
@@ -500,6 +509,6 @@ typedef struct {
     C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \
     C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH) C(ACT_RELU6) C(KIND_FLOATS) C(KIND_FOURS) C(KIND_BYTES) \
     C(CALL_CONVOLVE) C(CALL_FOOTPRINTS) C(CALL_QUANTIZE) C(CALL_MAX_ROWS) C(CALL_FRAME) C(CALL_PLACE) \
-    C(CALL_MEAN_ROWS) C(MOST_TERMS) C(MOST_PITCH)
+    C(CALL_MEAN_ROWS) C(MOST_TERMS) C(MOST_PITCH) C(MOST_BLENDED)
 
 #endif

@@ -14,6 +14,7 @@ import pathlib
 from types import ModuleType
 
 from accel.kernels.cpu.layout import Record, comment, enumeration, macro
+from accel.kernels.mean_rows import MOST_BLENDED
 from accel.kernels.quantization import MOST_TERMS
 from accel.kernels.quantize import MOST_PITCH
 
@@ -38,6 +39,7 @@ CONSTANTS = {
     **{f"CALL_{name.upper()}": code for name, code in CALLS.items()},
     "MOST_TERMS": MOST_TERMS,
     "MOST_PITCH": MOST_PITCH,
+    "MOST_BLENDED": MOST_BLENDED,
 }
 
 FLOATS, MADE, INDICES, NUMBERS = "const float *", "float *", "const int32_t *", "int64_t"
@@ -95,20 +97,22 @@ FOOTPRINT_JOB = Record(
     "footprints[k + 1]. Rows of class k add bias[k]; those of class -1 take what their base holds. weights: packed "
     "panels, or, if plain, [classes][taps][channels]. bases, starts, targets: of one image, as in FootprintArgs. "
     "bands: [band_count + 1] the runs of each band. narrow: an ordinary convolution, in panels of one vector; else "
-    "depthwise. bytes: written in place of out, zero_point + the nearest integer of each value * inverse.",
+    "depthwise. bytes: written in place of out, zero_point + the nearest integer of each value * inverse. added: in "
+    "place of residual, bytes that stand for added_scale * (added - added_zero).",
     (FLOATS, "x weights bias residual"),
     (MADE, "out"),
     ("uint8_t *", "bytes"),
-    ("double", "inverse"),
+    ("const uint8_t *", "added"),
+    ("double", "inverse added_scale"),
     (NUMBERS, "threads"),
     (INDICES, "bases starts targets"),
     ("const FootprintRun *", "runs"),
     (INDICES, "bands footprints"),
     ("const Step *", "steps"),
     (NUMBERS, "images band_count in_pixels out_pixels in_channels channels taps activation filled plain narrow"),
-    (NUMBERS, "zero_point"),
+    (NUMBERS, "zero_point added_zero"),
 )
-FOOTPRINTS_OF_FLOATS = {"bytes": 0, "inverse": 0.0, "zero_point": 0}
+FOOTPRINTS_OF_FLOATS = {"bytes": 0, "inverse": 0.0, "zero_point": 0, "added": 0, "added_scale": 0.0, "added_zero": 0}
 
 RECORDED_CALL = Record(
     "RecordedCall",
@@ -187,22 +191,29 @@ MAX_JOB = Record(
 PLACING = Record(
     "Placing",
     "Rows of a map into columns of other rows: rows [images * count][width], read at taps [windows] (NULL: all, in "
-    "order), to out [images * windows][pitch] from column `at` on; width, pitch and at in bytes.",
-    ("const void *", "rows"),
+    "order), to out [images * windows][pitch] from column `at` on; width, pitch and at in bytes. Where multiplier is "
+    "not 0, the bytes get another meaning, and bytes of another map, NULL: none, are added: out_zero + the nearest "
+    "integer of multiplier * (rows - zero) + other_multiplier * (other - other_zero), clamped to low and high.",
+    ("const void *", "rows other"),
     ("void *", "out"),
-    (INDICES, "taps"),
-    (NUMBERS, "images count windows width pitch at threads"),
+    (INDICES, "taps other_taps"),
+    (NUMBERS, "images count other_count windows width pitch at threads zero other_zero out_zero low high"),
+    ("double", "multiplier other_multiplier"),
 )
+# the fields of a placing that other meanings or a sum have alone
+AS_THEY_ARE = dict.fromkeys(("other_taps", "other_count", "zero", "other_zero", "out_zero", "low", "high"), 0)
+AS_THEY_ARE |= {"multiplier": 0.0, "other_multiplier": 0.0}
 
 MEAN_JOB = Record(
     "MeanJob",
     "The mean of the rows taps[0..tap_count)[window] (-1: none), per channel; rows [images * count], out [images * "
-    "windows] of bytes that stand for the same; taps [tap_count][windows], share [windows].",
+    "windows] of bytes that stand for the same; taps [tap_count][windows]; share [windows], or, if weighted, of every "
+    "tap one [tap_count][windows].",
     ("const uint8_t *", "rows"),
     ("uint8_t *", "out"),
     (INDICES, "taps"),
     (FLOATS, "share"),
-    (NUMBERS, "images count windows tap_count channels zero_point threads"),
+    (NUMBERS, "images count windows tap_count channels zero_point weighted threads"),
 )
 
 QUANTIZING = Record(

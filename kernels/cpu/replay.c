@@ -22,7 +22,11 @@ static int run_call(const Replay *r, char *const *outside, const ReplayCall *rec
     void *out = place(r, outside, now.call.out, group, memory);
     switch (now.call.kind) {
     case CALL_FOOTPRINTS:
-        now.footprints.x = x, now.footprints.residual = residual, now.footprints.threads = threads;
+        now.footprints.x = x, now.footprints.threads = threads;
+        if (now.footprints.added_scale > 0) /* a residual in bytes */
+            now.footprints.added = residual;
+        else
+            now.footprints.residual = residual;
         if (now.footprints.inverse > 0) /* in bytes */
             now.footprints.bytes = out;
         else
@@ -35,6 +39,7 @@ static int run_call(const Replay *r, char *const *outside, const ReplayCall *rec
     case CALL_FRAME:
         return FILLED_IN(frame, x), accel_frame(&now.frame), 0;
     case CALL_PLACE:
+        now.placing.other = residual;
         return FILLED_IN(placing, rows), accel_place(&now.placing), 0;
     case CALL_MEAN_ROWS:
         return FILLED_IN(mean, rows), accel_mean_rows(&now.mean), 0;

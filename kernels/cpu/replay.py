@@ -23,11 +23,11 @@ BALANCED = 0.9  # share of the threads' time that must find work
 # Of a recorded call: its record, and the fields that a replay fills in.
 _JOBS = {
     "convolve": (record.JOB, ("x", "residual", "out", "threads")),
-    "footprints": (record.FOOTPRINT_JOB, ("x", "residual", "out", "bytes", "threads")),
+    "footprints": (record.FOOTPRINT_JOB, ("x", "residual", "added", "out", "bytes", "threads")),
     "quantize": (record.QUANTIZING, ("x", "out", "threads")),
     "max_rows": (record.MAX_JOB, ("rows", "out", "threads")),
     "frame": (record.FRAME, ("x", "out", "threads")),
-    "place": (record.PLACING, ("rows", "out", "threads")),
+    "place": (record.PLACING, ("rows", "other", "out", "threads")),
     "mean_rows": (record.MEAN_JOB, ("rows", "out", "threads")),
 }
 _LONGEST = record.RECORDED_CALL.size + max(job.size for job, _ in _JOBS.values())  # engine.h's ReplayCall

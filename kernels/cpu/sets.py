@@ -14,6 +14,7 @@ from accel.kernels.cpu.arguments import CPU, address, empty, pixels_first, requi
 from accel.kernels.cpu.replay import tape
 from accel.kernels.dispatch import forced_backend
 from accel.kernels.positions import PositionSet
+from accel.kernels.quantization import BYTE
 from accel.kernels.reference import halting_step as reference
 
 _segments = IdentityCache()
@@ -67,25 +68,64 @@ def max_rows(rows: Tensor, taps: Tensor, batch: int) -> Tensor:
     return out
 
 
-def join_rows(parts: Sequence[Tensor], taps: Sequence[Tensor | None], batch: int) -> Tensor:
+def join_rows(
+    parts: Sequence[Tensor], taps: Sequence[Tensor | None], batch: int, multipliers=(), zeros=(), *range_: int
+) -> Tensor:
     """Rows side by side; arguments and result as in `accel.kernels.reference.join_rows`."""
     if parts[0].dtype is not torch.uint8:
         require_float32(*parts)
-    parts = [part.contiguous() for part in parts]
-    taps = [None if tap is None else tap.contiguous() for tap in taps]
-    counts = [len(part) // max(batch, 1) for part in parts]
-    windows = counts[0] if taps[0] is None else len(taps[0])
+    windows = _windows(parts[0], taps[0], batch)
     out = empty((batch * windows, sum(part.shape[1] for part in parts)), dtype=parts[0].dtype)
-    size, at, recorded = out.itemsize, 0, tape()
-    for part, tap, count in zip(parts, taps, counts):
-        width = part.shape[1] * size
-        given = {"taps": address(tap), "images": batch, "count": count, "windows": windows, "width": width, "at": at}
-        given["pitch"] = out.shape[1] * size
-        _engine.place(rows=part.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads(), **given)
-        if recorded is not None:
-            recorded.append("place", part, None, out, None, given, others=(tap,))
-        at += width
+    at = 0
+    for index, (part, tap) in enumerate(zip(parts, taps)):
+        new = _rescaled(multipliers[index : index + 1], zeros[index : index + 1], *range_) if multipliers else {}
+        _place(part, tap, None, None, out, batch, at, new)
+        at += part.shape[1] * out.itemsize
     return out
+
+
+def sum_rows(first, second, taps, other_taps, batch, multipliers, zeros, *range_):
+    """Sums of rows; arguments and result as in `accel.kernels.reference.sum_rows`."""
+    out = empty((batch * _windows(first, taps, batch), first.shape[1]), dtype=torch.uint8)
+    _place(first, taps, second, other_taps, out, batch, 0, _rescaled(multipliers, zeros, *range_))
+    return out
+
+
+def _windows(rows: Tensor, taps: Tensor | None, batch: int) -> int:
+    return len(rows) // max(batch, 1) if taps is None else len(taps)
+
+
+def _rescaled(multipliers, zeros, out_zero: int, low: int, high: int) -> dict[str, float]:
+    """The fields of what becomes of the bytes of one part or two; of none, where they stay what they are."""
+    if multipliers == [1.0] and zeros == [out_zero] and (low, high) == (0, BYTE):
+        return {}
+    names = (("multiplier", "other_multiplier"), ("zero", "other_zero"))
+    given = {name: value for row, values in zip(names, (multipliers, zeros)) for name, value in zip(row, values)}
+    return {**given, "out_zero": out_zero, "low": low, "high": high}
+
+
+def _place(
+    rows: Tensor,
+    taps: Tensor | None,
+    other: Tensor | None,
+    other_taps: Tensor | None,
+    out: Tensor,
+    batch: int,
+    at: int,
+    rescaled: dict[str, float],
+) -> None:
+    """Rows, or sums of the rows of two maps, into columns of `out` from byte `at` on."""
+    rows, other, taps, other_taps = (None if t is None else t.contiguous() for t in (rows, other, taps, other_taps))
+    size, images = out.itemsize, max(batch, 1)
+    job = record.PLACING.pack(**{
+        **record.AS_THEY_ARE, "images": batch, "count": len(rows) // images, "windows": len(out) // images,
+        "width": rows.shape[1] * size, "pitch": out.shape[1] * size, "at": at, "taps": address(taps),
+        "other_taps": address(other_taps), "other_count": 0 if other is None else len(other) // images, **rescaled,
+    })  # fmt: skip
+    _engine.place(job, rows=rows.data_ptr(), other=address(other), out=out.data_ptr(), threads=torch.get_num_threads())
+    recorded = tape()
+    if recorded is not None:
+        recorded.append("place", rows, other, out, job, {}, others=(taps, other_taps))
 
 
 def mean_rows(rows: Tensor, taps: Tensor, share: Tensor, zero_point: int, batch: int) -> Tensor:
@@ -95,7 +135,7 @@ def mean_rows(rows: Tensor, taps: Tensor, share: Tensor, zero_point: int, batch:
     out = empty((batch * windows, channels), dtype=rows.dtype)
     given = {"taps": taps.data_ptr(), "share": share.data_ptr(), "images": batch, "windows": windows}
     given |= {"count": rows.shape[0] // max(batch, 1), "tap_count": tap_count, "channels": channels}
-    given["zero_point"] = zero_point
+    given |= {"zero_point": zero_point, "weighted": share.dim() == 2}
     _engine.mean_rows(rows=rows.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads(), **given)
     recorded = tape()
     if recorded is not None:
