@@ -36,21 +36,26 @@ from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_configs, make_adaptive
 from accel.nn.inference import install, refused_parts
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.quantized import Quantization
+from accel.nn.quantized import Quantization, Rounded, SavedIntegers
+from accel.nn.quantized_linear import QuantizedLinear
 from accel.running import copied
 
 FORMAT = "skimconv converted model"
-VERSIONS = 1, 2, 3  # with linear layers in eight bits; with layers of low rank
+VERSIONS = 1, 2, 3, 4  # with linear layers in eight bits; with layers of low rank; with integers
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _Found = TypeVar("_Found", Fit, Quantization)
+_InBytes = PerforatedConv2d | QuantizedLinear
 # prefixes of what calibration found: no state_dict key holds a colon
 _IMPACT, _FIT, _QUANTIZATION = "impact:", "fit:", "quantization:"
+# of what a layer multiplies: its weight in signed bytes, and where a fit fills in the weight that this corrects
+_INTEGERS, _CORRECTED = "integers:", "corrected integers:"
 
 
 def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
     """Write a converted model: what was done to which layer or stage to config.json, tensors to model.safetensors.
 
-    Each file is complete or absent; one that was there is replaced.
+    Each file is complete or absent; one that was there is replaced. Parameters are saved in their own dtype, under
+    their own names; of layers in eight bits the integers that they multiply as well.
 
     Raises:
         ConversionError: the model has no converted layer, or state that is no tensor.
@@ -61,13 +66,14 @@ def save_converted(model: nn.Module, folder: str | os.PathLike) -> None:
         raise ConversionError(f"this {type(model).__name__} has no converted layer: convert it before saving")
     ranks, (state, aliases) = ranks_of(model), _own_storage(model)
     tensors = state | {key: tensor for name, layer in layers.items() for key, tensor in _calibrated(name, layer)}
-    tensors |= {key: tensor for name, layer in linears.items() for key, tensor in _quantized(name, layer.quantization)}
+    in_bytes = _layers_in_bytes(model)
+    tensors |= {key: tensor for name, layer in in_bytes.items() for key, tensor in _quantized(name, layer)}
     folder = pathlib.Path(folder)
     try:
         write_tensors(folder / WEIGHTS, tensors)
         config = {
             "format": FORMAT,
-            "version": VERSIONS[2 if ranks else bool(linears)],
+            "version": VERSIONS[3 if in_bytes else 2 if ranks else 0],
             "ranks": ranks,
             "layers": {name: _describe(layer) for name, layer in layers.items()},
             "linears": list(linears),
@@ -90,10 +96,12 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     Args:
         folder: what was given to `save_converted`.
         model: the dense model it was converted from, decomposed or not, or a new one of the same architecture; its
-            weights do not matter and it is left as it is. The result has its mode, device and own storage.
+            weights do not matter and it is left as it is. The result has its mode, device and own storage. A layer in
+            eight bits multiplies the integers that were saved until its weight is changed, and is rounded anew then.
 
     Raises:
-        WeightsError: a file is missing, corrupt or of another version, or `model` is of another architecture.
+        WeightsError: a file is missing, corrupt or of another version, or `model` is of another architecture; or
+            integers are not those of the weights beside them.
     """
     folder = pathlib.Path(folder)
     config = _read_config(folder / CONFIG)
@@ -107,6 +115,7 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
             )
     fits = _take(folder, tensors, _FIT, Fit)
     quantizations = _take(folder, tensors, _QUANTIZATION, Quantization)
+    integers = {key: tensors.pop(key) for key in list(tensors) if key.startswith((_INTEGERS, _CORRECTED))}
     state = tensors | {alias: tensors[name] for alias, name in config["aliases"].items() if name in tensors}
     fast = _with_ranks(folder, copied(model), config["ranks"])
     known, layers = convolutions(fast), config["layers"]
@@ -132,6 +141,10 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
     convert_layers(fast, layers)
     quantize_linears(fast, _linears(folder, fast, config["linears"], quantizations))
     fast.load_state_dict(_with_versions(state, fast))
+    for name, layer in _layers_in_bytes(fast).items():
+        _check_sizes(folder, name, layer)
+        if config["version"] >= VERSIONS[3]:
+            _give_integers(folder, name, layer, integers)
     layers = [layer for name, layer in plain_convolutions(fast).items() if name not in config["contiguous"]]
     lay_out(layers, torch.channels_last)
     install(fast, config["refused"])
@@ -159,12 +172,60 @@ def _calibrated(name: str, layer: PerforatedConv2d) -> Iterator[tuple[str, Tenso
     if layer.fit is not None and layer.config.filling.needs_data:
         for field, tensor in layer.fit.tensors().items():
             yield f"{_FIT}{name}:{field}", tensor
-    yield from _quantized(name, layer.quantization)
 
 
-def _quantized(name: str, quantization: Quantization | None) -> Iterator[tuple[str, Tensor]]:
-    for field, tensor in () if quantization is None else quantization.tensors().items():
+def _layers_in_bytes(model: nn.Module) -> dict[str, _InBytes]:
+    layers = perforated_layers(model) | quantized_linears(model)
+    return {name: layer for name, layer in layers.items() if layer.quantization is not None}
+
+
+def _quantized(name: str, layer: _InBytes) -> Iterator[tuple[str, Tensor]]:
+    """(key, tensor) of what a layer in eight bits computes with."""
+    for field, tensor in layer.quantization.tensors().items():
         yield f"{_QUANTIZATION}{name}:{field}", tensor
+    for prefix, weight in _rounded_weights(layer).items():
+        for field, tensor in layer.quantization.round(weight)._asdict().items():
+            yield f"{prefix}{name}:{field}", tensor.cpu().contiguous()
+
+
+@torch.no_grad()
+def _rounded_weights(layer: _InBytes) -> dict[str, Tensor]:
+    """What a layer in eight bits rounds, by the prefix of its integers."""
+    found, fit = {_INTEGERS: layer.weight.detach()}, getattr(layer, "fit", None)
+    if fit is not None and layer.config.filling.sums:
+        found[_CORRECTED] = fit.corrected(found[_INTEGERS])
+    return found
+
+
+def _give_integers(folder: pathlib.Path, name: str, layer: _InBytes, integers: Mapping[str, Tensor]) -> None:
+    """Let the layer multiply what was saved."""
+    saved = []
+    for prefix, weight in _rounded_weights(layer).items():
+        fields = {field: integers.get(f"{prefix}{name}:{field}") for field in Rounded._fields}
+        if missing := [field for field, tensor in fields.items() if tensor is None]:
+            raise WeightsError(
+                f"{folder} lacks the {missing[0]} of the {prefix.removesuffix(':')} of layer {name!r}: save the "
+                "converted model again"
+            )
+        try:
+            saved.append(SavedIntegers.of_weight(weight, **fields))
+        except ValueError as error:
+            raise _damaged(folder, f"{prefix.removesuffix(':')} of layer {name!r}", error) from error
+    layer.quantization = dataclasses.replace(layer.quantization, saved=tuple(saved))
+
+
+def _check_sizes(folder: pathlib.Path, name: str, layer: _InBytes) -> None:
+    """WeightsError: what a calibration found is of a layer with other channels."""
+    read = layer.in_features if isinstance(layer, QuantizedLinear) else layer.in_channels
+    for field, count in (("clip", len(layer.weight)), ("mean", read)):
+        found = len(getattr(layer.quantization, field))
+        if found != count:
+            error = f"{field} is of {found} channels, expected {count}"
+            raise _damaged(folder, f"quantization of layer {name!r}", error)
+
+
+def _damaged(folder: pathlib.Path, what: str, error: Exception | str) -> WeightsError:
+    return WeightsError(f"{folder / WEIGHTS} holds a damaged {what} ({error}): save the converted model again")
 
 
 def _linears(
@@ -191,9 +252,7 @@ def _take(folder: pathlib.Path, tensors: dict[str, Tensor], prefix: str, kind: t
     try:
         return {name: kind(**fields) for name, fields in found.items()}
     except (TypeError, ValueError) as error:
-        raise WeightsError(
-            f"{folder / WEIGHTS} holds a damaged {prefix.removesuffix(':')} ({error}): save the converted model again"
-        ) from error
+        raise _damaged(folder, prefix.removesuffix(":"), error) from error
 
 
 def _with_ranks(folder: pathlib.Path, model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:

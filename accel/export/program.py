@@ -78,7 +78,7 @@ def _write_out(module: fx.GraphModule) -> None:
             made = StandardConv(layer, _size(node.args[0]), norm)
         elif node.target is _LINEAR:
             weight, bias, quantization = _values(module, node.args[1:])
-            made, last = StandardLinear(Quantization(*quantization), Folded(weight, bias, None, None)), node
+            made, last = StandardLinear(Quantization.from_flat(quantization), Folded(weight, bias, None, None)), node
         else:
             continue
         module.add_submodule(f"standard_{k}", made)

@@ -88,7 +88,7 @@ class StandardConv(nn.Module):
         self.budget = 0
         positions = layer.position_set(*now.output_size(*size))
         summed = layer.sums_at(positions)
-        weights = fold(layer, norm, layer.fit_for(positions) if summed else None)
+        weights = fold(layer, norm, layer.fit_for(positions) if summed else None, apart=layer.config.in_bytes)
         self.numbers = _Rounded(layer.quantization, weights) if layer.config.in_bytes else _Plain(weights)
         self.rows = _Rows(now, size, positions, summed)
         if summed:

@@ -40,7 +40,7 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return torch.ops.accel.perforated_layer.default(
         *(x, weight, bias, layer.impact),
         [] if fit is None else [getattr(fit, name) for name in FIT if getattr(fit, name) is not None],
-        [] if layer.quantization is None else [*layer.quantization.tensors().values()],
+        [] if layer.quantization is None else layer.quantization.flat(),
         *(now.stride, now.padding, now.dilation, now.groups, now.padding_mode),
         [] if pooling is None else [*pooling.kernel, *pooling.stride, *pooling.padding, int(pooling.ceil_mode)],
         *(layer.contiguous, layer.layer_name, [f"{getattr(config, name)!r}" for name in CONFIG]),

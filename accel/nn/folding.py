@@ -23,12 +23,21 @@ class Folded(NamedTuple):
     """Weight [K, C / groups, kh, kw] and bias [K] of a convolution with all that follows folded in; without gradient.
 
     Where a fit fills in skipped positions, the `sums` [classes, T, K] and the constant [classes, K] for such rows.
+    Where the norm was kept apart, the `gain` [K] by which the weight is still to be multiplied.
     """
 
     weight: Tensor
     bias: Tensor
     sums: Tensor | None
     constant: Tensor | None
+    gain: Tensor | None = None
+
+    def multiplied(self) -> Folded:
+        """The same with the gain in the weight."""
+        if self.gain is None:
+            return self
+        wide = self.weight.to(self.gain) * self.gain[:, None, None, None]
+        return self._replace(weight=wide.to(self.weight.dtype), gain=None)
 
 
 class FoldedWeights:
@@ -44,17 +53,17 @@ class FoldedWeights:
         # by norm and fit, with all that the weights come from; replaced as a whole: threads share it
         self._kept: dict[tuple, tuple[tuple, tuple, Folded]] = {}
 
-    def get(self, conv: nn.Conv2d, norm: nn.Module | None, fit: Fit | None = None) -> Folded:
-        """What `normed(norm, conv(x))` computes with, its convolution corrected as `fit` says."""
+    def get(self, conv: nn.Conv2d, norm: nn.Module | None, fit: Fit | None = None, apart: bool = False) -> Folded:
+        """What `normed(norm, conv(x))` computes with, its convolution corrected as `fit` says; see `fold`."""
         tensors = () if is_computed(conv) else (conv.weight, conv.bias, *(() if norm is None else _state(norm)))
         if not tensors or any(tensor is not None and tensor.is_inference() for tensor in tensors):
-            return fold(conv, norm, fit)  # nobody counts the writes to these
-        key = (fit, None if norm is None else norm.eps, *map(_written, tensors))
+            return fold(conv, norm, fit, apart)  # nobody counts the writes to these
+        key = (fit, apart, None if norm is None else norm.eps, *map(written, tensors))
         slot = (id(norm), id(fit))
         sources, before, folded = self._kept.get(slot, _NOTHING)
         if folded is None or key != before or any(a is not b for a, b in zip(tensors, sources)):
             with torch.inference_mode(False):  # else nobody would count the writes to what is kept
-                folded = fold(conv, norm, fit)
+                folded = fold(conv, norm, fit, apart)
             others = [(other, kept) for other, kept in self._kept.items() if other != slot]
             self._kept = dict([*others[1 - _KEPT :], (slot, (tensors, key, folded))])
         return folded
@@ -81,8 +90,11 @@ def _state(norm: nn.Module) -> tuple[Tensor | None, ...]:
 
 
 @torch.no_grad()
-def fold(conv: nn.Conv2d, norm: nn.Module | None, fit: Fit | None = None) -> Folded:
-    """A convolution with these weights is `normed(norm, scale * conv(x) + shift)`."""
+def fold(conv: nn.Conv2d, norm: nn.Module | None, fit: Fit | None = None, apart: bool = False) -> Folded:
+    """A convolution with these weights is `normed(norm, scale * conv(x) + shift)`.
+
+    `apart`: the norm's gain is not multiplied into the weight, which are then rounded the same with any norm behind.
+    """
     weight, bias, sums, constant = conv.weight, conv.bias, None, None
     if norm is None and fit is None:
         return Folded(weight.clone(), None if bias is None else bias.clone(), None, None)
@@ -99,8 +111,11 @@ def fold(conv: nn.Conv2d, norm: nn.Module | None, fit: Fit | None = None) -> Fol
         weight, bias = fit.corrected(weight), bias * scale + shift
         constant = (gain * constant + offset * (1 - sums.sum(1))).to(dtype)
         sums = sums.to(dtype)
+    bias = (gain * bias + offset).to(dtype)
+    if apart and norm is not None:
+        return Folded(weight.to(dtype), bias, sums, constant, gain)
     weight = weight * gain.expand(conv.out_channels)[:, None, None, None]
-    return Folded(weight.to(dtype), (gain * bias + offset).to(dtype), sums, constant)
+    return Folded(weight.to(dtype), bias, sums, constant)
 
 
 def affine(norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -112,6 +127,6 @@ def affine(norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return gain, offset if norm.bias is None else offset + norm.bias
 
 
-def _written(tensor: Tensor | None) -> tuple | None:
+def written(tensor: Tensor | None) -> tuple | None:
     """Changes where torch writes to the tensor, or moves it to other memory as `Module.half` does."""
     return None if tensor is None else (tensor.data_ptr(), tensor._version)

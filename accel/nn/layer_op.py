@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from accel.config import Perforate
-from accel.fills import Fit
 from accel.kernels.counting import Work, dense_macs, register_macs, with_gradients
 from accel.kernels.positions import output_size
 from accel.masks import Pooling
+from accel.nn.call_weights import call_weights
 from accel.nn.captured import CONFIG, gradients
-from accel.nn.folding import Folded, fold
+from accel.nn.folding import Folded
 from accel.nn.perforated import PerforatedConv2d
-from accel.nn.quantized import Quantization
 from accel.nn.witness import unwatched
 
 _LAYER = (
@@ -35,26 +34,28 @@ _FORMATS = (torch.channels_last, torch.contiguous_format, torch.contiguous_forma
 
 
 class _StandIn(PerforatedConv2d):
-    """A layer with the weights of one call, and nothing made from them that would outlive it."""
+    """A layer with the weights of one call, and what was made from them before."""
 
     is_one_op = False  # it is what that op does
 
     def _weights(self, norm: None, positions: object) -> Folded:
         if torch.is_grad_enabled():
             return super()._weights(norm, positions)
-        if positions is None:
+        if positions is None and not self.config.in_bytes:
             return Folded(self.weight, self.bias, None, None)
-        return fold(self, norm, self.fit_for(positions))
+        return self._made.folded(self, None if positions is None else self.fit_for(positions))
 
 
 def _layer(_x, weight, bias, impact, fit, quantization, *words) -> _StandIn:
     """The layer of a call; its position sets are kept for the next one."""
-    fit = Fit(*fit) if fit else None
+    made = call_weights(weight, bias, fit, quantization)
+    fit = made.fit
     sources = _bytes(impact), None if fit is None else (fit.weights.shape[:2], _bytes(fit.offsets))
     kept = _bare(weight.shape, *sources, *(tuple(word) if isinstance(word, list) else word for word in words))
     layer = _StandIn.__new__(_StandIn)
-    tensors = {"_parameters": {"weight": weight, "bias": bias}, "impact": impact, "fit": fit}
-    layer.__dict__ = {**kept.__dict__, **tensors, "quantization": Quantization(*quantization) if quantization else None}
+    tensors = {"_parameters": {"weight": weight, "bias": bias}, "impact": impact, "fit": fit, "_made": made}
+    found = {"quantization": made.quantization, "_integers": made.integers}
+    layer.__dict__ = {**kept.__dict__, **tensors, **found}
     layer._nearest = fit is not None and bool(fit.nearest.all())
     return layer
 
@@ -63,6 +64,7 @@ def as_module(weight, *rest) -> PerforatedConv2d:
     """The layer of a call as a module of its own; arguments of the op but x."""
     layer = _layer(None, weight, *rest)
     layer.__class__ = PerforatedConv2d
+    del layer._made
     layer._sets = {}
     layer.set_fit(layer.fit)
     return layer

@@ -348,6 +348,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
                 levels = [None if source is None else meant(source) for source in meaning]
                 return convolve_bytes(x, weights, positions, quantization, self._integers, *levels, activation, **how)
             x, weights = quantization.imitate(x, weights)
+        weights = weights.multiplied()
         return perforated_conv2d(x, weights.weight, weights.bias, positions, activation=activation, **how)
 
     def _known_quantization(self) -> Quantization:
@@ -357,16 +358,19 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         """What to compute with; `positions` where skipped ones are filled in by weighted sums."""
         if positions is None:
             live = norm is None and (torch.is_grad_enabled() or not is_direct())
-            return Folded(self.weight, self.bias, None, None) if live else self._folded.get(self, norm)
+            return Folded(self.weight, self.bias, None, None) if live else self._fold(norm)
         fit = self.fit_for(positions)
         if norm is not None or not torch.is_grad_enabled():
-            return self._folded.get(self, norm, fit)
+            return self._fold(norm, fit)
         weight, bias = self.weight, self.bias  # read once: a parametrization may go on at every reading
         scale, shift, sums, constant = (
             tensor.to(weight) for tensor in (fit.scale, fit.shift, fit.weights, fit.constant)
         )
         bias = shift if bias is None else bias * scale + shift
         return Folded(fit.corrected(weight), bias, sums, constant)
+
+    def _fold(self, norm: nn.Module | None, fit: Fit | None = None) -> Folded:
+        return self._folded.get(self, norm, fit, apart=self.config.in_bytes)
 
     def fit_for(self, positions: PositionSet) -> Fit:
         """What fills in the skipped positions of one of this layer's sets; by distance, it is found for each size."""

@@ -11,7 +11,8 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from accel.kernels.quantized_conv2d import quantized_conv2d
 from accel.nn.folding import Folded, affine
 
 STEPS = 127  # of weights, on either side of zero
+_RANKS = {"scale": 0, "zero_point": 0, "clip": 1, "mean": 1}  # of what a calibration finds
 BYTE_ACTIVATIONS = ("none", "relu", "relu6")  # bounds of bytes
 _KEPT = 3  # integers of a layer, as foldings of its weights
 _FLOATING = contextvars.ContextVar("accel_floating", default=False)
@@ -92,6 +94,72 @@ def _reaching(low: float, high: float) -> Affine:
     return Affine(scale, min(max(round(-low / scale), 0), BYTE))
 
 
+class Rounded(NamedTuple):
+    """A weight in signed bytes: steps, integers of -127 to 127 in its shape; scale [K], what one of them stands for;
+    shift [K], what rounding takes from the mean of the output."""
+
+    steps: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SavedIntegers:
+    """What a weight was rounded to when its network was saved, on the CPU: however rounding is done later, these are
+    multiplied for as long as the weight is that one.
+
+    Attributes:
+        steps: int8 [K, C / groups, kh, kw], or [K, C].
+        scale, shift: float32 [K], see `Rounded`.
+        of: uint8 [16], a hash of the weight.
+
+    Raises:
+        ValueError: other shapes or types, or numbers that make no weight.
+    """
+
+    steps: Tensor
+    scale: Tensor
+    shift: Tensor
+    of: Tensor
+
+    def __post_init__(self) -> None:
+        if self.steps.dtype is not torch.int8 or (self.steps < -STEPS).any():
+            raise ValueError(f"steps must be int8 of -{STEPS} to {STEPS}, got {self.steps.dtype}")
+        for name in ("scale", "shift"):
+            tensor, count = getattr(self, name), self.steps.shape[:1]
+            if tensor.dtype is not torch.float32 or tensor.shape != count:
+                raise ValueError(
+                    f"{name} must be float32 of shape {tuple(count)}, got {tensor.dtype} of {tuple(tensor.shape)}"
+                )
+        if not (self.scale > 0).all() or not (self.scale.isfinite() & self.shift.isfinite()).all():
+            raise ValueError("scale must be positive, scale and shift finite")
+
+    @staticmethod
+    def of_weight(weight: Tensor, steps: Tensor, scale: Tensor, shift: Tensor) -> SavedIntegers:
+        """Raises: ValueError, also for integers that are further than a step from the weight."""
+        found = SavedIntegers(steps, scale, shift, _hash(weight))
+        if steps.shape != weight.shape:
+            raise ValueError(f"steps have shape {tuple(steps.shape)}, their weight {tuple(weight.shape)}")
+        exact = (weight.detach().cpu() / _by_output(scale, steps)).clamp(-STEPS, STEPS)
+        if not ((exact - steps).abs() <= 1).all():
+            raise ValueError("the integers are not those of the weight beside them")
+        return found
+
+    @functools.cached_property
+    def key(self) -> bytes:
+        return self.of.numpy().tobytes()
+
+    def tensors(self) -> list[Tensor]:
+        return [self.steps, self.scale, self.shift, self.of]
+
+
+def _hash(weight: Tensor) -> Tensor:
+    """uint8 [16]"""
+    values = weight.detach().cpu().contiguous().numpy()
+    found = hashlib.blake2b(values, digest_size=16).digest()
+    return torch.frombuffer(bytearray(found), dtype=torch.uint8)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quantization:
     """What a calibration found for one layer, on the CPU.
@@ -101,6 +169,7 @@ class Quantization:
         clip: [K], the share of an output channel's largest weight that `STEPS` steps reach.
         mean: [C], of the input.
         reach: [2, K], the lowest and the highest values of every output channel; None where nobody saw them.
+        saved: what weights that the layer may have were rounded to before.
 
     Raises:
         ValueError: other shapes, or numbers that make no scale.
@@ -111,10 +180,10 @@ class Quantization:
     clip: Tensor
     mean: Tensor
     reach: Tensor | None = None
+    saved: tuple[SavedIntegers, ...] = ()
 
     def __post_init__(self) -> None:
-        ranks = {"scale": 0, "zero_point": 0, "clip": 1, "mean": 1, **({} if self.reach is None else {"reach": 2})}
-        for name, rank in ranks.items():
+        for name, rank in {**_RANKS, **({} if self.reach is None else {"reach": 2})}.items():
             if getattr(self, name).dim() != rank:
                 raise ValueError(f"{name} must have rank {rank}, got shape {tuple(getattr(self, name).shape)}")
         if self.reach is not None and not (len(self.reach) == 2 and self.reach.isfinite().all()):
@@ -129,15 +198,28 @@ class Quantization:
         return Affine(float(self.scale), int(self.zero_point))
 
     def tensors(self) -> dict[str, Tensor]:
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: tensor for name, tensor in fields.items() if tensor is not None}
+        """What the calibration found, by name."""
+        found = {name: getattr(self, name) for name in _RANKS}
+        return found if self.reach is None else {**found, "reach": self.reach}
+
+    def flat(self) -> list[Tensor]:
+        """All of it, as ops take it."""
+        return [*self.tensors().values(), *(tensor for each in self.saved for tensor in each.tensors())]
+
+    @staticmethod
+    def from_flat(tensors: Sequence[Tensor]) -> Quantization:
+        """The inverse of `flat`."""
+        count = len(dataclasses.fields(SavedIntegers))
+        first = len(_RANKS) + (len(tensors) - len(_RANKS)) % count  # `reach` is one tensor
+        saved = (SavedIntegers(*tensors[start : start + count]) for start in range(first, len(tensors), count))
+        return Quantization(*tensors[:first], saved=tuple(saved))
 
     def imitate(self, x: Tensor, weights: Folded) -> tuple[Tensor, Folded]:
         """(x, weights) in fp32 that hold only what bytes can: gradients pass as if they had not been rounded, and stop
         where a range ends."""
         of_x, (weight, bias) = self.input, weights[:2]
         low, high = of_x.ends
-        steps, scale, shift = self._rounded(weight.detach())
+        steps, scale, shift = self.round(weight.detach())
         near = x.clamp(low, high)
         x = near + (of_x.dequantize(of_x.quantize(x.detach())) - near.detach())
         weight = weight + (steps * _by_output(scale, weight) - weight.detach())
@@ -154,21 +236,29 @@ class Quantization:
         """The weights for `accel.ops.quantized_conv2d` of bytes that stand for what `of_x` says. The output is fp32; or
         bytes that stand for what `out` says, to which a residual is added as `added` says, one of `BYTE_ACTIVATIONS`
         being their activation."""
-        steps, scale, shift = self._rounded(weights.weight.detach())
+        steps, scale, shift = _scaled(self.round(weights.weight.detach()), weights.gain)
         bias = shift if weights.bias is None else weights.bias.detach() + shift
         bounds = None if out is None else bounds_of(out, activation)
         steps = steps.view(*steps.shape, *[1] * (4 - steps.dim()))  # of a linear layer too
-        return Integers(steps.to(torch.int8), Requantization.of(of_x, scale, bias, out, bounds=bounds, residual=added))
+        return Integers(steps, Requantization.of(of_x, scale, bias, out, bounds=bounds, residual=added))
 
-    def _rounded(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(steps like the weight, the scale of one [K], what the rounding takes from the mean of the output [K])."""
+    def round(self, weight: Tensor) -> Rounded:
+        """The weight in signed bytes: as it was saved, if it is one of those; else rounded.
+
+        Raises:
+            ConversionError: it is not finite.
+        """
+        key = self.saved and _hash(weight).numpy().tobytes()
+        for each in self.saved:
+            if each.key == key:
+                return Rounded(*(tensor.to(weight.device) for tensor in (each.steps, each.scale, each.shift)))
         steps, scale = round_weights(weight, self.clip.to(weight))
         if not scale.isfinite().all():
             raise ConversionError("weights that are NaN or infinite cannot be rounded to eight bits: load others")
         lost = (weight - steps * _by_output(scale, weight)).reshape(*weight.shape[:2], -1).sum(2)
         groups = len(self.mean) // weight.shape[1]
         means = self.mean.to(weight).view(groups, -1).repeat_interleave(len(weight) // groups, 0)
-        return steps, scale, (lost * means).sum(1)
+        return Rounded(steps.to(torch.int8), scale, (lost * means).sum(1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -246,6 +336,17 @@ def bounds_of(out: Affine, activation: str) -> tuple[int, int]:
         return low, BYTE
     steps = 6 * torch.tensor(1 / out.scale, dtype=torch.float32, device="cpu")  # as numbers are quantized
     return low, min(out.zero_point + round(steps.item()), BYTE)
+
+
+def _scaled(rounded: Rounded, gain: Tensor | None) -> Rounded:
+    """What is rounded times a gain [K], exact in the integers: a scale is positive, a sign is theirs."""
+    if gain is None:
+        return rounded
+    if not gain.isfinite().all():
+        raise ConversionError("a batch norm whose gain is NaN or infinite cannot be folded into integers: load another")
+    steps, scale, shift = rounded
+    scale = torch.where(gain == 0, 1.0, scale * gain.abs()).clamp_min(torch.finfo(scale.dtype).tiny)
+    return Rounded(steps * _by_output(gain.sign().to(steps.dtype), steps), scale, shift * gain)
 
 
 def _by_output(values: Tensor, weight: Tensor) -> Tensor:

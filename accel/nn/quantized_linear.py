@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from accel.kernels.checks import autocast
 from accel.kernels.counting import Work, register_macs, with_gradients
 from accel.kernels.positions import every_position
 from accel.nn import captured
+from accel.nn.call_weights import call_weights
 from accel.nn.folding import Folded, FoldedWeights
 from accel.nn.quantized import KeptIntegers, Quantization, convolve_bytes, is_floating, known
 from accel.nn.witness import unwatched
@@ -66,7 +68,7 @@ class QuantizedLinear(SavesMacs, nn.Linear):
             return captured.record(self, input)
         if torch.compiler.is_compiling():
             x, weight, bias = autocast(input, self.weight, self.bias)
-            return torch.ops.accel.quantized_linear.default(x, weight, bias, [*self._known().tensors().values()])
+            return torch.ops.accel.quantized_linear.default(x, weight, bias, self._known().flat())
         if is_floating():
             return self.forward_densely(input)
         if torch.is_grad_enabled():
@@ -106,7 +108,8 @@ def _run(x, weight, bias, quantization):
     with torch.no_grad(), unwatched():
         if is_floating():
             return F.linear(x, weight, bias)
-        return _multiply(x, Folded(weight, bias, None, None), Quantization(*quantization), KeptIntegers())
+        made, layer = call_weights(weight, bias, [], quantization), types.SimpleNamespace(weight=weight, bias=bias)
+        return _multiply(x, made.folded(layer), made.quantization, made.integers)
 
 
 @_run.register_fake
@@ -118,7 +121,7 @@ def _(x, weight, _bias, _quantization):
     "accel::quantized_linear_backward", mutates_args=(), schema=f"(Tensor grad, bool[] needs, {_LAYER}) -> Tensor[]"
 )
 def _run_backward(grad, needs, x, weight, bias, quantization):
-    known = Quantization(*quantization)
+    known = Quantization.from_flat(quantization)
     found = captured.gradients(lambda *leaves: _imitated(known, *leaves), grad, needs, x, weight, bias)
     return [each.contiguous() for each in found]
 

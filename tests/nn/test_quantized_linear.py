@@ -148,15 +148,15 @@ def test_saving_and_loading(dense, tmp_path):
     loaded = accel.load_converted(tmp_path, Net())
     assert torch.equal(loaded.eval()(x), fast(x)) and type(loaded.head) is QuantizedLinear
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["version"] == 2 and config["linears"] == ["hidden", "head"]
+    assert config["version"] == 4 and config["linears"] == ["hidden", "head"]
     accel.save_converted(convert(dense, Rules({"conv": WHOLE})), tmp_path / "convs")
-    assert json.loads((tmp_path / "convs" / "config.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / "convs" / "config.json").read_text())["version"] == 4
     for linears, message in (["hidden", "nowhere"], "no linear layer 'nowhere'"), (["conv"], "no linear layer 'conv'"):
         (tmp_path / "config.json").write_text(json.dumps({**config, "linears": linears}))
         with pytest.raises(WeightsError, match=message):
             accel.load_converted(tmp_path, Net())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "version": 4}))
-    with pytest.raises(WeightsError, match="of version 4"):
+    (tmp_path / "config.json").write_text(json.dumps({**config, "version": 5}))
+    with pytest.raises(WeightsError, match="of version 5"):
         accel.load_converted(tmp_path, Net())
 
 
