@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from accel.profiling.peaks import Peaks
 
 _LONGEST = 8  # rows of the bars
-_COLOURS = {"fp32": "tab:blue", "int8": "tab:orange"}
+_COLOURS = {"fp32": "tab:blue", "bf16": "tab:green", "int8": "tab:orange"}
 
 
 def page(

@@ -31,11 +31,11 @@ class Peaks:
 
 
 def measured_peaks() -> Peaks:
-    """Of the CPU, on torch's threads: fp32 by torch's product of matrices, int8 by this package's engine; the fastest
-    of some runs, so that other work on the machine does not lower a ceiling."""
+    """Of the CPU, on torch's threads: fp32 by torch's product of matrices, bf16 and int8 by this package's engine; the
+    fastest of some runs, so that other work on the machine does not lower a ceiling."""
     source = torch.empty(_COPIED, dtype=torch.uint8, device="cpu").random_()
     copy = torch.empty_like(source)
-    gops = {"fp32": _gops(_product()), "int8": _gops(_product_of_bytes())}
+    gops = {"fp32": _gops(_product()), "bf16": _gops(_product_in_bf16()), "int8": _gops(_product_of_bytes())}
     return Peaks(gops, 2 * _COPIED / _fastest_ns(lambda: copy.copy_(source)))
 
 
@@ -43,6 +43,17 @@ def _product() -> Callable[[], object]:
     matrix = torch.randn(_SIDE, _SIDE, dtype=torch.float32, device="cpu")
     out = torch.empty_like(matrix)
     return lambda: torch.mm(matrix, matrix, out=out)
+
+
+def _product_in_bf16() -> Callable[[], object]:
+    from accel import ops
+    from accel.kernels.positions import every_position
+
+    side = int(_SIDE**0.5)
+    x = torch.randn(1, _SIDE, side, side, dtype=torch.float32, device="cpu")
+    weight = torch.randn(_SIDE, _SIDE, 1, 1, dtype=torch.float32, device="cpu")
+    rows, positions = x.contiguous(memory_format=torch.channels_last), every_position(side, side)
+    return lambda: ops.perforated_conv2d(rows, weight, None, positions, precision="bf16")
 
 
 def _product_of_bytes() -> Callable[[], object]:
