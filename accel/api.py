@@ -37,6 +37,7 @@ from accel.impact import all_impacts
 from accel.inputs import Inputs, counted
 from accel.nn.adaptive import adopt_stages, check_stages
 from accel.nn.inference import describe_paths, install, installed
+from accel.nn.precision import imitated_bf16
 from accel.profiling.layers import Plan, plan_of
 from accel.running import cloned, copied, record_calls, run_eagerly, run_on
 
@@ -133,6 +134,8 @@ def _convert(
     else:
         install(fast)
     build_sets(fast, calls)
+    if (said := imitated_bf16(fast)) is not None:
+        warnings.warn(said, stacklevel=3)
     if verify:
         prove(fast, run)
     else:

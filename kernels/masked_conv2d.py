@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from accel.kernels.bf16 import PRECISIONS, to_precision
 from accel.kernels.checks import autocast, check_conv, check_device, check_shape, sizes
 from accel.kernels.conv_ops import define_conv, register_conv_backward
 from accel.kernels.counting import Work, dense_macs, register_macs
@@ -41,6 +42,7 @@ def masked_conv2d(
     activation: str = "none",
     residual: Tensor | None = None,
     source: ActiveSet | None = None,
+    precision: str = PRECISIONS[0],
 ) -> Tensor:
     """activation(residual + conv2d(x) + bias) at the active positions, zero padding.
 
@@ -53,6 +55,7 @@ def masked_conv2d(
             needed.
         residual: [N, K, H_out, W_out] in any memory format.
         source: the set on the input map that x holds rows of; input positions outside of it read as zeros.
+        precision: as of `accel.ops.perforated_conv2d`.
 
     Returns:
         With a residual, its copy [N, K, H_out, W_out], channels_last, changed at the active positions only. Without,
@@ -71,9 +74,11 @@ def masked_conv2d(
         raise ValueError(f"masked_conv2d: {activation} has no backward; use one of {', '.join(FUSED_BACKWARD)}")
     sets = (active.positions, active.counts, None if source is None else source.positions)
     geometry = (in_size, (active.height, active.width), tuple(stride), tuple(padding), tuple(dilation), groups)
-    if is_direct(x, weight, bias, residual):
+    direct = is_direct(x, weight, bias, residual)
+    x, weight, rounding = to_precision("masked_conv2d", precision, x, weight, direct)
+    if direct:
         run = implementation("masked_conv2d", x)
-        return run(x, weight, bias, *sets, residual, CallGeometry(*geometry), activation)
+        return run(x, weight, bias, *sets, residual, CallGeometry(*geometry), activation, **rounding)
     return _CONV(x, weight, bias, *sets, residual, *geometry, activation)
 
 
@@ -91,6 +96,7 @@ def masked_conv2d_(
     activation: str = "none",
     accumulate: bool = False,
     source: ActiveSet | None = None,
+    precision: str = PRECISIONS[0],
 ) -> Tensor:
     """The same in place: nothing but the active positions of `out` is touched, so that an empty set costs nothing.
 
@@ -120,9 +126,11 @@ def masked_conv2d_(
         raise ValueError("masked_conv2d_ has no backward: call masked_conv2d, or run it under torch.no_grad()")
     sets = (active.positions, active.counts, None if source is None else source.positions)
     geometry = (in_size, (active.height, active.width), tuple(stride), tuple(padding), tuple(dilation), groups)
-    if is_direct(out, x, weight, bias):
+    direct = is_direct(out, x, weight, bias)
+    x, weight, rounding = to_precision("masked_conv2d_", precision, x, weight, direct)
+    if direct:
         run = implementation("masked_conv2d_", x, "masked_conv2d")
-        run(out, x, weight, bias, *sets, CallGeometry(*geometry), activation, accumulate)
+        run(out, x, weight, bias, *sets, CallGeometry(*geometry), activation, accumulate, **rounding)
     else:
         _CONV_IN_PLACE(out, x, weight, bias, *sets, *geometry, activation, accumulate)
     return out

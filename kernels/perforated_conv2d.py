@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from accel.kernels.bf16 import PRECISIONS, to_precision
 from accel.kernels.checks import (
     PADDING_MODES,
     autocast,
@@ -52,6 +53,7 @@ def perforated_conv2d(
     residual: Tensor | None = None,
     compact: bool = False,
     source: PositionSet | None = None,
+    precision: str = PRECISIONS[0],
 ) -> Tensor:
     """conv2d(x) + bias at the positions of a static set, interpolated at the others; activation(that + residual).
 
@@ -66,6 +68,8 @@ def perforated_conv2d(
             [N * P, K].
         compact: return the computed rows and leave the other positions alone.
         source: the set on the H x W input map that x is compact on; taps read x through `source.nearest`.
+        precision: "fp32", that of the tensors; or "bf16": x and weight are rounded to it, halves to even, and the
+            products are summed up as before; gradients pass as if nothing had been rounded.
 
     Returns:
         [N, K, H_out, W_out] channels_last, every position holding the value of its stand-in (plus its own of the
@@ -77,6 +81,7 @@ def perforated_conv2d(
     """
     x, weight, bias, residual = autocast(x, weight, bias, residual)
     direct = is_direct(x, weight, bias, residual)
+    x, weight, rounding = to_precision("perforated_conv2d", precision, x, weight, direct)
     steps = (tuple(stride), tuple(padding), tuple(dilation), groups, padding_mode)
     call = ((x, weight, bias, residual), positions, source, steps, activation, compact)
     in_size = checked_before(_check, *call) if direct else _check(*call)
@@ -85,7 +90,7 @@ def perforated_conv2d(
     geometry = CallGeometry(in_size, (positions.height, positions.width), *steps)
     if direct:
         run = implementation("perforated_conv2d", x)
-        return run(x, weight, bias, *sets, residual, geometry, activation, compact)
+        return run(x, weight, bias, *sets, residual, geometry, activation, compact, **rounding)
     if activation in FUSED_BACKWARD or not needs_grad(x, weight, bias, residual):
         return _CONV(x, weight, bias, *sets, residual, *geometry, activation, compact)
     rows = _CONV(x, weight, bias, *sets, None, *geometry, "none", True)

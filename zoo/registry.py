@@ -165,7 +165,7 @@ def is_adaptive(name: str) -> bool:
 def default_rules(name: str, config: Perforate | None = None) -> Rules:
     """Rules that give `config` (half the positions unless told otherwise) to every layer worth perforating.
 
-    Layers that are not stay dense; in eight bits they are quantized, every position.
+    Layers that are not stay dense; in eight bits or bf16 they are so too, every position.
 
     Raises:
         ConfigError: an unknown model, or an adaptive one, whose stages choose their positions themselves.
@@ -175,7 +175,7 @@ def default_rules(name: str, config: Perforate | None = None) -> Rules:
     if _entry(name).adaptive:
         raise ConfigError(f"{name} is adaptive already: perforate the plain network instead")
     chosen = Perforate(keep=0.5) if config is None else config
-    whole = Perforate(keep=1.0, seed=chosen.seed, precision=chosen.precision) if chosen.in_bytes else None
+    whole = Perforate(keep=1.0, seed=chosen.seed, precision=chosen.precision) if chosen.rounds else None
     return Rules({**dict.fromkeys(_entry(name).dense, whole), "*": chosen})
 
 

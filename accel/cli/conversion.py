@@ -29,7 +29,8 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep", type=float, metavar="K", help="fraction of positions to compute, in (0, 1]")
     group.add_argument("--mask", metavar="KIND", help="which positions ('accel list masks' names the kinds)")
     group.add_argument("--interpolate", metavar="HOW", help="fill of the others ('accel list fills' names them)")
-    group.add_argument("--precision", metavar="P", help="fp32 (default) or int8, which is calibrated on --images")
+    how = "fp32 (default), bf16, for CPUs with AVX512_BF16, or int8, which is calibrated on --images"
+    group.add_argument("--precision", metavar="P", help=how)
     group.add_argument("--rules", type=pathlib.Path, metavar="FILE", help="Rules as .toml or .json, instead of --keep")
 
 

@@ -96,12 +96,16 @@ class Job:
 
 
 def run(args: argparse.Namespace) -> int:
+    from accel.nn.precision import imitated_bf16
+
     with output_folder(args.output, REPORT_FILE) as folder:
         job = prepare(args)
         profile, speed = measure(args, job)
         fidelity = compare_pictures(args, job, folder / "pictures")
         save_verified(job, folder / "model")
         summary = {"model": args.model, **speed, **fidelity.summary()}
+        if (imitated := imitated_bf16(job.fast)) is not None:
+            summary["imitated"] = imitated
         report = {"schema": _REPORT_SCHEMA, "summary": summary, "layers": profile.rows}
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
         write_page(folder, job, summary, profile)
@@ -217,7 +221,7 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     for key, text in (("iou_at_0.5", "IoU at 0.5"), ("top1_agreement", "top-1 agreement")):
         if key in summary:
             lines[-1] += f", {text} {summary[key]:.3f}"
-    return lines
+    return [*lines, summary["imitated"]] if "imitated" in summary else lines
 
 
 def measure(args: argparse.Namespace, job: Job) -> tuple[Profile, dict[str, Any]]:

@@ -64,6 +64,8 @@ def in_words(summary: Mapping[str, Any]) -> list[str]:
         f"{dense_ms:g}: it is {summary['speedup']:.2f} times as fast. It does {share:.0f} % of the multiplications, "
         f"which would make it {summary['theoretical_speedup']:.2f} times as fast if nothing else took time."
     ]
+    if "imitated" in summary:
+        lines.append(f"Beware: {summary['imitated']}.")
     if summary["speedup"] < 1:
         lines.append("That is slower than the original: this conversion is of no use on this machine.")
     return [*lines, f"On {_pictures(summary['pictures'])} that nothing was calibrated on {_agreement(summary)}."]

@@ -25,7 +25,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     target.add_argument("--max-drop", type=float, metavar="D", help="the most that may be lost, see accel.search")
     target.add_argument("--macs", type=float, metavar="M", help="share of the dense MACs to execute; needs no clock")
     common.add_minutes(parser)
-    parser.add_argument("--precision", metavar="P", help="of the layers: fp32 (default) or int8")
+    parser.add_argument("--precision", metavar="P", help="of the layers: fp32 (default), bf16 or int8")
     parser.add_argument("--dense", action="append", default=[], metavar="PATTERN", help="leave these layers alone")
     learning.add_pictures(parser)
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="folder for rules, trace and plot")

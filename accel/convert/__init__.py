@@ -18,6 +18,7 @@ from accel.masks import Pooling
 from accel.nn.adaptive import adaptive_stages, is_stage, make_plain
 from accel.nn.graph import pooling_after
 from accel.nn.perforated import FOUND, STATE, PerforatedConv2d
+from accel.nn.precision import why_not
 from accel.nn.quantized import Quantization, why_not_bytes
 from accel.nn.quantized_linear import QuantizedLinear
 from accel.nn.tracing import traced_parts
@@ -80,7 +81,7 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
         config = _decided(rules, aliases)
         if isinstance(config, Perforate) and left_dense(layer) is None:
             assigned[aliases[0]] = config
-            if config.in_bytes and (reason := why_not_bytes(layer)) is not None:
+            if (reason := why_not(config, layer)) is not None:
                 raise ConversionError(
                     f"precision {config.precision!r}: layer {aliases[0]!r} {reason}; give it fp32 by a rule of its own"
                 )

@@ -87,7 +87,7 @@ def _compared(name: str, layer: PerforatedConv2d) -> Callable:
                 f"layer {name!r} {said} from torch's convolution at the positions that it computes: leave it dense by "
                 f"a rule {{{name!r}: None}}"
             )
-        if layer.config.in_bytes:
+        if layer.config.rounds:
             with floating():
                 return PerforatedConv2d.forward(layer, input)
         return out

@@ -32,6 +32,7 @@ from accel.kernels.positions import PositionSet
 from accel.masks import LATTICE_KEEPS
 from accel.nn.inference import install
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
+from accel.nn.precision import why_not
 from accel.nn.quantized import Quantization, why_not_bytes
 from accel.profiling.flops import layer_macs
 from accel.running import copied, evaluated, record_calls, run_on
@@ -62,7 +63,7 @@ def label_of(config: Perforate) -> str:
     summed = f" {config.neighbors}" if config.filling.sums else ""
     shifted = f" shifted {config.shift}" if config.shift else ""
     corrected = f" {config.correct}" if config.effort > 1 else ""
-    precise = f" {config.precision}" if config.in_bytes else ""
+    precise = f" {config.precision}" if config.rounds else ""
     return f"{config.mask} {config.keep:.3g}{shifted} {config.interpolate}{summed}{corrected}{precise}"
 
 
@@ -197,9 +198,11 @@ def open_space(
     macs = {row.name: row.dense or 0 for row in layer_macs(model, example_inputs)}
     fixed, left = _settled(model, layers, calls, macs, configs.values(), rules)
     options = {n: _possible(configs, layer) for n, layer in layers.items() if n not in left and n not in fixed}
-    if any(config.in_bytes for config in configs.values()) and all(map(why_not_bytes, layers.values())):
-        name, layer = next(iter(layers.items()))
-        raise ConversionError(f"no layer can compute in eight bits: {name!r} {why_not_bytes(layer)}")
+    for config in configs.values():
+        if layers and all(why_not(config, layer) for layer in layers.values()):
+            name, layer = next(iter(layers.items()))
+            precision = "eight bits" if config.in_bytes else config.precision
+            raise ConversionError(f"no layer can compute in {precision}: {name!r} {why_not(config, layer)}")
     options = {name: row for name, row in options.items() if row}
     if not options:
         raise ConversionError(f"{type(model).__name__} has no convolution to search over: {left or 'rules decide all'}")
@@ -276,7 +279,7 @@ def _whole_in_bytes(config: object) -> Perforate | None:
 
 def _possible(configs: Mapping[str, Perforate], layer: nn.Conv2d) -> dict[str, Perforate]:
     """The candidates that a layer can take."""
-    return {n: config for n, config in configs.items() if not config.in_bytes or why_not_bytes(layer) is None}
+    return {n: config for n, config in configs.items() if why_not(config, layer) is None}
 
 
 def _unworthy(name: str, layer: nn.Conv2d, calls: Mapping[str, list], macs: Mapping[str, int]) -> str | None:

@@ -124,9 +124,9 @@ class Measurements:
         return [label for label in timed if timed[label] in kept]
 
     def _bytes_gain(self, made: Mapping[str, Conversion]) -> float:
-        """How many times faster the network is in eight bits where these are candidates: what is left to be gained by
-        leaving out positions."""
-        whole = next((label for label, c in made.items() if c.config.in_bytes and c.config.keep == 1), None)
+        """How many times faster the network is in eight bits, or bf16, where these are candidates: what is left to be
+        gained by leaving out positions."""
+        whole = next((label for label, c in made.items() if c.config.rounds and c.config.keep == 1), None)
         if whole is None:
             return 1.0
         network = self.space.network(self.space.uniform(whole))
@@ -150,13 +150,13 @@ class Measurements:
 
     def _whole_layers(self) -> dict[str, str]:
         """The layers that the engine computes faster than torch, every position: they cost no loss at all, and in
-        eight bits next to none."""
+        eight bits or bf16 next to none."""
         whole = {}
         for name in self.space.searched:
             costs = self.table.costs[name]
             full = [label for label, made in self.space.candidates[name].items() if made.config.keep == 1]
-            asked = [label for label in full if self.space.candidates[name][label].config.in_bytes]
-            first = [] if self.table.unit == "ms" else asked  # where eight bits are not told from others by their cost
+            asked = [label for label in full if self.space.candidates[name][label].config.rounds]
+            first = [] if self.table.unit == "ms" else asked  # where precisions are not told apart by their cost
             best = min([*first, DENSE, *full], key=costs.__getitem__)
             if best != DENSE:
                 whole[name] = best
@@ -225,7 +225,7 @@ class Measurements:
     def _may_be_dense(self, name: str) -> bool:
         """Whether a layer may go back to what it is in the original: it is not by the engine that it gained most."""
         first = self.start.get(name, DENSE)
-        return first == DENSE or (self.table.unit == "ms" and self.space.candidates[name][first].config.in_bytes)
+        return first == DENSE or (self.table.unit == "ms" and self.space.candidates[name][first].config.rounds)
 
     def _tried_labels(self, name: str) -> dict[str, Conversion]:
         """The candidates that are looked at one by one: of two that differ in what the fit corrects, the quick one."""
@@ -270,7 +270,7 @@ class Measurements:
     def _is_exact(self, name: str, label: str) -> bool:
         """Whether a layer loses nothing but by rounding in fp32."""
         return label == DENSE or (
-            self.space.kept(name, label) == 1 and not self.space.candidates[name][label].config.in_bytes
+            self.space.kept(name, label) == 1 and not self.space.candidates[name][label].config.rounds
         )
 
     def _look_at(self, state: Mapping[str, str]) -> dict:

@@ -42,7 +42,8 @@ def reasons(measured: Measurements, best: Tried) -> dict[str, str]:
         else:
             said = f"too sensitive: nothing else was better than {best.origin}"
         if label != DENSE:
-            in_bytes = measured.space.candidates[name][label].config.in_bytes
-            said = f"whole, {'in eight bits' if in_bytes else 'by the engine'}; {said}"
+            config = measured.space.candidates[name][label].config
+            how = "in eight bits" if config.in_bytes else "in bf16" if config.in_bf16 else "by the engine"
+            said = f"whole, {how}; {said}"
         found[name] = said
     return found

@@ -83,8 +83,8 @@ def search(
         rules: what is decided already, {pattern: Perforate(keep=...) or None}; convolutions that none matches are
             searched.
         candidates: configurations with `keep` that a layer may take; see `default_candidates`.
-        precision: of the default candidates; with 'int8' layers that are too small to search are quantized too, and so
-            are linear layers, unless that makes them slow.
+        precision: of the default candidates, 'fp32', 'bf16' or 'int8'; with the last layers that are too small to
+            search are quantized too, and so are linear layers, unless that makes them slow.
         loss: (outputs, batch) -> summed loss of the batch's pictures, instead of the above.
         pictures: calibration pictures to measure losses on; by default as many as the time allows, 8 to 1024, and for
             whole networks more; the fits of `convert_model` use all that it is given.

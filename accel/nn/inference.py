@@ -230,7 +230,7 @@ class InferencePath:
         """(how the rewritten path differs from the own forward on these inputs, or None; the outputs)."""
         if not self.verify:
             return None, plan.rewritten.fast(self.root, *args)
-        if is_floating() or not any(map(_is_in_bytes, self.root.modules())):
+        if is_floating() or not any(map(_rounds, self.root.modules())):
             return self._compared(plan, args)
         random = torch.get_rng_state()
         with floating(), state_kept(self.root):
@@ -283,8 +283,8 @@ class InferencePath:
         return None if same else "takes another way through its code than when it was traced", outputs
 
 
-def _is_in_bytes(module: nn.Module) -> bool:
-    return isinstance(module, QuantizedLinear) or (isinstance(module, PerforatedConv2d) and module.config.in_bytes)
+def _rounds(module: nn.Module) -> bool:
+    return isinstance(module, QuantizedLinear) or (isinstance(module, PerforatedConv2d) and module.config.rounds)
 
 
 @dataclasses.dataclass(frozen=True)

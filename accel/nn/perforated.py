@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from accel.config import Perforate
 from accel.errors import ConfigError
 from accel.fills import Fit, laid_over
+from accel.kernels.bf16 import round_bf16
 from accel.kernels.caches import kept_by_size
 from accel.kernels.checks import sizes
 from accel.kernels.dispatch import is_direct
@@ -133,7 +134,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         return f"{super().extra_repr()}, keep={self.config.keep:g}, mask={self.config.mask}"
 
     def facts(self) -> dict[str, str | None]:
-        note = f"in {self.config.precision}" if self.config.in_bytes else None
+        note = f"in {self.config.precision}" if self.config.rounds else None
         if self.config.filling.needs_data and self.fit is not None and (lost := int(self.fit.nearest.sum())):
             lossy = f"nearest in {lost} of {self.out_channels} channels, no fit served better"  # see accel.calibrate
             note = "; ".join(filter(None, (note, lossy)))
@@ -247,6 +248,8 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         weights = self._weights(None, positions if self.sums_at(positions) else None)
         if self.config.in_bytes:
             image, weights = self._known_quantization().imitate(image, weights)
+        elif self.config.in_bf16:
+            return self._conv_forward(round_bf16(image), round_bf16(weights.weight), weights.bias)
         return self._conv_forward(image, weights.weight, weights.bias)
 
     def _forward_unbatched(
@@ -311,7 +314,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         weights = self._weights(norm, positions if self.sums_at(positions) else None)
         now = geometry_of(self)
         geometry = {"stride": now.stride, "padding": now.padding, "dilation": now.dilation}
-        geometry |= {"groups": now.groups, "activation": fused}
+        geometry |= {"groups": now.groups, "activation": fused, "precision": self._precision}
         if not training:
             return masked_conv2d_(dense, x, weights.weight, weights.bias, chosen, **geometry)
         rows = masked_conv2d(x, weights.weight, weights.bias, chosen, **geometry)
@@ -349,7 +352,13 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
                 return convolve_bytes(x, weights, positions, quantization, self._integers, *levels, activation, **how)
             x, weights = quantization.imitate(x, weights)
         weights = weights.multiplied()
-        return perforated_conv2d(x, weights.weight, weights.bias, positions, activation=activation, **how)
+        how |= {"activation": activation, "precision": self._precision}
+        return perforated_conv2d(x, weights.weight, weights.bias, positions, **how)
+
+    @property
+    def _precision(self) -> str:
+        """Of the convolutions of numbers."""
+        return "bf16" if self.config.in_bf16 and not is_floating() else "fp32"
 
     def _known_quantization(self) -> Quantization:
         return known(self.quantization, self.layer_name)

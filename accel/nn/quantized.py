@@ -33,8 +33,8 @@ _FLOATING = contextvars.ContextVar("accel_floating", default=False)
 
 @contextlib.contextmanager
 def floating() -> Iterator[None]:
-    """Within the block, layers in eight bits compute in fp32: two ways to run a network can then be compared, which
-    differ by rounding; a byte that rounds the other way is a hundred times as much as that."""
+    """Within the block, layers in eight bits or bf16 compute in fp32: two ways to run a network can then be compared,
+    which differ by rounding; a byte that rounds the other way is a hundred times as much as that."""
     token = _FLOATING.set(True)
     try:
         yield
@@ -43,7 +43,7 @@ def floating() -> Iterator[None]:
 
 
 def is_floating() -> bool:
-    """Whether layers in eight bits compute in fp32 here."""
+    """Whether layers in eight bits or bf16 compute in fp32 here."""
     return _FLOATING.get()
 
 

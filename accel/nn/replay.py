@@ -139,7 +139,7 @@ class Segment:
         self._code = compile_graph(graph)
         self._root = root
         self.layers = list(layers)
-        self._in_bytes = any(isinstance(each, PerforatedConv2d) and each.config.in_bytes for each in layers)
+        self._rounds = any(isinstance(each, PerforatedConv2d) and each.config.rounds for each in layers)
         self.forget()
 
     def forget(self) -> None:
@@ -154,7 +154,7 @@ class Segment:
         return self._code(self._root, *inputs) if program is None else _run(program, inputs)
 
     def _may_replay(self, inputs: tuple) -> bool:
-        if self._in_bytes and is_floating():
+        if self._rounds and is_floating():
             return False
         for x in inputs:
             if type(x) is not Tensor or x.dim() != 4 or x.dtype is not torch.float32 or not x.numel():
@@ -173,9 +173,9 @@ class Segment:
         return programs[key]
 
     def _is_proved(self, program: Program, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether a program of bytes gives the numbers of the calls, all of them. That of floats is compared with the
-        model's own forward, as is the whole path; bytes only differ from that by rounding, which hides faults."""
-        return not self._in_bytes or all(map(torch.equal, _run(program, inputs), self._code(self._root, *inputs)))
+        """Whether a program of bytes or bf16 gives the numbers of the calls, all of them. That of floats is compared
+        with the model's own forward, as is the whole path; these differ from that by rounding, which hides faults."""
+        return not self._rounds or all(map(torch.equal, _run(program, inputs), self._code(self._root, *inputs)))
 
 
 def _run(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

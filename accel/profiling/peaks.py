@@ -33,12 +33,14 @@ class Peaks:
 
 
 def measured_peaks(dtype: torch.dtype = torch.float32) -> Peaks:
-    """Of the CPU, on torch's threads: fp32, and `dtype` if that is another, by torch's product of matrices, int8 by
-    this package's engine; the fastest of some runs, so that other work on the machine does not lower a ceiling."""
+    """Of the CPU, on torch's threads: fp32, and `dtype` if that is another, by torch's product of matrices, the others
+    by this package's engine; the fastest of some runs, so that other work on the machine does not lower a ceiling."""
     source = torch.empty(_COPIED, dtype=torch.uint8, device="cpu").random_()
     copy = torch.empty_like(source)
     gops = {PRECISIONS[kind]: _gops(_product(kind)) for kind in dict.fromkeys((torch.float32, dtype))}
     gops["int8"] = _gops(_product_of_bytes())
+    if "bf16" not in gops:
+        gops["bf16"] = _gops(_product_in_bf16())
     return Peaks(gops, 2 * _COPIED / _fastest_ns(lambda: copy.copy_(source)))
 
 
@@ -46,6 +48,17 @@ def _product(dtype: torch.dtype) -> Callable[[], object]:
     matrix = torch.randn(_SIDE, _SIDE, dtype=torch.float32, device="cpu").to(dtype)
     out = torch.empty_like(matrix)
     return lambda: torch.mm(matrix, matrix, out=out)
+
+
+def _product_in_bf16() -> Callable[[], object]:
+    from accel import ops
+    from accel.kernels.positions import every_position
+
+    side = int(_SIDE**0.5)
+    x = torch.randn(1, _SIDE, side, side, dtype=torch.float32, device="cpu")
+    weight = torch.randn(_SIDE, _SIDE, 1, 1, dtype=torch.float32, device="cpu")
+    rows, positions = x.contiguous(memory_format=torch.channels_last), every_position(side, side)
+    return lambda: ops.perforated_conv2d(rows, weight, None, positions, precision="bf16")
 
 
 def _product_of_bytes() -> Callable[[], object]:

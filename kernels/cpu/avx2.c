@@ -69,6 +69,37 @@ static inline void store_bytes(void *p, __m256i i, int lanes)
 #define EVEN_SIGNED(w) _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8)
 #define ODD_SIGNED(w) _mm256_srai_epi16(w, 8)
 #define ADD_PAIRS(a, b) _mm256_madd_epi16(a, b)
+
+static inline __m256 load_bf16(const void *p, int lanes)
+{
+    uint16_t numbers[8];
+    memcpy(numbers, p, (size_t)lanes * sizeof(uint16_t));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)numbers)), 16));
+}
+
+static inline __m128i round_bf16(__m256 v)
+{
+    const __m256i bits = _mm256_castps_si256(v), quiet = _mm256_or_si256(bits, _mm256_set1_epi32(1 << 22));
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+
+static inline void store_bf16(void *p, __m128i numbers, int lanes)
+{
+    uint16_t all[8];
+    _mm_storeu_si128((void *)all, numbers);
+    memcpy(p, all, (size_t)lanes * sizeof(uint16_t));
+}
+
+#define LOAD_BF16(p) load_bf16(p, LANES)
+#define LOAD_BF16_MASK(p, m) load_bf16(p, lanes_of(m))
+#define STORE_BF16(p, v) store_bf16(p, round_bf16(v), LANES)
+#define STORE_BF16_MASK(p, v, m) store_bf16(p, round_bf16(v), lanes_of(m))
+#define FIRST_BF16(x) AS_FLOATS(_mm256_slli_epi32(AS_INTS(x), 16))
+#define SECOND_BF16(x) AS_FLOATS(_mm256_and_si256(AS_INTS(x), _mm256_set1_epi32(-65536)))
 #include "tile.inc"
 #include "rows.inc"
 
@@ -90,6 +121,12 @@ static inline void store_bytes(void *p, __m256i i, int lanes)
 #define ROWS_FOR_BYTES {0, 6, 4}
 #define TILES_OF_BYTES(X) UP_TO_6(X, 1) UP_TO_4(X, 2)
 #include "isa_bytes.inc"
+
+/* 8 accumulators here too: weights are split in first and second ones. */
+#define ISA_BF16 accel_avx2_bf16
+#define ROWS_FOR_BF16 ROWS_FOR_BYTES
+#define TILES_OF_BF16 TILES_OF_BYTES
+#include "isa_bf16.inc"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

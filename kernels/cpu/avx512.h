@@ -45,6 +45,26 @@
 #define ODD_SIGNED(w) _mm512_srai_epi16(w, 8)
 #define ADD_PAIRS(a, b) _mm512_madd_epi16(a, b)
 
+#define WIDEN_BF16(i) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(i), 16))
+#define LOAD_BF16(p) WIDEN_BF16(_mm256_loadu_si256((const void *)(p)))
+#define LOAD_BF16_MASK(p, m) WIDEN_BF16(_mm256_maskz_loadu_epi16(m, p))
+#define STORE_BF16(p, v) _mm256_storeu_si256((void *)(p), ROUND_BF16(v))
+#define STORE_BF16_MASK(p, v, m) _mm256_mask_storeu_epi16(p, m, ROUND_BF16(v))
+#define FIRST_BF16(x) AS_FLOATS(_mm512_slli_epi32(AS_INTS(x), 16))
+#define SECOND_BF16(x) AS_FLOATS(_mm512_and_si512(AS_INTS(x), _mm512_set1_epi32(-65536)))
+#ifndef ROUND_BF16
+#define ROUND_BF16(v) round_bf16(v)
+
+static inline __m256i round_bf16(__m512 v)
+{
+    const __m512i bits = _mm512_castps_si512(v), quiet = _mm512_or_si512(bits, _mm512_set1_epi32(1 << 22));
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i high = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(high, 16));
+}
+#endif
+
 /* 24 to 28 accumulators, up to 4 weights and a broadcast value: all 32 registers are in use. */
 #define UP_TO_6(X, nv) X(1, nv) X(2, nv) X(3, nv) X(4, nv) X(5, nv) X(6, nv)
 #define UP_TO_9(X, nv) UP_TO_6(X, nv) X(7, nv) X(8, nv) X(9, nv)

@@ -62,8 +62,8 @@ static Schedule plan(const Job *job, int threads)
     const int64_t width = s.cut.vectors * s.isa->lanes, tap_bytes = run_bytes(job->kind, job->run) * width;
     s.chunk_taps = tap_bytes < CHUNK_BYTES ? CHUNK_BYTES / tap_bytes : 1;
     s.chunk_run = tap_bytes <= 2 * CHUNK_BYTES ? job->run : ceil_div(job->run, ceil_div(tap_bytes, CHUNK_BYTES));
-    if (job->kind == KIND_FOURS && s.chunk_run < job->run)
-        s.chunk_run = ceil_div(s.chunk_run, 4) * 4;
+    if (s.chunk_run < job->run)
+        s.chunk_run = ceil_div(s.chunk_run, lane_elements(job->kind)) * lane_elements(job->kind);
     const int fits = s.chunk_taps * 2 > job->taps && tap_bytes * job->taps < 2 * CHUNK_BYTES;
     if (job->depthwise || (fits && s.chunk_run == job->run))
         s.chunk_taps = job->taps;
@@ -210,9 +210,11 @@ static void point(const Job *job, int64_t first, int64_t count, int64_t stride, 
         point_set(job, first, count, stride, rows);
 }
 
+static int64_t out_size(const Job *job) { return job->narrow ? element_size(job->kind) : (int64_t)sizeof(float); }
+
 static int64_t residual_size(const Job *job)
 {
-    return job->narrow && !job->residual_floats ? 1 : (int64_t)sizeof(float);
+    return job->narrow && is_of_bytes(job->kind) && !job->residual_floats ? 1 : (int64_t)sizeof(float);
 }
 
 /* Where row r goes, and from where its residual is read: the same rows of the residual. */
@@ -231,7 +233,7 @@ static RowOut destination(const Job *job, int64_t r)
         o.count = job->starts[p + 1] - job->starts[p];
     }
     at *= job->out_channels;
-    o.base = (char *)job->out + at * (job->narrow ? 1 : (int64_t)sizeof(float));
+    o.base = (char *)job->out + at * out_size(job);
     o.residual = job->residual ? (const char *)job->residual + at * residual_size(job) : NULL;
     return o;
 }
@@ -262,7 +264,7 @@ static int run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t ti
         const int64_t vectors = smaller(s->cut.vectors, s->cut.all_vectors - vector0), width = vectors * lanes;
         const int64_t depth = panel_bytes(job->kind, job->taps, job->run),
                       column = group * s->k_group + vector0 * lanes;
-        const int64_t run = run_bytes(job->kind, job->run), size = job->kind == KIND_FLOATS ? sizeof(float) : 1;
+        const int64_t run = run_bytes(job->kind, job->run), size = element_size(job->kind);
         const char *head = (const char *)job->packed + (group * s->cut.all_vectors + vector0) * lanes * depth;
         const char *weights = head + (depth - job->taps * run) * width;
         TileArgs g = {
@@ -273,7 +275,8 @@ static int run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t ti
             .channels = smaller(width, s->k_group - vector0 * lanes),
             .bias = job->bias ? job->bias + column : NULL,
             .multiplier = job->multiplier ? job->multiplier + column : NULL,
-            .levels = job->narrow ? job : NULL,
+            .levels = job->narrow && is_of_bytes(job->kind) ? job : NULL,
+            .to_bf16 = job->narrow && is_of_bf16(job->kind),
             .odd = &odd,
             .start = (const float *)head,
             .weight_pitch = run * width,
@@ -294,7 +297,7 @@ static int run_item(const Job *job, const Schedule *s, int64_t tile0, int64_t ti
                     g.out = out + (first - start);
                     g.carry = carry + (tile - tile0) * stride * width;
                     kernel[count](&g);
-                    if (g.last && job->kind != KIND_FLOATS)
+                    if (g.last && s->isa->finish[vectors])
                         s->isa->finish[vectors](&g, count);
                 }
             }
@@ -337,10 +340,10 @@ static void require_rows(const Job *job)
         REQUIRE(!job->scatter || !job->positions);
 }
 
-/* Where the elements lie, and what becomes of sums of bytes. */
+/* Where the elements lie, and what becomes of their sums. */
 static void require_elements(const Job *job)
 {
-    const uintptr_t in = job->kind == KIND_FLOATS ? sizeof(float) : 1, out = job->narrow ? 1 : sizeof(float);
+    const uintptr_t in = (uintptr_t)element_size(job->kind), out = (uintptr_t)out_size(job);
     REQUIRE(is_array(job->x, 1, in) && is_array(job->zero, 1, in) && is_array(job->packed, 1, sizeof(float)));
     REQUIRE(is_array(job->out, 1, out) && IS_ARRAY_OR_NULL(job->bias));
     REQUIRE((uintptr_t)job->residual % (uintptr_t)residual_size(job) == 0);
@@ -348,7 +351,10 @@ static void require_elements(const Job *job)
         REQUIRE(!job->narrow);
         return;
     }
-    REQUIRE(IS_ARRAY(job->multiplier, 1) && job->edge_run == 0 && job->depthwise == (job->kind == KIND_BYTES));
+    REQUIRE(job->edge_run == 0 && job->depthwise == (job->kind == KIND_BYTES || job->kind == KIND_BF16));
+    if (is_of_bf16(job->kind))
+        return;
+    REQUIRE(IS_ARRAY(job->multiplier, 1));
     REQUIRE(job->run <= MOST_TERMS / job->taps);
     REQUIRE(!job->narrow || (job->low >= 0 && job->low <= job->high && job->high <= UINT8_MAX));
 }
@@ -367,7 +373,7 @@ static void require_job(const Job *job)
 /* From elements of the input, which in_pitch and edges_each count. */
 static Job with_distances_in_bytes(const Job *job)
 {
-    const int64_t size = job->kind == KIND_FLOATS ? sizeof(float) : 1;
+    const int64_t size = element_size(job->kind);
     Job in_bytes = *job;
     in_bytes.in_pitch *= size;
     in_bytes.edge_run *= size;

@@ -49,6 +49,7 @@ int accel_threads(int64_t asked) { return forked_child || asked < 1 ? 1 : (int)a
 TRY(convolve, Job)
 TRY(convolve_footprints, FootprintJob)
 TRY(quantize, Quantizing)
+RUN(round_bf16, Rounding)
 RUN(pack, Packing)
 RUN(frame, Frame)
 RUN(interpolate, Fill)
@@ -120,6 +121,7 @@ static PyMethodDef methods[] = {
     METHOD(place, "Rows into columns of others: Placing."),
     METHOD(mean_rows, "The mean of several rows of bytes: MeanJob."),
     METHOD(quantize, "Numbers to bytes; whether all are finite: Quantizing."),
+    METHOD(round_bf16, "Numbers to bf16: Rounding."),
     METHOD(interpolate_fitted_backward, "The adjoint of fitted interpolation: FittedGradJob."),
     METHOD(active, "Mask to positions: ActiveJob."),
     METHOD(invert, "The row of every position: Inversion."),
@@ -137,6 +139,8 @@ static PyMethodDef methods[] = {
     {"set_isa", accel_set_isa, METH_O, "set_isa(name): use this instruction set from now on; repack all weights."},
     {"isa", accel_isa_name, METH_NOARGS, "isa(): the instruction set in use."},
     {"lanes", accel_lanes, METH_NOARGS, "lanes(): floats of one of its vectors."},
+    {"has_bf16", accel_has_bf16, METH_NOARGS,
+     "has_bf16(): whether the one in use multiplies bf16; else that is imitated."},
     {"isas", accel_isas, METH_NOARGS, "isas(): the instruction sets that this machine can run, fastest first."},
     {NULL, NULL, 0, NULL},
 };

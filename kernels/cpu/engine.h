@@ -1,6 +1,6 @@
 /* The CPU engine's shared types. One job is one call of an op; one tile is one call of a register kernel.
  *
- * Everything is NHWC, fp32 but for the convolutions of bytes. A "row" is one computed output position of one image; a
+ * Everything is NHWC, fp32 but for the convolutions of bytes and of bf16. A "row" is one computed output position of one image; a
  * "tap" is one run of contiguous input elements that a row reads (an input pixel's channels, or kw * C floats when C is
  * small). */
 #ifndef ACCEL_ENGINE_H
@@ -35,13 +35,15 @@ typedef struct {
     int64_t weight_pitch;   /* depthwise kernels: bytes from the weights of one tap to those of the next */
     const float *bias;      /* of this panel's channels, or NULL */
     const float *multiplier; /* of bytes: of this panel's channels */
-    const Job *levels;      /* of bytes whose output is bytes: their levels; else NULL */
+    const Job *levels;      /* where the output is bytes: their levels; else NULL */
+    int to_bf16;            /* whether the output is bf16 */
     int *odd;               /* of these: set where a residual in floats is NaN or infinite */
     const RowOut *out;
     int64_t column;         /* first output channel of this panel */
     int64_t channels;       /* output channels of this panel that exist; the rest of its lanes are padding */
     int64_t pitch;          /* output channels of a whole row */
-    float *carry; /* [rows][vectors * lanes] sums between chunks of the reduction; of bytes, integers, and all */
+    float *
+        carry; /* [rows][vectors * lanes] sums between chunks of the reduction; of bytes, integers, and all; of bf16, all */
     int first, last; /* is this the first / last chunk of the reduction */
     int activation;
     int stream; /* store past the caches: whole vectors only, base and pitch aligned to them */
@@ -109,17 +111,18 @@ typedef void (*FootprintFn)(const FootprintArgs *);
 typedef void (*OuterFn)(const OuterArgs *);
 typedef void (*PairFn)(const PairArgs *);
 
-/* What one instruction set offers, for bytes tile, depthwise, finish, quantize and sum_terms alone. rows_for[nv] is the tallest tile
- * that keeps all its accumulators in registers. */
+/* What one instruction set offers, for bytes tile, depthwise, finish, quantize and sum_terms alone, for bf16 tile, depthwise,
+ * finish and round. rows_for[nv] is the tallest tile that keeps all its accumulators in registers. */
 typedef struct {
     const char *name;
     int lanes, max_vectors;
     int rows_for[MAX_VECTORS + 1], footprint_rows;
     TileFn tile[MAX_VECTORS + 1][MAX_ROWS + 1];
     TileFn depthwise[MAX_VECTORS + 1][MAX_ROWS + 1];
-    FinishFn finish[MAX_VECTORS + 1]; /* of bytes */
+    FinishFn finish[MAX_VECTORS + 1]; /* of bytes and bf16 */
     int (*quantize)(const float *from, uint8_t *to, int64_t count, float inverse, int32_t zero);
     void (*sum_terms)(const Term *terms, int64_t count, int64_t width, ByteRange range, uint8_t *to);
+    void (*round)(const float *from, uint16_t *to, int64_t count); /* to the nearest bf16, halves to even */
     FootprintFn footprint[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1], narrow[MAX_ROWS + 1];
     FootprintFn footprint_bytes[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1]; /* floats in, bytes out */
     OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];
@@ -130,11 +133,11 @@ typedef struct {
     PairFn pairs[MAX_VECTORS + 1];
 } Isa;
 
-extern const Isa accel_portable, accel_portable_bytes;
+extern const Isa accel_portable, accel_portable_bytes, accel_portable_bf16;
 #if defined(__x86_64__)
-extern const Isa accel_avx2, accel_avx2_bytes, accel_avx512, accel_vnni_bytes;
+extern const Isa accel_avx2, accel_avx2_bytes, accel_avx2_bf16, accel_avx512, accel_vnni_bytes, accel_avx512_bf16;
 #endif
-extern const Isa *accel_isa, *accel_isa_bytes; /* those in use */
+extern const Isa *accel_isa, *accel_isa_bytes, *accel_isa_bf16; /* those in use */
 
 /* How the output channels of a group are cut into panels of at most `most` vectors: `panels` of `vectors` vectors, the last
  * one maybe narrower. */
@@ -155,21 +158,45 @@ static inline Panels cut_panels(const Isa *isa, int64_t channels, int64_t most)
     return cut;
 }
 
-static inline const Isa *isa_of(int64_t kind) { return kind == KIND_FLOATS ? accel_isa : accel_isa_bytes; }
-static inline int is_kind(int64_t kind) { return kind >= KIND_FLOATS && kind <= KIND_BYTES; }
+static inline int is_kind(int64_t kind) { return kind >= KIND_FLOATS && kind <= KIND_BF16; }
+static inline int is_of_bytes(int64_t kind) { return kind == KIND_FOURS || kind == KIND_BYTES; }
+static inline int is_of_bf16(int64_t kind) { return kind == KIND_BF16_PAIRS || kind == KIND_BF16; }
+
+static inline const Isa *isa_of(int64_t kind)
+{
+    return is_of_bytes(kind) ? accel_isa_bytes : is_of_bf16(kind) ? accel_isa_bf16 : accel_isa;
+}
+
+/* Of an input, in bytes. */
+static inline int64_t element_size(int64_t kind) { return kind == KIND_FLOATS ? 4 : is_of_bytes(kind) ? 1 : 2; }
+
+/* Elements of a run that a lane multiplies at once. */
+static inline int64_t lane_elements(int64_t kind) { return kind == KIND_FOURS ? 4 : kind == KIND_BF16_PAIRS ? 2 : 1; }
 
 /* What a run of input elements takes in a panel, of every lane. */
 static inline int64_t run_bytes(int64_t kind, int64_t run)
 {
-    return kind == KIND_FLOATS ? run * (int64_t)sizeof(float) : kind == KIND_FOURS ? (run + 3) / 4 * 4 : run;
+    const int64_t each = lane_elements(kind);
+    return (run + each - 1) / each * each * element_size(kind);
+}
+
+/* The nearest bf16, halves to even; a NaN stays one. */
+static inline uint16_t bf16_of(float value)
+{
+    const union {
+        float value;
+        uint32_t bits;
+    } x = {value};
+    const uint32_t rounded = value != value ? x.bits | 1u << 22 : x.bits + 0x7fff + (x.bits >> 16 & 1);
+    return (uint16_t)(rounded >> 16);
 }
 
 /* What a panel takes, of every lane. A panel is [taps][run][vectors * lanes] floats; or, of bytes, [vectors * lanes] 32-bit
  * integers, - zero point x the sum of a lane's weights, then [taps][run / 4][vectors * lanes][4], a run's last four filled
- * up with zeros, or, depthwise, [taps][vectors * lanes]. */
+ * up with zeros, or, depthwise, [taps][vectors * lanes]; or, of bf16, [taps][run / 2][vectors * lanes][2] or the latter. */
 static inline int64_t panel_bytes(int64_t kind, int64_t taps, int64_t run)
 {
-    return (kind == KIND_FLOATS ? 0 : (int64_t)sizeof(int32_t)) + taps * run_bytes(kind, run);
+    return (is_of_bytes(kind) ? (int64_t)sizeof(int32_t) : 0) + taps * run_bytes(kind, run);
 }
 
 /* Those that return int return 0, -1 when memory ran out, or 1 when bytes were made of a NaN or an infinity. */
@@ -188,6 +215,7 @@ void accel_max_rows(const MaxJob *job);
 void accel_place(const Placing *job);
 void accel_mean_rows(const MeanJob *job);
 int accel_quantize(const Quantizing *job);
+void accel_round_bf16(const Rounding *job);
 void accel_interpolate_fitted_backward(const FittedGradJob *job);
 int accel_active(const ActiveJob *job);
 void accel_invert(const Inversion *job);
@@ -209,6 +237,7 @@ typedef struct {
         Job job;
         FootprintJob footprints;
         Quantizing quantizing;
+        Rounding rounding;
         MaxJob max;
         Frame frame;
         Placing placing;

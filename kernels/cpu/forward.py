@@ -12,8 +12,9 @@ from torch import Tensor
 from accel.kernels.caches import IdentityCache
 from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import CPU, address, empty, invert, pixels_first, require_float32
+from accel.kernels.cpu.bf16 import pitch_of, rounded
 from accel.kernels.cpu.footprints import Footprints, images_together
-from accel.kernels.cpu.packing import packed_weight
+from accel.kernels.cpu.packing import element_of, packed_weight
 from accel.kernels.cpu.plans import (
     MOST_GROUPED,
     MOST_GROUPED_COMPACT,
@@ -28,18 +29,23 @@ from accel.kernels.cpu.replay import tape
 from accel.kernels.geometry import CallGeometry
 
 
-def perforated_conv2d(x, weight, bias, positions, nearest, source_nearest, residual, geometry, activation, compact):
-    """Convolution at a static position set; arguments and result as in `accel.kernels.reference.perforated_conv2d`."""
+def perforated_conv2d(
+    x, weight, bias, positions, nearest, source_nearest, residual, geometry, activation, compact, precision="fp32"
+):
+    """Convolution at a static position set; arguments and result as in `accel.kernels.reference.perforated_conv2d`, of
+    numbers that are first rounded where the precision is "bf16"."""
     require_float32(x, weight, bias, residual)
-    key = (weight.shape, geometry, activation, compact)
+    key = (weight.shape, geometry, activation, compact, precision)
     sets = (positions, nearest, source_nearest)
     call = _calls.get(sets, key, lambda _: _prepare(x, sets, *key))
     x = pixels_first(x)
+    if precision == "bf16":
+        x = rounded(x, pitch_of(x.shape[1], geometry.groups))
     if residual is not None:
         residual = pixels_first(residual)
     if bias is not None:
         bias = bias.contiguous()
-    packed = packed_weight(weight, geometry.groups, call.kind)
+    packed = packed_weight(weight, geometry.groups, call.kind, precision=precision)
     if compact:
         out = empty(call.out_shape)
     else:
@@ -83,11 +89,13 @@ class Call(NamedTuple):
 _calls = IdentityCache()
 
 
-def _prepare(x, sets, kernel, geometry, activation, compact) -> Call:
+def _prepare(x, sets, kernel, geometry, activation, compact, precision) -> Call:
     batch, height, width = geometry.in_size
     out_size, groups = geometry.out_size, geometry.groups
     out_channels, c_group, kh, kw = kernel
     channels = c_group * groups
+    if precision == "bf16":
+        return by_pointers(x, sets, kernel, geometry, activation, compact, False, *_of_bf16(kernel, groups))
     in_pixels = pixels_of(x, geometry, sets)
     table = Geometry((height, width), (kh, kw), *geometry.taps)
     kind, narrow = forward_kind(kernel, groups), is_narrow(out_channels, groups)
@@ -108,6 +116,12 @@ def _prepare(x, sets, kernel, geometry, activation, compact) -> Call:
             return Call(plan, footprints, "narrow" if narrow else kind, out_shape, job)
     as_runs = channels < RUN_CHANNELS and groups == 1 and kw > 1 and geometry.dilation[1] == 1 and sets[2] is None
     return by_pointers(x, sets, kernel, geometry, activation, compact, as_runs, record.OF_FLOATS)
+
+
+def _of_bf16(kernel: Sequence[int], groups: int) -> tuple[dict[str, float], int]:
+    """(what the input holds, as `by_pointers` takes it; from pixel to pixel of it)."""
+    kind = record.KINDS[element_of(forward_kind(kernel, groups), "bf16")]
+    return record.OF_FLOATS | {"kind": kind}, pitch_of(kernel[1] * groups, groups)
 
 
 def pixels_of(x: Tensor, geometry: CallGeometry, sets: tuple[Tensor | None, ...]) -> int:
@@ -133,7 +147,7 @@ def by_pointers(
     job = record.JOB.pack(
         **plan.addresses(compact), offsets=0, dynamic=False, scatter=not compact, framed=False, rows=rows,
         table_rows=plan.count, in_pixels=plan.in_pixels, in_pitch=channels, in_width=width, out_width=out_size[1],
-        taps=taps.taps, tap_columns=taps.tap_columns, run=kw * channels if as_runs else pitch or c_group,
+        taps=taps.taps, tap_columns=taps.tap_columns, run=kw * channels if as_runs else channels // groups,
         out_pixels=out_pixels, out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
         activation=record.ACTIVATIONS[activation], edge_run=kw * channels if as_runs else 0,
         edges_each=taps.edge_pixels * channels, edge_columns=taps.edge_columns, **elements,
@@ -141,8 +155,11 @@ def by_pointers(
     return Call(plan, None, kind, out_shape, job)
 
 
-def masked_conv2d(x, weight, bias, positions, counts, source_positions, residual, geometry, activation):
-    """Convolution at a dynamic position set; arguments and result as in `accel.kernels.reference.masked_conv2d`."""
+def masked_conv2d(
+    x, weight, bias, positions, counts, source_positions, residual, geometry, activation, precision="fp32"
+):
+    """Convolution at a dynamic position set; arguments and result as in `accel.kernels.reference.masked_conv2d`, of
+    numbers that are first rounded where the precision is "bf16"."""
     require_float32(residual)
     rows, out_channels = int(counts.sum()), weight.shape[0]
     if residual is None:
@@ -152,19 +169,23 @@ def masked_conv2d(x, weight, bias, positions, counts, source_positions, residual
         out = empty((geometry.in_size[0], out_channels, *geometry.out_size), memory_format=torch.channels_last)
         out.copy_(residual)  # so that it is added to what `out` holds
     adds = residual is not None
-    _convolve_active(out, x, weight, bias, positions, rows, source_positions, geometry, activation, adds, adds)
+    how = (adds, adds, precision)
+    _convolve_active(out, x, weight, bias, positions, rows, source_positions, geometry, activation, *how)
     return out
 
 
-def masked_conv2d_(out, x, weight, bias, positions, counts, source_positions, geometry, activation, accumulate):
+def masked_conv2d_(
+    out, x, weight, bias, positions, counts, source_positions, geometry, activation, accumulate, precision="fp32"
+):
     """The same in place; arguments as in `accel.kernels.reference.masked_conv2d`."""
     require_float32(out)
     rows = int(counts.sum())
-    _convolve_active(out, x, weight, bias, positions, rows, source_positions, geometry, activation, True, accumulate)
+    how = (True, accumulate, precision)
+    _convolve_active(out, x, weight, bias, positions, rows, source_positions, geometry, activation, *how)
 
 
 def _convolve_active(
-    out, x, weight, bias, positions, rows, source_positions, geometry, activation, scatter, accumulate
+    out, x, weight, bias, positions, rows, source_positions, geometry, activation, scatter, accumulate, precision
 ):
     """Write the first `rows` active positions: to rows of `out`, or with `scatter` to their places in a map."""
     require_float32(x, weight, bias)
@@ -172,11 +193,14 @@ def _convolve_active(
         return
     batch, height, width = geometry.in_size
     table = Geometry((height, width), tuple(weight.shape[2:]), *geometry.taps)
-    kind, job, _ = _prepare_active(table, weight.shape, geometry.out_size, geometry.groups, activation, scatter)
+    how = (geometry.out_size, geometry.groups, activation, scatter, precision)
+    kind, job, _ = _prepare_active(table, weight.shape, *how)
     inverse = None if source_positions is None else invert(source_positions, batch * height * width)
     x, positions = pixels_first(x), positions.contiguous()
+    if precision == "bf16":
+        x = rounded(x, pitch_of(x.shape[1], geometry.groups))
     bias = None if bias is None else bias.contiguous()
-    packed = packed_weight(weight, geometry.groups, kind)
+    packed = packed_weight(weight, geometry.groups, kind, precision=precision)
     _engine.convolve(
         job, x=x.data_ptr(), packed=packed.address, bias=address(bias), residual=out.data_ptr() if accumulate else 0,
         zero=packed.zero, out=out.data_ptr(), threads=torch.get_num_threads(), positions=positions.data_ptr(),
@@ -185,17 +209,18 @@ def _convolve_active(
 
 
 @functools.lru_cache(maxsize=64)
-def _prepare_active(geometry, kernel, out_size, groups, activation, scatter) -> tuple[str, bytes, Axes]:
+def _prepare_active(geometry, kernel, out_size, groups, activation, scatter, precision) -> tuple[str, bytes, Axes]:
     """(kind, what calls of one kind have in common, the taps that it holds the addresses of)."""
     out_channels, c_group, *_ = kernel
+    elements, pitch = (record.OF_FLOATS, c_group * groups) if precision == "fp32" else _of_bf16(kernel, groups)
     (height, width), taps, kind = geometry.in_size, axes(geometry, as_runs=False), forward_kind(kernel, groups)
     out_pixels = out_size[0] * out_size[1]
     job = record.JOB.pack(
         **taps.addresses, starts=0, targets=0, offsets=0, dynamic=True, scatter=scatter, framed=False,
-        table_rows=out_pixels, in_pixels=height * width, in_pitch=c_group * groups, in_width=width,
-        out_width=out_size[1], taps=taps.taps, tap_columns=taps.tap_columns, run=c_group, out_pixels=out_pixels,
+        table_rows=out_pixels, in_pixels=height * width, in_pitch=pitch, in_width=width,
+        out_width=out_size[1], taps=taps.taps, tap_columns=taps.tap_columns, run=pitch // groups, out_pixels=out_pixels,
         out_channels=out_channels, groups=groups, depthwise=kind == "depthwise",
-        activation=record.ACTIVATIONS[activation], edge_run=0, edges_each=0, edge_columns=0, **record.OF_FLOATS,
+        activation=record.ACTIVATIONS[activation], edge_run=0, edges_each=0, edge_columns=0, **elements,
     )  # fmt: skip
     return kind, job, taps
 

@@ -5,7 +5,8 @@
 
 #include "engine.h"
 
-const Isa *accel_isa = &accel_portable, *accel_isa_bytes = &accel_portable_bytes;
+const Isa *accel_isa = &accel_portable, *accel_isa_bytes = &accel_portable_bytes,
+          *accel_isa_bf16 = &accel_portable_bf16;
 
 /* The instruction sets that this machine can run, fastest first. */
 static int supported(const Isa *found[3])
@@ -23,16 +24,21 @@ static int supported(const Isa *found[3])
     return count;
 }
 
-/* AVX-512 machines before VNNI take AVX2 for bytes. */
+/* AVX-512 machines before VNNI take AVX2 for bytes, and those before AVX512_BF16 for bf16. */
 static void use(const Isa *isa)
 {
     accel_isa = isa;
     accel_isa_bytes = &accel_portable_bytes;
+    accel_isa_bf16 = &accel_portable_bf16;
 #if defined(__x86_64__)
     if (isa == &accel_avx512 && __builtin_cpu_supports("avx512vnni"))
         accel_isa_bytes = &accel_vnni_bytes;
     else if (isa != &accel_portable)
         accel_isa_bytes = &accel_avx2_bytes;
+    if (isa == &accel_avx512 && __builtin_cpu_supports("avx512bf16"))
+        accel_isa_bf16 = &accel_avx512_bf16;
+    else if (isa != &accel_portable)
+        accel_isa_bf16 = &accel_avx2_bf16;
 #endif
 }
 
@@ -62,6 +68,15 @@ PyObject *accel_set_isa(PyObject *self, PyObject *name)
 PyObject *accel_isa_name(PyObject *self, PyObject *unused) { return PyUnicode_FromString(accel_isa->name); }
 
 PyObject *accel_lanes(PyObject *self, PyObject *unused) { return PyLong_FromLong(accel_isa->lanes); }
+
+PyObject *accel_has_bf16(PyObject *self, PyObject *unused)
+{
+#if defined(__x86_64__)
+    return PyBool_FromLong(accel_isa_bf16 == &accel_avx512_bf16);
+#else
+    Py_RETURN_FALSE;
+#endif
+}
 
 PyObject *accel_isas(PyObject *self, PyObject *unused)
 {

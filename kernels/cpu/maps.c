@@ -272,6 +272,42 @@ void accel_place(const Placing *job)
         place_row(job, i);
 }
 
+/* The same with zeros behind each row. */
+static void round_rows(const Rounding *job, const float *x, uint16_t *out, int64_t rows)
+{
+    enum { SPAN = 1 << 10 }; /* longer than the rows that it holds */
+    const int64_t width = job->width, pitch = job->pitch, each = SPAN / pitch;
+    uint16_t span[SPAN];
+    for (int64_t at = 0; at < rows; at += each) {
+        const int64_t here = rows - at < each ? rows - at : each;
+        accel_isa_bf16->round(x + at * width, span, here * width);
+        for (int64_t row = 0; row < here; row++)
+            for (int64_t i = 0; i < pitch; i++)
+                out[(at + row) * pitch + i] = i < width ? span[row * width + i] : 0;
+    }
+}
+
+void accel_round_bf16(const Rounding *job)
+{
+    enum { CHUNK = 1 << 14 };
+    REQUIRE(job->count >= 0 && job->width > 0 && job->pitch >= job->width);
+    REQUIRE(job->pitch == job->width || job->pitch <= MOST_PITCH);
+    REQUIRE(IS_ARRAY(job->x, job->count * job->width) && IS_ARRAY(job->out, job->count * job->pitch));
+    const int flat = job->pitch == job->width;
+    const int threads = accel_threads(job->threads);
+    const int64_t width = flat ? 1 : job->width, pitch = flat ? 1 : job->pitch;
+    const int64_t rows = flat ? job->count * job->width : job->count, each = CHUNK / pitch;
+    const int64_t chunks = (rows + each - 1) / each;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && chunks > 1)
+    for (int64_t i = 0; i < chunks; i++) {
+        const int64_t at = i * each, here = rows - at < each ? rows - at : each;
+        if (flat)
+            accel_isa_bf16->round(job->x + at, job->out + at, here);
+        else
+            round_rows(job, job->x + at * width, job->out + at * pitch, here);
+    }
+}
+
 /* count floats from x to bytes; returns whether one of them was not finite. */
 static int quantize_values(const Quantizing *job, const float *x, uint8_t *out, int64_t count)
 {

@@ -11,6 +11,7 @@ PyObject *accel_set_isa(PyObject *self, PyObject *name);
 PyObject *accel_isa_name(PyObject *self, PyObject *unused);
 PyObject *accel_lanes(PyObject *self, PyObject *unused);
 PyObject *accel_isas(PyObject *self, PyObject *unused);
+PyObject *accel_has_bf16(PyObject *self, PyObject *unused);
 
 int accel_blocks_ready(void);
 PyObject *accel_block(PyObject *self, PyObject *size);

@@ -42,31 +42,47 @@ static int8_t *pack_bytes(const Packing *p, const Lanes *l, int64_t each, int32_
     return to;
 }
 
+/* The same of floats made bf16. */
+static uint16_t *pack_bf16(const Packing *p, const Lanes *l, int64_t each, uint16_t *to)
+{
+    for (int64_t c = 0; c < p->c_group; c += each)
+        for (int64_t k = 0; k < l->width; k++)
+            for (int64_t i = 0; i < each; i++) {
+                const int there = k < l->real && c + i < p->c_group;
+                const float *from = (const float *)p->w + l->first;
+                *to++ = there ? bf16_of(from[k * p->stride_k + (c + i) * p->stride_c]) : 0;
+            }
+    return to;
+}
+
 static void pack_panel(const Packing *p, int64_t group, int64_t k0, int64_t width, char *to)
 {
     Lanes l = {0, p->k_group - k0 < width ? p->k_group - k0 : width, width};
     const int64_t start = group * p->stride_g + k0 * p->stride_k;
     int32_t *head = (int32_t *)to;
     float *floats = (float *)to;
+    uint16_t *bf16 = (uint16_t *)to;
     int8_t *bytes = (int8_t *)(head + width);
-    if (p->kind != KIND_FLOATS)
+    if (is_of_bytes(p->kind))
         memset(head, 0, (size_t)width * sizeof(int32_t));
     for (int64_t y = 0; y < p->kh; y++)
         for (int64_t x = 0; x < p->kw; x++) {
             l.first = start + y * p->stride_h + x * p->stride_w;
             if (p->kind == KIND_FLOATS)
                 floats = pack_floats(p, &l, floats);
+            else if (is_of_bf16(p->kind))
+                bf16 = pack_bf16(p, &l, lane_elements(p->kind), bf16);
             else
-                bytes = pack_bytes(p, &l, p->kind == KIND_FOURS ? 4 : 1, head, bytes);
+                bytes = pack_bytes(p, &l, lane_elements(p->kind), head, bytes);
         }
 }
 
 void accel_pack(const Packing *p)
 {
     REQUIRE(p->groups > 0 && p->k_group > 0 && p->c_group > 0 && p->kh > 0 && p->kw > 0 && is_kind(p->kind));
-    REQUIRE(is_array(p->w, 1, p->kind == KIND_FLOATS ? sizeof(float) : 1) && is_array(p->packed, 1, sizeof(float)));
+    REQUIRE(is_array(p->w, 1, is_of_bytes(p->kind) ? 1 : sizeof(float)) && is_array(p->packed, 1, sizeof(float)));
     REQUIRE(p->most_vectors > 0 && p->most_vectors <= MAX_VECTORS);
-    REQUIRE(p->kind == KIND_FLOATS || p->kh * p->kw <= MOST_TERMS / p->c_group);
+    REQUIRE(!is_of_bytes(p->kind) || p->kh * p->kw <= MOST_TERMS / p->c_group);
     REQUIRE(p->zero_point >= 0 && p->zero_point <= UINT8_MAX);
     const Isa *isa = isa_of(p->kind);
     const Panels cut = cut_panels(isa, p->k_group, p->most_vectors);

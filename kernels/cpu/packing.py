@@ -27,34 +27,35 @@ class Packed:
     zero: int
 
 
-_cache: dict[tuple[int, str, int, int], tuple[Packed, tuple, tuple, weakref.ref]] = {}
+_cache: dict[tuple[int, str, int, int, str], tuple[Packed, tuple, tuple, weakref.ref]] = {}
 
 
-def packed_weight(weight: Tensor, groups: int, kind: str, zero_point: int = 0) -> Packed:
+def packed_weight(weight: Tensor, groups: int, kind: str, zero_point: int = 0, precision: str = "fp32") -> Packed:
     """The panels of `weight` [K, C / groups, kh, kw], packed now or found in the cache.
 
     `kind`: "conv", "narrow" (panels of one vector), "depthwise" (groups = C = K: lanes are channels) or "input
-    gradient" (input and output exchanged). `zero_point`: of the bytes that int8 weights multiply.
+    gradient" (input and output exchanged). `zero_point`: of the bytes that int8 weights multiply. `precision`: "bf16"
+    rounds fp32 weights to it.
     """
     if weight.is_inference():
-        return _pack(weight, groups, kind, zero_point)
+        return _pack(weight, groups, kind, zero_point, precision)
     address, version = weight.data_ptr(), weight._version
-    slot = (id(weight), kind, groups, zero_point)
+    slot = (id(weight), kind, groups, zero_point, precision)
     found = _cache.get(slot)
     layout = (weight.shape, weight.stride(), _engine.isa())
     if found is not None:
         packed, seen, seen_layout, _ = found
         if layout == seen_layout and seen == (address, version):
             return packed
-    packed = _pack(weight, groups, kind, zero_point)
+    packed = _pack(weight, groups, kind, zero_point, precision)
     _cache[slot] = (packed, (address, version), layout, forgetting(weight, _cache, slot))
     return packed
 
 
-def _pack(weight: Tensor, groups: int, kind: str, zero_point: int) -> Packed:
+def _pack(weight: Tensor, groups: int, kind: str, zero_point: int, precision: str) -> Packed:
     out_channels, inner, kh, kw = weight.shape
     padding = -(-inner * groups * weight.itemsize // FOUR) * FOUR  # pixels of few bytes are filled up
-    element = "floats" if weight.dtype is torch.float32 else "bytes" if kind == "depthwise" else "fours"
+    element = element_of(kind, precision if weight.dtype is torch.float32 else "int8")
     groups = 1 if kind == "depthwise" else groups
     outer = out_channels // groups
     stride_g, stride_k, stride_c = outer * weight.stride(0), weight.stride(0), weight.stride(1)
@@ -75,3 +76,11 @@ def _pack(weight: Tensor, groups: int, kind: str, zero_point: int) -> Packed:
     )  # fmt: skip
     _engine.pack(job)
     return Packed(storage, storage.data_ptr(), storage.data_ptr() + size)
+
+
+def element_of(kind: str, precision: str) -> str:
+    """The key of `record.KINDS` for what convolutions of a kind multiply."""
+    if precision == "fp32":
+        return "floats"
+    alone, together = ("bf16", "bf16_pairs") if precision == "bf16" else ("bytes", "fours")
+    return alone if kind == "depthwise" else together

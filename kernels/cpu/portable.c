@@ -2,6 +2,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "engine.h"
+
 typedef float V4 __attribute__((vector_size(16)));
 typedef int32_t I4 __attribute__((vector_size(16)));
 typedef uint32_t U4 __attribute__((vector_size(16)));
@@ -31,6 +33,20 @@ static inline void store_bytes(uint8_t *p, I4 i, int64_t lanes)
 {
     for (int64_t k = 0; k < lanes; k++)
         p[k] = (uint8_t)i[k];
+}
+
+static inline V4 load_bf16(const uint16_t *p, int64_t lanes)
+{
+    U4 bits = {0};
+    for (int64_t k = 0; k < lanes; k++)
+        bits[k] = (uint32_t)p[k] << 16;
+    return (V4)bits;
+}
+
+static inline void store_bf16(uint16_t *p, V4 v, int64_t lanes)
+{
+    for (int64_t k = 0; k < lanes; k++)
+        p[k] = bf16_of(v[k]);
 }
 
 /* a where the lanes of `where` are all ones, else b. */
@@ -81,6 +97,12 @@ static inline I4 add_pairs(I4 a, I4 b)
 #define EVEN_SIGNED(w) ((I4)((I8)((U8)(w) << 8) >> 8))
 #define ODD_SIGNED(w) ((I4)((I8)(w) >> 8))
 #define ADD_PAIRS(a, b) add_pairs(a, b)
+#define LOAD_BF16(p) load_bf16(p, 4)
+#define LOAD_BF16_MASK(p, m) load_bf16(p, m)
+#define STORE_BF16(p, v) store_bf16(p, v, 4)
+#define STORE_BF16_MASK(p, v, m) store_bf16(p, v, m)
+#define FIRST_BF16(x) ((V4)((U4)(x) << 16))
+#define SECOND_BF16(x) ((V4)((U4)(x) & 0xffff0000u))
 #include "tile.inc"
 #include "rows.inc"
 
@@ -100,3 +122,8 @@ static inline I4 add_pairs(I4 a, I4 b)
 #define ROWS_FOR_BYTES ROWS_FOR
 #define TILES_OF_BYTES TILES
 #include "isa_bytes.inc"
+
+#define ISA_BF16 accel_portable_bf16
+#define ROWS_FOR_BF16 ROWS_FOR
+#define TILES_OF_BF16 TILES
+#include "isa_bf16.inc"

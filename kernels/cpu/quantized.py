@@ -8,7 +8,7 @@ from accel.kernels.caches import IdentityCache
 from accel.kernels.cpu import _engine, record
 from accel.kernels.cpu.arguments import address, empty, filled_up, pixels_first, require_float32
 from accel.kernels.cpu.forward import Call, by_pointers, forward_kind
-from accel.kernels.cpu.packing import packed_weight
+from accel.kernels.cpu.packing import element_of, packed_weight
 from accel.kernels.cpu.replay import tape
 from accel.kernels.quantization import Levels
 from accel.kernels.quantize import bytes_like, refuse_odd
@@ -49,7 +49,7 @@ def quantized_conv2d(
 
 def _prepare(x, sets, kernel, geometry, activation, compact, levels, numbers, pitch) -> Call:
     narrow = levels.out_zero is not None
-    kind = "bytes" if forward_kind(kernel, geometry.groups) == "depthwise" else "fours"
+    kind = element_of(forward_kind(kernel, geometry.groups), "int8")
     elements = {
         **{"kind": record.KINDS[kind], "narrow": narrow, "out_zero": levels.out_zero if narrow else 0},
         "residual_floats": numbers,

@@ -10,8 +10,9 @@
 enum {
     MAX_VECTORS = 4, GRAD_VECTORS = 2, MAX_REACH = 8, MOST_OUTSIDE = 57, BUFFER_STATE = 0, BUFFER_INPUT = 1,
     ACT_NONE = 0, ACT_RELU = 1, ACT_LEAKY_RELU = 2, ACT_HARDSWISH = 3, ACT_RELU6 = 4, KIND_FLOATS = 0, KIND_FOURS =
-    1, KIND_BYTES = 2, CALL_CONVOLVE = 0, CALL_FOOTPRINTS = 1, CALL_QUANTIZE = 2, CALL_MAX_ROWS = 3, CALL_FRAME = 4,
-    CALL_PLACE = 5, CALL_MEAN_ROWS = 6, MOST_TERMS = 65793, MOST_PITCH = 16, MOST_BLENDED = 16
+    1, KIND_BYTES = 2, KIND_BF16_PAIRS = 3, KIND_BF16 = 4, CALL_CONVOLVE = 0, CALL_FOOTPRINTS = 1, CALL_QUANTIZE =
+    2, CALL_MAX_ROWS = 3, CALL_FRAME = 4, CALL_PLACE = 5, CALL_MEAN_ROWS = 6, CALL_ROUND_BF16 = 7, MOST_TERMS =
+    65793, MOST_PITCH = 16, MOST_BLENDED = 16
 };
 
 /* One forward convolution. Row r of a static set is position positions[r % table_rows] of image r / table_rows; row
@@ -29,7 +30,8 @@ enum {
  * NULL. offsets: framed [taps]. scatter: dense output and residual rather than compact. kind: of x and packed,
  * floats; or bytes, four of a run in a lane or, depthwise, one. Then zero holds zero points, the sums of channel
  * k are multiplied by multiplier[k] before the bias is added, and out and residual are floats or, if narrow,
- * bytes, the latter unless residual_floats: see kernels/quantization.py. */
+ * bytes, the latter unless residual_floats: see kernels/quantization.py. Or bf16, two of a run in a lane or,
+ * depthwise, one: then sums and residual are floats, and out is floats or, if narrow, bf16. */
 typedef struct {
     const void *x, *packed, *residual, *zero;
     const float *bias;
@@ -148,7 +150,7 @@ typedef struct {
     F(PanelSize, "int64_t", taps) F(PanelSize, "int64_t", kind)
 
 /* One weight tensor, read through its strides: outputs k of group g are rows g * k_group + k. kind: as of Job; of
- * bytes, those of w are signed, and zero_point is that of the bytes they multiply. */
+ * bytes, those of w are signed, and zero_point is that of the bytes they multiply; bf16 is made of floats. */
 typedef struct {
     const void *w;
     void *packed;
@@ -267,6 +269,16 @@ typedef struct {
     F(Quantizing, "const float *", x) F(Quantizing, "uint8_t *", out) F(Quantizing, "int64_t", count) \
     F(Quantizing, "int64_t", width) F(Quantizing, "int64_t", pitch) F(Quantizing, "int64_t", zero_point) \
     F(Quantizing, "int64_t", threads) F(Quantizing, "double", inverse)
+
+/* out = the nearest bf16 of x, halves to even. x: [count][width], out: [count][pitch], zeros between the rows. */
+typedef struct {
+    const float *x;
+    uint16_t *out;
+    int64_t count, width, pitch, threads;
+} Rounding;
+#define Rounding_FIELDS(F) \
+    F(Rounding, "const float *", x) F(Rounding, "uint16_t *", out) F(Rounding, "int64_t", count) \
+    F(Rounding, "int64_t", width) F(Rounding, "int64_t", pitch) F(Rounding, "int64_t", threads)
 
 /* The adjoint of fitted interpolation, where a skipped position holds a weighted sum of `taps` computed rows:
  * gradients of the rows, of the weights [classes][taps][channels] and of the constants [classes][channels] from
@@ -501,14 +513,14 @@ typedef struct {
 
 #define EVERY_RECORD(R) \
     R(Job) R(Step) R(FootprintRun) R(FootprintJob) R(RecordedCall) R(ReplayBuffer) R(Replay) R(PanelSize) R(Packing) \
-    R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(Placing) R(MeanJob) R(Quantizing) R(FittedGradJob) \
-    R(ActiveJob) R(Inversion) R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(StageBuffer) \
-    R(StageConv) R(StageUnit) R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
+    R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(Placing) R(MeanJob) R(Quantizing) R(Rounding) \
+    R(FittedGradJob) R(ActiveJob) R(Inversion) R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) \
+    R(PonderJob) R(StageBuffer) R(StageConv) R(StageUnit) R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
 
 #define EVERY_CONSTANT(C) \
     C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \
     C(ACT_RELU) C(ACT_LEAKY_RELU) C(ACT_HARDSWISH) C(ACT_RELU6) C(KIND_FLOATS) C(KIND_FOURS) C(KIND_BYTES) \
-    C(CALL_CONVOLVE) C(CALL_FOOTPRINTS) C(CALL_QUANTIZE) C(CALL_MAX_ROWS) C(CALL_FRAME) C(CALL_PLACE) \
-    C(CALL_MEAN_ROWS) C(MOST_TERMS) C(MOST_PITCH) C(MOST_BLENDED)
+    C(KIND_BF16_PAIRS) C(KIND_BF16) C(CALL_CONVOLVE) C(CALL_FOOTPRINTS) C(CALL_QUANTIZE) C(CALL_MAX_ROWS) \
+    C(CALL_FRAME) C(CALL_PLACE) C(CALL_MEAN_ROWS) C(CALL_ROUND_BF16) C(MOST_TERMS) C(MOST_PITCH) C(MOST_BLENDED)
 
 #endif

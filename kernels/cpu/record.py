@@ -24,8 +24,9 @@ MAX_REACH = 8  # of the convolutions of a stage's unit, and one more
 MOST_OUTSIDE = 57  # tensors that a replay may read and write
 STATE, INPUT = 0, 1  # buffers of a stage
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "hardswish": 3, "relu6": 4}
-KINDS = {"floats": 0, "fours": 1, "bytes": 2}  # of what a lane multiplies: fours and bytes are u8 by s8
-_RECORDED = ("convolve", "footprints", "quantize", "max_rows", "frame", "place", "mean_rows")
+# Of what a lane multiplies: fours and bytes are u8 by s8.
+KINDS = {"floats": 0, "fours": 1, "bytes": 2, "bf16_pairs": 3, "bf16": 4}
+_RECORDED = ("convolve", "footprints", "quantize", "max_rows", "frame", "place", "mean_rows", "round_bf16")
 CALLS = {name: code for code, name in enumerate(_RECORDED)}  # that may be recorded
 CONSTANTS = {
     "MAX_VECTORS": MAX_VECTORS,
@@ -61,7 +62,8 @@ JOB = Record(
     "[taps]. scatter: dense output and residual rather than compact. kind: of x and packed, floats; or bytes, four of "
     "a run in a lane or, depthwise, one. Then zero holds zero points, the sums of channel k are multiplied by "
     "multiplier[k] before the bias is added, and out and residual are floats or, if narrow, bytes, the latter unless "
-    "residual_floats: see kernels/quantization.py.",
+    "residual_floats: see kernels/quantization.py. Or bf16, two of a run in a lane or, depthwise, one: then sums and "
+    "residual are floats, and out is floats or, if narrow, bf16.",
     ("const void *", "x packed residual zero"),
     (FLOATS, "bias"),
     ("void *", "out"),
@@ -73,7 +75,7 @@ JOB = Record(
     (NUMBERS, "narrow out_zero low high residual_zero residual_floats"),
     ("double", "residual_multiplier"),
 )
-# the fields of a job that are of bytes alone
+# what the fields of a job that are of bytes say of floats
 OF_FLOATS = {"kind": KINDS["floats"], "multiplier": 0, "narrow": False, "out_zero": 0, "low": 0, "high": 0}
 OF_FLOATS |= {"residual_zero": 0, "residual_floats": False, "residual_multiplier": 0.0}
 
@@ -144,7 +146,7 @@ PANEL_SIZE = Record(
 PACKING = Record(
     "Packing",
     "One weight tensor, read through its strides: outputs k of group g are rows g * k_group + k. kind: as of Job; of "
-    "bytes, those of w are signed, and zero_point is that of the bytes they multiply.",
+    "bytes, those of w are signed, and zero_point is that of the bytes they multiply; bf16 is made of floats.",
     ("const void *", "w"),
     ("void *", "packed"),
     (NUMBERS, "stride_g stride_k stride_c stride_h stride_w groups k_group c_group kh kw most_vectors kind zero_point"),
@@ -224,6 +226,14 @@ QUANTIZING = Record(
     ("uint8_t *", "out"),
     (NUMBERS, "count width pitch zero_point threads"),
     ("double", "inverse"),
+)
+
+ROUNDING = Record(
+    "Rounding",
+    "out = the nearest bf16 of x, halves to even. x: [count][width], out: [count][pitch], zeros between the rows.",
+    (FLOATS, "x"),
+    ("uint16_t *", "out"),
+    (NUMBERS, "count width pitch threads"),
 )
 
 FITTED_GRAD_JOB = Record(

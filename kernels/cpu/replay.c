@@ -34,6 +34,8 @@ static int run_call(const Replay *r, char *const *outside, const ReplayCall *rec
         return accel_convolve_footprints(&now.footprints);
     case CALL_QUANTIZE:
         return FILLED_IN(quantizing, x), accel_quantize(&now.quantizing);
+    case CALL_ROUND_BF16:
+        return FILLED_IN(rounding, x), accel_round_bf16(&now.rounding), 0;
     case CALL_MAX_ROWS:
         return FILLED_IN(max, rows), accel_max_rows(&now.max), 0;
     case CALL_FRAME:
@@ -72,7 +74,7 @@ int accel_replay(const Replay *r, char *const *outside)
         REQUIRE(is_buffer(r, call->x) && is_buffer(r, call->out));
         REQUIRE(call->residual == -1 || is_buffer(r, call->residual));
         REQUIRE(call->edges == -1 || (call->kind == CALL_CONVOLVE && is_buffer(r, call->edges)));
-        REQUIRE(call->kind >= CALL_CONVOLVE && call->kind <= CALL_MEAN_ROWS);
+        REQUIRE(call->kind >= CALL_CONVOLVE && call->kind <= CALL_ROUND_BF16);
     }
     for (int64_t i = 0; ACCEL_CHECKED && i < r->buffer_count; i++) {
         REQUIRE(r->buffers[i].outside >= -1 && r->buffers[i].outside < r->outside_count && r->buffers[i].bytes >= 0);

@@ -25,6 +25,7 @@ _JOBS = {
     "convolve": (record.JOB, ("x", "residual", "out", "threads")),
     "footprints": (record.FOOTPRINT_JOB, ("x", "residual", "added", "out", "bytes", "threads")),
     "quantize": (record.QUANTIZING, ("x", "out", "threads")),
+    "round_bf16": (record.ROUNDING, ("x", "out", "threads")),
     "max_rows": (record.MAX_JOB, ("rows", "out", "threads")),
     "frame": (record.FRAME, ("x", "out", "threads")),
     "place": (record.PLACING, ("rows", "other", "out", "threads")),

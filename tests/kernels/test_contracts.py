@@ -35,7 +35,7 @@ def test_every_function_on_a_record_says_what_it_requires():
     records = "|".join(r.name for r in record.RECORDS)
     declared = re.findall(rf"\b(accel_\w+)\(const (?:{records}) \*", (SOURCES / "engine.h").read_text())
     found = bodies("*.c")
-    assert len(declared) == 24 and set(declared) <= found.keys()
+    assert len(declared) == 25 and set(declared) <= found.keys()
     for name in declared:
         head = found[name].split(";")[:3]
         assert any("REQUIRE(" in line or re.search(r"\brequire_\w+\(", line) for line in head), name
@@ -83,7 +83,7 @@ BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
     }),
     "replay": (record.REPLAY, {"calls": NULL, "buffers": NULL, "buffer_count": 1, "groups": 0, "memory_each": -1}),
     "pack": (record.PACKING, {
-        "w": NULL, "packed": ODD, "groups": 0, "k_group": 0, "kh": 0, "most_vectors": 5, "kind": 3, "zero_point": 256,
+        "w": NULL, "packed": ODD, "groups": 0, "k_group": 0, "kh": 0, "most_vectors": 5, "kind": 5, "zero_point": 256,
     }),
     "packed_size": (record.PANEL_SIZE, {"groups": 0, "k_group": -1, "taps": 0, "kind": -1}),
     "frame": (record.FRAME, {"x": NULL, "out": ODD, "pieces": NULL, "channels": 0, "pixels": 1}),
@@ -93,6 +93,7 @@ BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
     "quantize": (record.QUANTIZING, {
         "x": NULL, "out": NULL, "zero_point": 256, "inverse": -1.0, "count": -1, "width": 0, "pitch": 99,
     }),
+    "round_bf16": (record.ROUNDING, {"x": NULL, "out": NULL, "count": -1, "width": 0, "pitch": 99}),
     "place": (record.PLACING, {"rows": NULL, "out": NULL, "count": 1, "at": 40, "images": -1}),
     "mean_rows": (record.MEAN_JOB, {
         "rows": NULL, "out": NULL, "share": ODD, "taps": NULL, "tap_count": 0, "zero_point": 256, "count": 1,
@@ -138,6 +139,7 @@ def run_everything() -> None:
     binding.perforated_conv2d(few, weight[:, :3].contiguous(), None, *sets, None, None, geometry, "relu", True)
     deep = geometry._replace(groups=24)
     binding.perforated_conv2d(x, torch.randn(24, 1, 3, 3), None, *sets, None, None, deep, "none", False)
+    binding.perforated_conv2d(x, weight, None, *sets, None, None, geometry, "none", False, "bf16")
     binding.perforated_conv2d_backward(torch.randn(60, 40), x, weight, where.positions, None, geometry)
     binding.prepare_replay(convolve, [x]).run([x.contiguous(memory_format=torch.channels_last)])
     rows = torch.randn(60, 8)

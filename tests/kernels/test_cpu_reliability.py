@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 binding = pytest.importorskip("accel.kernels.cpu.binding", reason="the C engine was not built", exc_type=ImportError)
 
+from accel.kernels.cpu import bf16  # noqa: E402
 from accel.kernels.geometry import CallGeometry  # noqa: E402
 from accel.kernels.positions import PositionSet, output_size  # noqa: E402
 from accel.kernels.quantization import Levels  # noqa: E402
@@ -58,10 +59,10 @@ def problem(c: int, k: int, groups: int, kernel: int, size: int = 7, seed: int =
     return x, weight, torch.randn(k, generator=g), residual, where, geometry
 
 
-def run(x, weight, bias, residual, where: PositionSet, geometry, compact: bool = False):
+def run(x, weight, bias, residual, where: PositionSet, geometry, compact: bool = False, precision: str = "fp32"):
     geometry = CallGeometry((x.shape[0], *x.shape[2:]), (where.height, where.width), *geometry)
     sets = (where.positions, where.nearest, None)
-    return binding.perforated_conv2d(x, weight, bias, *sets, residual, geometry, "relu", compact)
+    return binding.perforated_conv2d(x, weight, bias, *sets, residual, geometry, "relu", compact, precision)
 
 
 SHAPES = [
@@ -111,6 +112,19 @@ def test_bytes_stay_inside_their_inputs(isa, shape, at_end):
     expected = run(*tensors, where)
     fenced = PositionSet(guard(where.positions, at_end), guard(where.nearest, at_end), where.height, where.width)
     assert torch.equal(run(*(guard(tensor, at_end) for tensor in tensors), fenced), expected)
+
+
+@needs_linux
+@pytest.mark.parametrize("shape", [*SHAPES, (33, 19, 1, 3), (66, 70, 1, 1), (9, 6, 3, 3)], ids=str)
+@pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
+def test_bf16_stays_inside_its_inputs_and_what_they_are_rounded_to(isa, shape, at_end, monkeypatch):
+    guard = Guarded()
+    x, weight, bias, residual, where, geometry = problem(*shape)
+    expected = run(x, weight, bias, residual, where, geometry, precision="bf16")
+    fenced = PositionSet(guard(where.positions, at_end), guard(where.nearest, at_end), where.height, where.width)
+    tensors = [guard(tensor, at_end) for tensor in (x, weight, bias, residual)]
+    monkeypatch.setattr(bf16, "empty", lambda shape, dtype: guard(torch.zeros(shape, dtype=dtype), at_end))
+    assert torch.equal(run(*tensors, fenced, geometry, precision="bf16"), expected)
 
 
 @needs_linux

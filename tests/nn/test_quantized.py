@@ -251,7 +251,7 @@ def test_one_colour_is_a_range():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"precision": "int4"}, "unknown precision 'int4': choose one of fp32, int8"),
+        ({"precision": "int4"}, "unknown precision 'int4': choose one of fp32, bf16, int8"),
         ({"precision": "int8", "mask": "adaptive"}, "mask 'adaptive' chooses positions in each image"),
     ],
 )

@@ -13,6 +13,6 @@ def test_the_lower_of_two_ceilings():
 
 def test_ceilings_are_measured():
     peaks = measured_peaks()
-    assert set(peaks.gops) == {"fp32", "int8"} and all(1 < rate < 1e6 for rate in peaks.gops.values())
+    assert set(peaks.gops) == {"fp32", "bf16", "int8"} and all(1 < rate < 1e6 for rate in peaks.gops.values())
     assert 0.5 < peaks.gbps < 1e4
     assert peaks.limit("fp32", 1e9) == pytest.approx(peaks.gops["fp32"])
