@@ -49,6 +49,16 @@ def test_a_notebook_shows_a_table():
     assert "<tfoot><tr><td>total</td><td>2.0</td></tr></tfoot>" in shown
 
 
+def test_optional_columns_and_totals_are_left_out():
+    class Wide(Report):
+        columns = (Column("name", "layer"), Column("ms", "ms", "{:.1f}".format, optional=True))
+
+    assert "ms" in str(Wide("", [{"name": "a", "ms": 1.0}], {}))
+    wide = Wide("", [{"name": "a" * 155, "ms": 1.0}], {})
+    assert "ms" not in str(wide) and "ms" in wide.to_csv() and wide.to_markdown().count("\n") == 3
+    assert "<tfoot>" not in wide._repr_html_()
+
+
 PAGES = pathlib.Path(pages.__file__).parent
 TEMPLATES = sorted(path.name for path in PAGES.glob("*.html"))
 

@@ -31,7 +31,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
     conversion.add_options(parser, several=True)
     runs = parser.add_argument_group("how it runs")
     runs.add_argument("--threads", type=common.positive, metavar="N", help="of torch and the engine (default: torch's)")
-    runs.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of all tensors")
+    runs.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of all tensors (default: its own)")
     runs.add_argument("--channels-last", action="store_true", help="a dense model in that memory format")
     runs.add_argument("--compile", action="store_true", help="time the whole under torch.compile, too")
     runs.add_argument(

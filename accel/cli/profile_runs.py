@@ -29,23 +29,20 @@ def measure(args: argparse.Namespace, resolved: Resolved) -> Findings:
         AccelError: options that make no sense together, or a model that does not run as asked.
     """
     model, baseline, x = _sides(args, resolved)
-    dtype = getattr(torch, args.dtype)
-    beside = args.baseline or "its dense form"
-    x = x.to(dtype)
-    for side in filter(None, (model, baseline)):
-        side.to(dtype)
-        _check(side, x[:1], args)
+    if args.dtype or args.baseline:
+        x = x.to(getattr(torch, args.dtype or "float32"))
+        for side in (side for side in (model, baseline) if side is not None):
+            _check(side.to(x.dtype) if args.dtype else side, x[:1])
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
-    peaks = measured_peaks(dtype) if x.device.type == "cpu" else None
+    peaks = measured_peaks(x.dtype) if x.device.type == "cpu" else None
     if peaks is None:
         common.note(args, "what the machine reaches at the most is measured on CPUs only: no share of it is shown")
     with torch.inference_mode():
         counts = None if args.data is None else macs_of_images(model, _pictures(args, resolved, x))
-        given = {"baseline": baseline, "beside": beside, "compiled": args.compile, "peaks": peaks}
-        sizes = common.progress(args, dict.fromkeys(args.batch), "timing")
-        profiles = {size: accel.profile(model, x[:size], **given) for size in sizes}
+        given = {"beside": args.baseline or "its dense form", "compiled": args.compile, "peaks": peaks}
+        profiles = {size: accel.profile(model, x[:size], baseline, **given) for size in args.batch}
     return Findings(profiles, counts, peaks, args.by, args.depth)
 
 
@@ -70,7 +67,7 @@ def _sides(args: argparse.Namespace, resolved: Resolved) -> tuple[nn.Module, nn.
         baseline = accel.revert_model(model)
     if args.baseline:
         baseline = models.resolve(args.baseline).model.to(x.device)
-    if args.dtype != "float32" and (inside := _in_bytes(model)):
+    if args.dtype not in (None, "float32") and (inside := _in_bytes(model)):
         raise ConfigError(f"--dtype is what all tensors are, and {inside} is in int8: leave out one of the two")
     return model, baseline, x
 
@@ -83,14 +80,15 @@ def _in_bytes(model: nn.Module) -> str | None:
     return next((name for name, layer in saving if layer.facts().get("precision") == "int8"), None)
 
 
-def _check(side: nn.Module, x: Tensor, args: argparse.Namespace) -> None:
+def _check(side: nn.Module, x: Tensor) -> None:
     try:
         run_on(side, x)
     except Exception as error:  # a model's own, of any kind
         reason = " ".join(str(error).split())[:200]
-        shape = "x".join(map(str, x.shape))
+        given = f"{'x'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}"
         raise ConfigError(
-            f"{type(side).__name__} cannot run on {shape} {args.dtype} ({type(error).__name__}: {reason})"
+            f"{type(side).__name__} cannot run on {given} ({type(error).__name__}: {reason}): leave out --dtype, or "
+            "give another --size or --baseline"
         ) from error
 
 

@@ -222,8 +222,10 @@ def _macs_rows(model: nn.Module, x: Inputs) -> dict[str, dict]:
     """A row for every layer that multiplies when the model runs on x, by name."""
     modules = dict(model.named_modules())
     rows = {}
-    with one_by_one():  # a dense 1x1 convolution that runs on rows no longer tells how many positions its map has
-        dense = {layer.name: layer.dense for layer in layer_macs(model, x)}
+    dense: dict[str, int] = {}
+    if any(isinstance(module, SavesMacs) for module in modules.values()):
+        with one_by_one():  # a dense 1x1 convolution that runs on rows no longer tells how many positions its map has
+            dense = {layer.name: layer.dense for layer in layer_macs(model, x)}
     for layer in layer_macs(model, x):
         module = modules[layer.name]
         whole = dense.get(layer.name, layer.dense)

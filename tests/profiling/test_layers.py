@@ -13,8 +13,9 @@ import accel
 from accel import Perforate, Rules
 from accel.errors import ConfigError
 from accel.fills.sums import nearest_fit
-from accel.profiling.grouping import grouped
+from accel.profiling.grouping import grouped, tree
 from accel.profiling.layers import Plan, plan_of
+from accel.profiling.peaks import Peaks
 from accel.profiling.sides import fastest_form
 from accel.reports.tables import Report, show_macs
 from accel.running import record_calls
@@ -107,6 +108,48 @@ def test_rows_stand_for_groups(nets):
         grouped(deep, "op", 2)
 
 
+def test_a_tree_has_a_row_for_whatever_holds_several_layers():
+    def pair(*inside):
+        return nn.Sequential(nn.Conv2d(3, 3, 1), *inside)
+
+    class Own(nn.Sequential):
+        def forward(self, x):
+            return nn.functional.conv2d(super().forward(x), self[0].weight)
+
+    net, x = nn.Sequential(nn.Sequential(pair(pair(), Own(nn.Conv2d(3, 3, 1)))), pair()), torch.randn(2, 3, 4, 4)
+    profile = accel.profile(net, x, repeats=3)
+    shown = {row["layer"]: row for row in tree(profile).rows}
+    assert list(shown) == [
+        "0.0",
+        "  0.0.0",
+        "  0.0.1.0",
+        "  0.0.2",
+        "    0.0.2, itself",
+        "    0.0.2.0",
+        "1.0",
+        "everything else",
+    ]
+    assert shown["0.0"]["shape"] == "4 layers" and shown["0.0"]["executed_macs"] == 4 * 2 * 16 * 9
+    inside = [row for row in profile.rows if row["layer"].startswith("0.0")]
+    assert shown["0.0"]["ms"] == pytest.approx(sum(row["ms"] for row in inside))
+    sums = [sum(each) for each in zip(*(row["samples_ms"] for row in inside))]
+    assert shown["0.0"]["samples_ms"] == pytest.approx(sums)
+    assert min(sums) <= shown["0.0"]["q10_ms"] <= shown["0.0"]["q90_ms"] <= max(sums)
+    assert [row["layer"] for row in tree(profile, 2).rows] == ["0.0", "1.0", "everything else"]
+
+
+def test_shares_of_what_the_machine_reaches(nets):
+    dense, fast, x = nets
+    profile = accel.profile(fast, x, baseline=dense, repeats=3, peaks=Peaks({"fp32": 50.0}, 10.0))
+    for row in profile.rows[:-1]:
+        assert row["of_peak"] == row["gops"] / 50 and row["q10_ms"] <= row["ms"] <= row["q90_ms"]
+    assert profile.total["of_peak"] == profile.total["gops"] / 50 and profile.rows[-1]["of_peak"] is None
+    assert [row["activations"] for row in profile.rows] == [4 * 2 * 8 * 100, 4 * 2 * 8 * 64, 4 * 2 * 5, None]
+    assert accel.profile(fast, x, repeats=1).total["of_peak"] is None
+    for report in (grouped(profile), tree(profile)):  # empty columns are not shown, and a page's width is kept
+        assert "note" not in report.cells()[0] and max(map(len, str(report).splitlines())) <= 160
+
+
 def test_times_within_others_count_once_and_nothing_is_negative():
     class Slow(nn.Conv2d):
         def forward(self, x):
@@ -156,7 +199,12 @@ def test_what_could_not_be_counted_stands_in_the_title():
             return self.pair(rows, rows)
 
     x = torch.randn(1, 3, 8, 8)
-    assert "NOT COUNTED: aten.bilinear in pair" in accel.profile(Net(), x, repeats=1).title
+    profile = accel.profile(Net(), x, repeats=1)
+    assert "NOT COUNTED: aten.bilinear in pair" in profile.title
+    rows = {row["layer"]: row for row in profile.rows}
+    assert rows["pair"]["executed_macs"] is rows["pair"]["dense_macs"] is None  # unknown, which is not 0
+    assert rows["pair"]["note"] == "not counted: aten.bilinear" and profile.total["executed_macs"] == 36 * 4 * 27
+    assert grouped(profile, "stage").rows[1]["note"] == tree(profile).rows[1]["note"] == rows["pair"]["note"]
     assert "NOT COUNTED: aten.bilinear in pair" in str(
         accel.plan_conversion(Net(), Perforate(keep=0.5), example_inputs=x)
     )
