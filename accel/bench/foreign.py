@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -89,6 +90,7 @@ def isolated(work: Callable[[], Row], seconds: float) -> Row | str:
 
 
 def _send(sender: connection.Connection, work: Callable[[], Row]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         sender.send(work())

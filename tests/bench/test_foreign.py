@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -71,6 +72,7 @@ def test_a_network_that_crashes_or_hangs_is_a_row(pictures, monkeypatch):
     assert "died with exit code -6" in isolated(os.abort, 60)
     assert isolated(functools.partial(time.sleep, 60), 1) == "gave up after 1 s"
     assert isolated(functools.partial(int, "x"), 60).startswith("ValueError: invalid literal")
+    assert isolated(functools.partial(signal.raise_signal, signal.SIGINT), 60) is None  # Ctrl-C is the parent's
     monkeypatch.setattr(bench_foreign, "isolated", lambda work, seconds: "the process died with exit code -11")
     (row,) = bench_foreign.rows({**SQUEEZENET, "images": str(pictures)}, runner.Settings())
     assert (row["correct"], row["error"]) == (False, float("inf"))
