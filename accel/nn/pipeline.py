@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from accel.nn import compact, dense
+from accel.nn.bf16_chains import pass_bf16
 from accel.nn.byte_chains import pass_bytes
 from accel.nn.effects import annotate, following, is_read_only_after, may_move, replace, stand_in
 from accel.nn.graph import (
@@ -44,13 +45,15 @@ class Chains:
     """What the rewriting did, by the names of the convolutions: what was fused into each, and who reads its rows.
 
     Attributes: fused, such as ["norm", "relu"], into a perforated convolution; dense, the same into one that stays
-    dense; compact, names of modules, or of graph nodes where a function reads; bytes, names of layers in eight bits.
+    dense; compact, names of modules, or of graph nodes where a function reads; bytes and bf16, names of layers in
+    eight bits and in bf16.
     """
 
     fused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     dense: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     compact: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     bytes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    bf16: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,8 @@ def build(graph: fx.Graph, modules: Modules) -> Rewritten | None:
     for node in list(graph.nodes):
         if isinstance(module_of(node, modules), PerforatedConv2d):
             pass_bytes(node, modules, chains.bytes)
-    if not (chains.fused or chains.dense or chains.compact or chains.bytes):
+            pass_bf16(node, modules, chains.bf16)
+    if not (chains.fused or chains.dense or chains.compact or chains.bytes or chains.bf16):
         return None
     inputs = sum(node.op == "placeholder" for node in graph.nodes)
     code = compile_graph(graph)
