@@ -35,20 +35,25 @@ def round_bf16(x: Tensor) -> Tensor:
     return _Rounded.apply(x)
 
 
-def to_precision(
-    op: str, precision: str, x: Tensor, weight: Tensor, direct: bool
-) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """(x, weight, what to tell the backend that an op calls directly): the C engine rounds what it multiplies, for
-    others it is rounded here.
+def is_told(op: str, precision: str, weight: Tensor, direct: bool) -> bool:
+    """Whether the backend that an op calls directly is told of a precision other than fp32: the C engine rounds what it
+    multiplies, for others it has to be rounded.
 
     Raises:
         ValueError: an unknown precision.
     """
-    if precision == PRECISIONS[0]:
-        return x, weight, {}
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if direct and active_backend(x) == "cpu":
+    return direct and active_backend(weight) == "cpu"
+
+
+def to_precision(
+    op: str, precision: str, x: Tensor, weight: Tensor, direct: bool
+) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """(x, weight, what to tell the backend), rounded here where that cannot be told; ValueError as of `is_told`."""
+    if precision == PRECISIONS[0]:
+        return x, weight, {}
+    if is_told(op, precision, weight, direct):
         return x, weight, {"precision": precision}
     return round_bf16(x), round_bf16(weight), {}
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from accel.kernels.bf16 import PRECISIONS, to_precision
+from accel.kernels.bf16 import PRECISIONS, is_told, round_bf16
 from accel.kernels.checks import (
     PADDING_MODES,
     autocast,
@@ -54,6 +54,7 @@ def perforated_conv2d(
     compact: bool = False,
     source: PositionSet | None = None,
     precision: str = PRECISIONS[0],
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """conv2d(x) + bias at the positions of a static set, interpolated at the others; activation(that + residual).
 
@@ -69,7 +70,8 @@ def perforated_conv2d(
         compact: return the computed rows and leave the other positions alone.
         source: the set on the H x W input map that x is compact on; taps read x through `source.nearest`.
         precision: "fp32", that of the tensors; or "bf16": x and weight are rounded to it, halves to even, and the
-            products are summed up as before; gradients pass as if nothing had been rounded.
+            products are summed up as before; gradients pass as if nothing had been rounded. x may be bf16 already.
+        out_dtype: torch.bfloat16, of that precision alone: the output is rounded last, for readers that would round it.
 
     Returns:
         [N, K, H_out, W_out] channels_last, every position holding the value of its stand-in (plus its own of the
@@ -80,17 +82,26 @@ def perforated_conv2d(
         TypeError: dtypes that differ, or are not floating.
     """
     x, weight, bias, residual = autocast(x, weight, bias, residual)
-    direct = is_direct(x, weight, bias, residual)
-    x, weight, rounding = to_precision("perforated_conv2d", precision, x, weight, direct)
+    direct, told = is_direct(x, weight, bias, residual), {}
+    if precision != PRECISIONS[0] or out_dtype is not None:
+        _check_rounding(precision, out_dtype)
+        if not is_told("perforated_conv2d", precision, weight, direct):
+            x, weight = round_bf16(x.to(weight.dtype) if x.dtype is torch.bfloat16 else x), round_bf16(weight)
+            out = perforated_conv2d(
+                x, weight, bias, positions, stride=stride, padding=padding, dilation=dilation, groups=groups,
+                padding_mode=padding_mode, activation=activation, residual=residual, compact=compact, source=source,
+            )  # fmt: skip
+            return out if out_dtype is None else out.to(out_dtype)
+        told = {"precision": precision, "out_dtype": out_dtype or torch.float32}
     steps = (tuple(stride), tuple(padding), tuple(dilation), groups, padding_mode)
-    call = ((x, weight, bias, residual), positions, source, steps, activation, compact)
+    call = ((x, weight, bias, residual), positions, source, steps, activation, compact, precision)
     in_size = checked_before(_check, *call) if direct else _check(*call)
     source_nearest = None if source is None else source.nearest
     sets = (positions.positions, positions.nearest, source_nearest)
     geometry = CallGeometry(in_size, (positions.height, positions.width), *steps)
     if direct:
-        run = implementation("perforated_conv2d", x)
-        return run(x, weight, bias, *sets, residual, geometry, activation, compact, **rounding)
+        run = implementation("perforated_conv2d", weight)  # x may be bf16
+        return run(x, weight, bias, *sets, residual, geometry, activation, compact, **told)
     if activation in FUSED_BACKWARD or not needs_grad(x, weight, bias, residual):
         return _CONV(x, weight, bias, *sets, residual, *geometry, activation, compact)
     rows = _CONV(x, weight, bias, *sets, None, *geometry, "none", True)
@@ -117,10 +128,20 @@ def checked_before(check, tensors, positions, source, *rest):
     return found
 
 
-def _check(tensors, positions, source, geometry, activation, compact):
+def _check_rounding(precision: str, out_dtype: torch.dtype | None) -> None:
+    if out_dtype is not None and (precision, out_dtype) != ("bf16", torch.bfloat16):
+        raise ValueError(
+            f"perforated_conv2d: out_dtype is torch.bfloat16 with precision 'bf16', or left out, got {out_dtype} with "
+            f"{precision!r}"
+        )
+
+
+def _check(tensors, positions, source, geometry, activation, compact, precision):
     """Raise where the arguments do not fit; returns (N, H, W) of the input map."""
     op = "perforated_conv2d"
     x, weight, bias, residual = tensors
+    if precision == "bf16" and x.dtype is torch.bfloat16:
+        x = x.to(weight.dtype)  # what it is read as
     in_size = check_static(op, tensors, positions, source, geometry, compact)
     check_activation(op, activation)
     check_same(op, x, weight=weight, bias=bias, residual=residual)

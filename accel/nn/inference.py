@@ -83,8 +83,10 @@ def describe_paths(model: nn.Module, example_inputs: Inputs) -> dict[str, str]:
             notes.setdefault(start + name, []).append(f"{'+'.join(fused)} fused")
         for name, fused in path.chains.dense.items():
             notes.setdefault(start + name, []).append(f"{'+'.join(fused)} fused, dense")
-        for name, readers in path.chains.bytes.items():
-            notes.setdefault(start + name, []).append(f"bytes to {', '.join(start + reader for reader in readers)}")
+        for kind, passed in (("bytes", path.chains.bytes), ("bf16", path.chains.bf16)):
+            for name, readers in passed.items():
+                said = f"{kind} to {', '.join(start + reader for reader in readers)}"
+                notes.setdefault(start + name, []).append(said)
         for name, readers in path.chains.numbers.items():
             names = (start + reader if reader in modules else reader for reader in readers)
             notes.setdefault(start + name, []).append(f"fp32 to {', '.join(names)}")

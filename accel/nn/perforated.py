@@ -185,6 +185,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         compact: bool = False,
         residual: Tensor | Compact | None = None,
         meaning: Meaning = OWN,
+        is_rounded: bool = False,
     ) -> Tensor | Compact:
         """The convolution, and what the inference path fuses into it.
 
@@ -195,6 +196,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             compact: return rows; the caller reads them through the nearest map.
             residual: what the model adds to the map, before the activation; in eight bits also a map in bytes.
             meaning: of the bytes that are read, added and given.
+            is_rounded: whether all that read the output round it to bf16; it may then come so.
         """
         if isinstance(input, Compact):
             if not input.batched:
@@ -215,14 +217,16 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             residual = self._residual(residual, shape, positions, activation, meaning)
             joined = residual.shape == shape
         else:
-            joined = residual is None or joins(residual, x if x.is_floating_point() else self.weight, shape)
+            like = self.weight if x.dtype in (torch.uint8, torch.bfloat16) else x  # of what is handed over
+            joined = residual is None or joins(residual, like, shape)
         if not self.config.masking.is_static:
             out = self._fill_adaptively(x, positions, norm, activation)
         elif not joined:
             filled = self._fill(x, positions, source, batch, norm, "none", False, meaning=Meaning(meaning.read))
             out = activate(filled + residual, activation)
         else:
-            out = self._fill(x, positions, source, batch, norm, activation, compact, residual, meaning)
+            how = (compact, residual, meaning, is_rounded)
+            out = self._fill(x, positions, source, batch, norm, activation, *how)
         return out.contiguous() if self.contiguous and isinstance(out, Tensor) else out
 
     def _residual(
@@ -281,6 +285,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         compact: bool,
         residual: Tensor | None = None,
         meaning: Meaning = OWN,
+        is_rounded: bool = False,
     ) -> Tensor | Compact:
         """Convolve at a static set and fill in the rest."""
         summed = self.sums_at(positions)
@@ -300,7 +305,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             rows = rows.view(batch, len(positions), self.out_channels)
             dense = laid_over(filling.background(rows, positions), rows, positions)
             return activate(dense if residual is None else dense + residual, activation)
-        out = self._convolve(x, weights, positions, source, activation, compact, residual, meaning)
+        out = self._convolve(x, weights, positions, source, activation, compact, residual, meaning, is_rounded)
         if compact:
             return Compact(out, positions, batch)
         return handed_over(out) if out.dtype is torch.uint8 else out
@@ -339,6 +344,7 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
         compact: bool,
         residual: Tensor | None = None,
         meaning: Meaning = OWN,
+        is_rounded: bool = False,
     ) -> Tensor:
         now = geometry_of(self)
         how = {
@@ -353,6 +359,8 @@ class PerforatedConv2d(SavesMacs, nn.Conv2d):
             x, weights = quantization.imitate(x, weights)
         weights = weights.multiplied()
         how |= {"activation": activation, "precision": self._precision}
+        if is_rounded and self._precision == "bf16":
+            how["out_dtype"] = torch.bfloat16
         return perforated_conv2d(x, weights.weight, weights.bias, positions, **how)
 
     @property

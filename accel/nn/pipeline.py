@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 
 from accel.nn import compact, dense
+from accel.nn.bf16_chains import pass_bf16
 from accel.nn.byte_chains import pass_bytes
 from accel.nn.effects import annotate, following, is_read_only_after, may_move, replace, stand_in
 from accel.nn.graph import (
@@ -45,8 +46,8 @@ class Chains:
     """What the rewriting did, by the names of the convolutions: what was fused into each, and who reads its rows.
 
     Attributes: fused, such as ["norm", "relu"], into a perforated convolution; dense, the same into one that stays
-    dense; compact, names of modules, or of graph nodes where a function reads; bytes, names of layers in eight bits, or
-    of nodes; numbers, names of modules or nodes that read fp32 of a layer in eight bits.
+    dense; compact, names of modules, or of graph nodes where a function reads; bytes and bf16, names of layers in
+    eight bits and in bf16, or of nodes; numbers, names of modules or nodes that read fp32 of a layer in eight bits.
     """
 
     fused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
@@ -54,6 +55,7 @@ class Chains:
     compact: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     bytes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     numbers: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    bf16: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,10 @@ def build(graph: fx.Graph, modules: Modules) -> Rewritten | None:
         if is_addition(node):
             _fuse_sum(node, modules, chains)
     pass_bytes(graph, modules, chains.bytes, chains.numbers)
-    if not (chains.fused or chains.dense or chains.compact or chains.bytes):
+    for node in list(graph.nodes):
+        if isinstance(module_of(node, modules), PerforatedConv2d):
+            pass_bf16(node, modules, chains.bf16)
+    if not (chains.fused or chains.dense or chains.compact or chains.bytes or chains.bf16):
         return None
     inputs = sum(node.op == "placeholder" for node in graph.nodes)
     code = compile_graph(graph)

@@ -30,16 +30,18 @@ from accel.kernels.geometry import CallGeometry
 
 
 def perforated_conv2d(
-    x, weight, bias, positions, nearest, source_nearest, residual, geometry, activation, compact, precision="fp32"
-):
+    x, weight, bias, positions, nearest, source_nearest, residual, geometry, activation, compact, precision="fp32",
+    out_dtype=torch.float32,
+):  # fmt: skip
     """Convolution at a static position set; arguments and result as in `accel.kernels.reference.perforated_conv2d`, of
-    numbers that are first rounded where the precision is "bf16"."""
-    require_float32(x, weight, bias, residual)
-    key = (weight.shape, geometry, activation, compact, precision)
+    numbers that are first rounded where the precision is "bf16", unless x is bf16 already, as the output may be."""
+    is_rounded = precision == "bf16" and x.dtype is torch.bfloat16
+    require_float32(None if is_rounded else x, weight, bias, residual)
+    key = (weight.shape, geometry, activation, compact, precision, is_rounded, out_dtype)
     sets = (positions, nearest, source_nearest)
     call = _calls.get(sets, key, lambda _: _prepare(x, sets, *key))
     x = pixels_first(x)
-    if precision == "bf16":
+    if precision == "bf16" and not is_rounded:
         x = rounded(x, pitch_of(x.shape[1], geometry.groups))
     if residual is not None:
         residual = pixels_first(residual)
@@ -47,9 +49,9 @@ def perforated_conv2d(
         bias = bias.contiguous()
     packed = packed_weight(weight, geometry.groups, call.kind, precision=precision)
     if compact:
-        out = empty(call.out_shape)
+        out = empty(call.out_shape, dtype=out_dtype)
     else:
-        out = empty(call.out_shape, memory_format=torch.channels_last)
+        out = empty(call.out_shape, memory_format=torch.channels_last, dtype=out_dtype)
     bias_at, residual_at = 0 if bias is None else bias.data_ptr(), 0 if residual is None else residual.data_ptr()
     edges = None
     if call.footprints is None:
@@ -89,13 +91,16 @@ class Call(NamedTuple):
 _calls = IdentityCache()
 
 
-def _prepare(x, sets, kernel, geometry, activation, compact, precision) -> Call:
+def _prepare(x, sets, kernel, geometry, activation, compact, precision, is_rounded, out_dtype) -> Call:
     batch, height, width = geometry.in_size
     out_size, groups = geometry.out_size, geometry.groups
     out_channels, c_group, kh, kw = kernel
     channels = c_group * groups
     if precision == "bf16":
-        return by_pointers(x, sets, kernel, geometry, activation, compact, False, *_of_bf16(kernel, groups))
+        elements, pitch = _of_bf16(kernel, groups)
+        elements["narrow"] = out_dtype is torch.bfloat16
+        pitch = channels if is_rounded else pitch
+        return by_pointers(x, sets, kernel, geometry, activation, compact, False, elements, pitch)
     in_pixels = pixels_of(x, geometry, sets)
     table = Geometry((height, width), (kh, kw), *geometry.taps)
     kind, narrow = forward_kind(kernel, groups), is_narrow(out_channels, groups)

@@ -104,7 +104,7 @@ class Tape:
     def mark_outputs(self, outputs: Sequence[object], inputs: int) -> bool:
         """Whether calls wrote every one of these maps, each another one; they lie outside from then on."""
         for index, out in enumerate(outputs):
-            if not isinstance(out, Tensor) or out.dim() != 4:
+            if not isinstance(out, Tensor) or out.dim() != 4 or out.dtype is not torch.float32:
                 return False
             buffer = self.buffers[self._places.get(out.data_ptr(), 0)]
             if buffer.outside >= 0 or buffer.tensor.shape != out.shape:

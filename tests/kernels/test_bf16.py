@@ -84,6 +84,25 @@ def convolve_case(case, x, weight, bias):
     return convolve(x, weight, bias, case.mode, **how)
 
 
+@pytest.mark.parametrize("compact", [False, True], ids=["dense", "compact"])
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_handed_over_in_bf16_is_what_the_reader_would_round(isa, name, compact):
+    """In and out: the same numbers, in half of the memory."""
+    case = CASES[name]
+    x, weight, bias = (t.float() / 7 for t in case.tensors()[:3])
+    residual = torch.randn(case.n, case.k, *case.out_size, generator=torch.Generator().manual_seed(2))
+    residual = rows_at(residual, case.set) if compact else residual
+    for how in ({}, {"residual": residual, "activation": "leaky_relu"}):
+        plain = run(case, x, weight, bias, case.set, compact=compact, **how)
+        found = run(case, x.bfloat16(), weight, bias, case.set, compact=compact, out_dtype=torch.bfloat16, **how)
+        assert found.dtype is torch.bfloat16 and torch.equal(found, plain.bfloat16())
+        assert compact or found.is_contiguous(memory_format=torch.channels_last)
+        with use_backend("reference"):
+            again = run(case, x.bfloat16(), weight, bias, case.set, compact=compact, out_dtype=torch.bfloat16, **how)
+        assert again.dtype is torch.bfloat16
+        torch.testing.assert_close(again, found, rtol=2**-7, atol=1e-3)  # a number may round the other way
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_full_permuted_set_is_dense_and_a_subset_its_rows(isa, name):
     case = CASES[name]
@@ -246,6 +265,8 @@ def test_precisions_that_are_unknown():
     x, weight, positions = torch.ones(1, 2, 3, 3), torch.ones(1, 2, 1, 1), PositionSet.full(3, 3)
     with pytest.raises(ValueError, match="perforated_conv2d: precision must be one of fp32, bf16, got 'fp16'"):
         perforated_conv2d(x, weight, None, positions, precision="fp16")
+    with pytest.raises(ValueError, match=r"out_dtype is torch.bfloat16 with precision 'bf16', or left out"):
+        perforated_conv2d(x, weight, None, positions, out_dtype=torch.bfloat16)
     active = active_positions(torch.ones(1, 3, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="masked_conv2d: precision must be one of fp32, bf16, got 'int8'"):
         masked_conv2d(x, weight, None, active, precision="int8")

@@ -73,6 +73,7 @@ def test_layers_in_a_row_are_one_call_of_the_same_numbers():
     fast, x = convert(net, FILLS["nearest"]), pictures(seed=3)
     (_, path) = installed(fast)[0]
     assert path.chains.compact and path.doubt is None
+    assert path.chains.bf16 == {"0": ["2"], "2": ["4"], "4": ["6"]}
     fast(x)
     programs = [program for segment in path.rewritten.segments for program in segment._programs.values()]
     assert programs and None not in programs, "it was not replayed"
