@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from accel.calibrate import check_calibration, fit_interpolation
+from accel.calibrate import check_calibration, fit_interpolation, pictures_of_one_size
 from accel.config import MISSING, Config, Perforate, Rules, as_rules
 from accel.convert import (
     Conversion,
@@ -35,6 +35,7 @@ from accel.errors import ConfigError, ConversionError
 from accel.greedy.search import search
 from accel.impact import all_impacts
 from accel.inputs import Inputs, counted
+from accel.low_rank import decompose, halved, ranks_said
 from accel.nn.adaptive import adopt_stages, check_stages
 from accel.nn.inference import describe_paths, install, installed
 from accel.nn.precision import imitated_bf16
@@ -72,7 +73,8 @@ def convert_model(
     inplace: bool = False,
     verify: bool = True,
 ) -> nn.Module:
-    """A model perforated, or made adaptive, as the rules say; parameters keep their names and values.
+    """A model perforated, or made adaptive, as the rules say; parameters keep their names and values, but for those of
+    layers that a rule gives a `rank`: `accel.decompose_model` makes two convolutions of each.
 
     `Perforate` goes to convolutions; where it has a target (speedup, max_drop or macs) instead of keep, `accel.search`
     finds what is best for the layers it matches. `ACT`, `SACT` and `PACT` go to sequences of residual units; such a
@@ -83,8 +85,8 @@ def convert_model(
             `inplace`.
         rules: one configuration for every convolution (or stage), or Rules by module name.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments that the model runs on.
-        calibration: a re-iterable of batches, see `accel.inputs`; impact masks, interpolate 'fitted', precision 'int8'
-            and targets need it.
+        calibration: a re-iterable of batches, see `accel.inputs`; impact masks, interpolate 'fitted', precision 'int8',
+            ranks and targets need it.
         loss: what impact is measured against, (outputs, batch) -> scalar; see `accel.impact.default_loss`.
         inplace: convert `model` itself, whose parameters stay where they are; bring it to channels_last for speed.
         verify: compare the converted model on the example with what it was made from, see `accel.convert.proof`; it
@@ -92,8 +94,8 @@ def convert_model(
 
     Raises:
         ConfigError: a rule that matches nothing, or a mask that needs calibration data and got none.
-        ConversionError: no convolution, a stage that cannot be adaptive, a model that does not run on the example, or
-            a layer that computes something else there than torch does.
+        ConversionError: no convolution, a stage that cannot be adaptive, a model that does not run on the example, a
+            layer that cannot have its rank, or one that computes something else there than torch does.
         DataError: unusable example inputs or calibration data.
     """
     return _convert(model, rules, example_inputs, calibration, loss, inplace, verify)[0]
@@ -115,11 +117,14 @@ def _convert(
     rules = _searched(model, as_rules(rules), example_inputs, calibration, loss)
     assigned, stages, linears = assign(model, rules), assign_stages(model, rules), assign_linears(model, rules)
     check_calibration(assigned | linears, calibration)
-    units = {f"{name}.{key}": unit for name in stages for key, unit in model.get_submodule(name).named_children()}
-    calls = record_calls(model, counted_layers(model), example_inputs, units)
+    ranks, calls = ranks_said(model, assigned), _calls(model, stages, example_inputs)
     if stages:
         check_stages(model, stages, calls)
     fast = model if inplace else copied(model)
+    if ranks:
+        decompose(fast, pictures_of_one_size(calibration, fast), ranks)
+        model, calls = fast, _calls(fast, stages, example_inputs)
+        assigned = {part: half for name, config in assigned.items() for part, half in halved(name, config).items()}
     run = functools.partial(run_on, example_inputs=example_inputs)
     contiguous = settle_layouts(fast, calls, run, weights=not inplace)
     conversions = {name: Conversion(config, contiguous=name in contiguous) for name, config in assigned.items()}
@@ -143,6 +148,12 @@ def _convert(
             path.verify = False
         warnings.warn("verify=False: the converted model was not compared with what it was made from", stacklevel=3)
     return fast, calls
+
+
+def _calls(model: nn.Module, stages: Iterable[str], example_inputs: Inputs) -> dict[str, list[tuple[int, ...]]]:
+    """The calls of the layers that count, and of the units of stages, on the example."""
+    units = {f"{name}.{key}": unit for name in stages for key, unit in model.get_submodule(name).named_children()}
+    return record_calls(model, counted_layers(model), example_inputs, units)
 
 
 def _searched(

@@ -55,6 +55,10 @@ class Perforate:
             `accel.nn.quantized`. With keep=1 it is plain quantization. 'int8' also goes to the linear layers that the
             rule matches, of which nothing is left out; with a target these stay in fp32, and layers too small to search
             are quantized.
+        rank: the convolution becomes two, with so many channels between them, or with as many as execute at most this
+            share of its multiply-accumulates, in (0, 1); see `accel.low_rank` (needs calibration data). Both compute
+            the same positions: leaving out some needs a lattice. Their parameters take the place of the layer's, which
+            `revert_model` does not bring back.
 
     Raises:
         ConfigError: a value out of range or unknown.
@@ -71,6 +75,7 @@ class Perforate:
     shift: int = 0
     seed: int = 0
     precision: str = PRECISIONS[0]
+    rank: int | float | None = None
 
     def __post_init__(self) -> None:
         self._check_aim()
@@ -90,6 +95,7 @@ class Perforate:
         if self.shift and not masking.shifts:
             raise ConfigError(f"shift moves a lattice: mask {self.mask!r} takes none, leave it 0")
         self._check_precision()
+        self._check_rank()
         if self.keep is not None:
             masking.check(self.keep, filling)
 
@@ -118,6 +124,28 @@ class Perforate:
                 f"mask {self.mask!r} chooses positions in each image, which eight bits cannot: take another mask"
             )
 
+    def _check_rank(self) -> None:
+        rank, masking = self.rank, self.masking
+        if rank is None:
+            return
+        if not (type(rank) is int and rank >= 1) and not (isinstance(rank, float) and 0 < rank < 1):
+            raise ConfigError(
+                f"rank must be an integer of at least 1, or a share of the layer's MACs in (0, 1), got {rank!r}"
+            )
+        if self.keep is None:
+            raise ConfigError(f"{self.target[0]} finds ranks by itself: leave out rank, or give keep instead")
+        regular = masking.shifts or (self.keep == 1 and masking.is_static and not masking.needs_data)
+        if not regular:
+            raise ConfigError(
+                f"the two convolutions of a low rank compute the same positions, and mask {self.mask!r} chooses those "
+                "of each layer: give mask='lattice' with rank, or keep=1"
+            )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the layer computes every position with all of its weight."""
+        return self.keep == 1 and self.rank is None
+
     @property
     def in_bytes(self) -> bool:
         """Whether the layer computes in eight bits."""
@@ -140,8 +168,9 @@ class Perforate:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether a conversion needs data: for a target, impact maps, a fit or the ranges of bytes."""
-        return self.keep is None or self.masking.needs_data or self.filling.needs_data or self.in_bytes
+        """Whether a conversion needs data: for a target, impact maps, a fit, a low rank or the ranges of bytes."""
+        learns = self.masking.needs_data or self.filling.needs_data or self.rank is not None
+        return self.keep is None or learns or self.in_bytes
 
     @functools.cached_property
     def masking(self) -> Mask:
@@ -155,8 +184,9 @@ class Perforate:
 
     @property
     def effort(self) -> int:
-        """How much a calibration has to find for the fill: 0 nothing, then the place of `correct` in CORRECTIONS."""
-        return 1 + CORRECTIONS.index(self.correct) if self.filling.needs_data else 0
+        """How much a calibration has to find: 0 nothing, 1 a low rank, or for the fill 1 and more, the place of
+        `correct` in CORRECTIONS."""
+        return 1 + CORRECTIONS.index(self.correct) if self.filling.needs_data else int(self.rank is not None)
 
     def filled_by(self, interpolate: str) -> Perforate:
         """The same positions, filled in another way that needs no data."""

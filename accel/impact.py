@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from accel.config import PRECISIONS
 from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
 from accel.inputs import Batch, batches
@@ -88,8 +89,8 @@ def all_impacts(
     """The conversions, those whose mask wants one completed by an impact map; arguments as of `impact_maps`.
 
     It is measured on the dense network, for iterative masks on the network as it is by then: the layers are perforated
-    one after the other, as the model lists them (a filling that must be fitted is 'nearest' so far). The paper
-    recomputes impacts in every step of its search; its released code does so on the dense network.
+    one after the other, as the model lists them (in fp32, and a filling that must be fitted is 'nearest' so far). The
+    paper recomputes impacts in every step of its search; its released code does so on the dense network.
     """
     layers = convolutions(model)
     wanted = {name: made.config.masking for name, made in conversions.items() if made.config.masking.needs_data}
@@ -110,9 +111,8 @@ def all_impacts(
 
 
 def _without_fit(made: Conversion) -> Conversion:
-    if not made.config.filling.needs_data:
-        return made
-    return dataclasses.replace(made, config=made.config.filled_by("nearest"))
+    config = dataclasses.replace(made.config, precision=PRECISIONS[0])
+    return dataclasses.replace(made, config=config.filled_by("nearest") if config.filling.needs_data else config)
 
 
 def _watched(value: object) -> object:

@@ -8,14 +8,17 @@ get, against the outputs of the dense network. Figurnov et al., NIPS 2016, secti
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from accel.calibrate import pictures_of_one_size, settle
+from accel.config import Perforate
 from accel.errors import ConfigError, ConversionError, DataError
 from accel.fills.fitted import solve_ridge
 from accel.inputs import Batch
@@ -72,18 +75,88 @@ def decompose_model(
         chosen |= _chosen_ranks(low, free, pictures, macs, chosen)
     if not chosen:
         raise ConfigError("no layer would be decomposed: give ranks={pattern: rank} or macs=")
-    waiting = {name: layer for name, layer in low.named_modules() if name in chosen}
+    decompose(low, pictures, chosen)
+    return low
+
+
+def decompose(
+    model: nn.Module,
+    pictures: Batch,
+    ranks: Mapping[str, int],
+    before: Callable[[], object] = lambda: None,
+    known: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
+    """Make two convolutions of each of the named ones, in place, in the order they run.
+
+    Args:
+        before: called before every layer; what it raises ends the work, and the model is as it was.
+        known: what layers give in the dense network for these pictures, where `accel.calibrate.record` found it before.
+
+    Raises:
+        DataError: the pictures do not reach a layer.
+    """
+    waiting = {name: layer for name, layer in model.named_modules() if name in ranks}
     pairs: dict[nn.Module, LowRankConv2d] = {}
 
-    def decompose(name: str, x: Tensor, target: Tensor) -> None:
+    def solve(name: str, x: Tensor, target: Tensor) -> None:
+        before()
         layer = waiting[name]
-        pairs[layer] = _decomposed(layer, chosen[name], nn.Conv2d.forward(layer, x), target)
+        pairs[layer] = Subspace(layer, nn.Conv2d.forward(layer, x), target).pair(ranks[name])
 
     own = {layer: functools.partial(_run_pair, pairs, layer) for layer in waiting.values()}
-    if unreached := settle(low, pictures, waiting, decompose, {}, own):
+    if unreached := settle(model, pictures, waiting, solve, {}, own, known):
         raise DataError(f"the calibration data never reaches layer {unreached[0]!r}: leave it whole by rank None")
-    _put_in(low, pairs)
-    return low
+    _put_in(model, pairs)
+
+
+def rank_of(layer: nn.Conv2d, rank: int | float) -> int:
+    """The channels between the two convolutions for a `rank` of `accel.Perforate`; 0, where none are few enough."""
+    if isinstance(rank, int):
+        return rank if rank <= layer.out_channels else 0
+    return int(rank * layer.weight.numel() / _macs_per_rank(layer) + 1e-9)
+
+
+def share_of(layer: nn.Conv2d, rank: int | float | None) -> float:
+    """The share of the layer's multiply-accumulates that its two convolutions execute; 1 without a rank."""
+    return 1.0 if rank is None else rank_of(layer, rank) * _macs_per_rank(layer) / layer.weight.numel()
+
+
+def why_not_low_rank(layer: nn.Conv2d, rank: int | float) -> str | None:
+    """Why the layer cannot become two convolutions of this rank, or None."""
+    if type(layer) is not nn.Conv2d:
+        return f"is a {type(layer).__name__}, and only a plain nn.Conv2d is decomposed"
+    if layer.groups != 1:
+        return f"has {layer.groups} groups"
+    if rank_of(layer, rank) < 1:
+        return f"of {layer.out_channels} channels has no rank {rank:g}"
+    return None
+
+
+def ranks_said(model: nn.Module, assigned: Mapping[str, Perforate]) -> dict[str, int]:
+    """What configurations say of the ranks of convolutions, by name.
+
+    Raises:
+        ConversionError: one cannot have it.
+    """
+    ranks = {}
+    for name, config in assigned.items():
+        if config.rank is None:
+            continue
+        layer = model.get_submodule(name)
+        if (reason := why_not_low_rank(layer, config.rank)) is not None or not name:
+            reason = reason or "is the whole model: put it into an nn.Sequential"
+            raise ConversionError(f"rank {config.rank:g}: layer {name!r} {reason}; leave rank out by a rule of its own")
+        ranks[name] = rank_of(layer, config.rank)
+    return ranks
+
+
+def halved(name: str, config: Perforate) -> dict[str, Perforate]:
+    """What the configuration of a layer says of the two convolutions in its place, by their names: the first one hands
+    over its rows as they are, the second one fills in."""
+    if config.rank is None:
+        return {name: config}
+    second = dataclasses.replace(config, rank=None)
+    return {f"{name}.0": second.filled_by("nearest"), f"{name}.1": second}
 
 
 def ranks_of(model: nn.Module) -> dict[str, int]:
@@ -92,8 +165,8 @@ def ranks_of(model: nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
-def set_ranks(model: nn.Module, ranks: Mapping[str, int]) -> None:
-    """Put layers of these ranks in the place of the model's, whose weights are still to be loaded.
+def set_ranks(model: nn.Module, ranks: Mapping[str, int]) -> list[LowRankConv2d]:
+    """Put layers of these ranks in the place of the model's, whose weights are still to be written; these layers.
 
     Raises:
         ConfigError: a name that is not of a plain nn.Conv2d of one group, or a rank that it cannot have.
@@ -107,8 +180,9 @@ def set_ranks(model: nn.Module, ranks: Mapping[str, int]) -> None:
             raise ConfigError(f"no convolution of one group is called {name!r}")
         if type(rank) is not int or not 1 <= rank <= layer.out_channels:
             raise ConfigError(f"layer {name!r} has ranks from 1 to {layer.out_channels}, got {rank!r}")
-        pairs[layer] = LowRankConv2d(*_empty_pair(layer, rank))
+        pairs[layer] = empty_pair(layer, rank)
     _put_in(model, pairs)
+    return [*pairs.values()]
 
 
 def _put_in(model: nn.Module, pairs: Mapping[nn.Module, LowRankConv2d]) -> None:
@@ -139,42 +213,60 @@ def _run_pair(pairs: Mapping[nn.Module, LowRankConv2d], layer: nn.Module, input:
     return pairs[layer](input)
 
 
-def _decomposed(layer: nn.Conv2d, rank: int, response: Tensor, target: Tensor) -> LowRankConv2d:
-    """The two convolutions that bring `response` nearest to `target` [N, K, H, W] in the mean square, at this rank.
+class Subspace:
+    """The two convolutions, of any rank, that bring the response of a layer nearest to a target in the mean square.
+
+    Both are [N, K, H, W], or [K, H, W]; a target of another shape than the response says nothing.
 
     Reduced-rank regression: the best full matrix M from response to target, then the leading directions U of what it
     explains; U' M goes into the first convolution, U into the second. Where both agree M is the identity and U the
     principal components.
+
+    Raises:
+        DataError: no response, or one that is not finite.
     """
-    seen, wanted = _rows(response), _rows(target)
-    middle, aim = seen.mean(0), wanted.mean(0)
-    seen, wanted = seen - middle, wanted - aim
-    gram = seen.T @ seen
-    ridge = _RIDGE * torch.maximum(gram.diagonal().mean(), wanted.square().sum(0).mean())
-    full = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    full += solve_ridge(gram, seen.T @ (wanted - seen), ridge).T
-    leading = torch.linalg.eigh(full @ gram @ full.T).eigenvectors[:, -rank:]
-    inner = leading.T @ full
-    bias = aim - leading @ inner @ (middle if layer.bias is None else middle - layer.bias.double())
-    first, second = _empty_pair(layer, rank)
-    first.weight.copy_((inner @ layer.weight.flatten(1).double()).view_as(first.weight))
-    second.weight.copy_(leading[:, :, None, None])
-    second.bias.copy_(bias)
-    return LowRankConv2d(first, second)
+
+    @torch.no_grad()
+    def __init__(self, layer: nn.Conv2d, response: Tensor, target: Tensor) -> None:
+        seen, wanted = _rows(response), _rows(target if target.shape == response.shape else response)
+        if not seen.numel() or not (seen.isfinite().all() and wanted.isfinite().all()):
+            raise DataError(
+                "a layer whose rank is to be found gives nothing, or no finite numbers, on the calibration data: mend "
+                "the pictures, or leave the layer whole"
+            )
+        self._layer, self._middle, self._aim = layer, seen.mean(0), wanted.mean(0)
+        seen, wanted = seen - self._middle, wanted - self._aim
+        gram = seen.T @ seen
+        ridge = _RIDGE * torch.maximum(gram.diagonal().mean(), wanted.square().sum(0).mean())
+        full = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        self._full = full + solve_ridge(gram, seen.T @ (wanted - seen), ridge).T
+        self._directions = torch.linalg.eigh(self._full @ gram @ self._full.T).eigenvectors
+
+    @torch.no_grad()
+    def pair(self, rank: int) -> LowRankConv2d:
+        layer, leading = self._layer, self._directions[:, -rank:]
+        inner = leading.T @ self._full
+        middle = self._middle if layer.bias is None else self._middle - layer.bias.double()
+        found = empty_pair(layer, rank)
+        found[0].weight.copy_((inner @ layer.weight.flatten(1).double()).view_as(found[0].weight))
+        found[1].weight.copy_(leading[:, :, None, None])
+        found[1].bias.copy_(self._aim - leading @ inner @ middle)
+        return found
 
 
-def _empty_pair(layer: nn.Conv2d, rank: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+def empty_pair(layer: nn.Conv2d, rank: int) -> LowRankConv2d:
+    """Of this rank in the place of the layer, its weights still to be written."""
     kept = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    now = geometry_of(layer)
-    first = nn.Conv2d(layer.in_channels, rank, now.kernel, now.stride, dilation=now.dilation, bias=False, **kept)
+    now, make = geometry_of(layer), functools.partial(nn.utils.skip_init, nn.Conv2d, **kept)
+    first = make(layer.in_channels, rank, now.kernel, now.stride, dilation=now.dilation, bias=False)
     for name in ("padding", "padding_mode", "_reversed_padding_repeated_twice"):  # whichever torch reads
         setattr(first, name, getattr(layer, name))
-    return first, nn.Conv2d(rank, layer.out_channels, 1, **kept)
+    return LowRankConv2d(first, make(rank, layer.out_channels, 1))
 
 
 def _rows(out: Tensor) -> Tensor:
-    """float64 [rows, K]: evenly spread output positions of [N, K, H, W]."""
-    rows = out.permute(0, 2, 3, 1).flatten(0, 2)
+    """float64 [rows, K]: evenly spread output positions of [N, K, H, W] or [K, H, W]."""
+    rows = out.movedim(-3, -1).flatten(0, -2)
     return rows[:: max(1, len(rows) // _ROWS)].double()
 
 

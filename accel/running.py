@@ -231,7 +231,7 @@ def record_calls(
     try:
         with undisturbed(model):
             batch.map(cloned).run(model)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise ConversionError(f"the model cannot run on example_inputs ({batch.described()}): {error}") from error
     finally:
         for handle in handles:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from accel.config import Halting, config_from_dict
+from accel.config import Halting, Perforate, config_from_dict
 from accel.convert import (
     Conversion,
     convert_layers,
@@ -286,7 +286,10 @@ def _parse(entry: dict) -> Conversion:
     pooling = entry["pooling"]
     if pooling is not None:
         pooling = Pooling(*(tuple(pooling[key]) for key in ("kernel", "stride", "padding")), pooling["ceil_mode"])
-    return Conversion(config_from_dict(entry["config"]), pooling)
+    config = config_from_dict(entry["config"])
+    if not isinstance(config, Perforate) or config.keep is None or config.rank is not None:
+        raise ValueError("a layer that was converted has a keep, and no rank")
+    return Conversion(config, pooling)
 
 
 def _own_storage(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -7,7 +7,7 @@ from torch import nn
 
 import accel
 from accel import Perforate
-from accel.errors import ConfigError, DataError
+from accel.errors import DataError
 from accel.impact import default_loss, impact_maps
 from accel.inputs import Batch
 
@@ -113,12 +113,12 @@ def test_the_first_layer_has_one_impact_however_it_is_measured():
     assert torch.equal(maps[0].impact, maps[1].impact)
 
 
-def test_a_search_refuses_iterative_impact():
-    with pytest.raises(ConfigError, match=r"a search measures impact once.*give its candidates mask 'impact'"):
-        accel.search(
-            nn.Sequential(conv()).eval(),
-            example_inputs=image(),
-            calibration=[image()],
-            macs=0.6,
-            candidates=[Perforate(keep=0.5, mask="iterative_impact")],
-        )
+def test_layers_in_eight_bits_have_the_iterative_impact_of_those_in_fp32():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    maps = []
+    for precision in ("fp32", "int8"):
+        config = Perforate(keep=0.5, mask="iterative_impact", precision=precision)
+        fast = accel.convert_model(model, config, example_inputs=image(), calibration=[image()])
+        maps.append((fast[0].impact, fast[2].impact))
+    assert all(map(torch.equal, *maps))

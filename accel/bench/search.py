@@ -127,13 +127,13 @@ def _pictures(case: Mapping[str, Any], seed: int) -> Tensor:
 
 
 def _uniform_rules(dense: nn.Module, example: Tensor, precision: str) -> dict[str, Rules]:
-    """Every fitted candidate everywhere; with refitted weights with the first and the last layer whole too."""
+    """Every fitted lattice everywhere; with refitted weights with the first and the last layer whole too."""
     from accel.config import Rules
     from accel.convert import convolutions
     from accel.greedy.candidates import default_candidates, label_of
 
     first, *_, last = convolutions(dense)
-    candidates = default_candidates(precision=precision)
+    candidates = [c for c in default_candidates(precision=precision) if c.rank is None and not c.shift]
     whole = next((config for config in candidates if config.in_bytes and config.keep == 1), None)
     found = {}
     for config in candidates:

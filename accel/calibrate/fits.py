@@ -33,7 +33,8 @@ def check_calibration(assigned: Mapping[str, Perforate], calibration: object) ->
     """ConfigError for the first layer whose configuration needs calibration data when there is none."""
     for name, config in assigned.items():
         needs = {"mask": config.masking.needs_data, "interpolate": config.filling.needs_data}
-        for field, needs_data in {**needs, "precision": config.in_bytes}.items():
+        needs |= {"precision": config.in_bytes, "rank": config.rank is not None}
+        for field, needs_data in needs.items():
             if needs_data and calibration is None:
                 said = f"{field} {getattr(config, field)!r} of layer {name!r} needs data"
                 raise ConfigError(f"{said}: pass calibration= a loader or list of inputs")

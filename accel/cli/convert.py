@@ -49,7 +49,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "--speedup",
         type=float,
         metavar="S",
-        help="search what to keep, in --precision, for a network S times faster (see accel search)",
+        help="search what to keep of which layer, in --precision, for a network S times faster (see accel search)",
     )
     parser.add_argument(
         "--low-rank",
@@ -164,7 +164,7 @@ def wanted_rules(args: argparse.Namespace, name: str | None) -> Rules | Perforat
     if args.speedup is None:
         return conversion.read_rules(args, name)
     if args.low_rank is not None:
-        raise ConfigError("--speedup does not look at --low-rank: give --keep with it")
+        raise ConfigError("--speedup chooses low ranks by itself: leave out --low-rank, or give --keep with it")
     if conversion.wants_conversion(args, but="precision"):
         raise ConfigError("--speedup finds what to keep: leave out --keep, --mask, --interpolate and --rules")
     given = {} if args.precision is None else {"precision": args.precision}

@@ -1,4 +1,4 @@
-"""`accel search`: what to keep in which layer, so that the network is as fast as asked and loses the least."""
+"""`accel search`: what to keep of which layer, so that the network is as fast as asked and loses the least."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "search",
         run,
-        "find what to keep in which layer for a speed-up, by measured time; goes on where it was interrupted",
+        "find what to keep of which layer (positions, ranks) for a speed-up, by measured time; goes on where it was",
         "accel search zoo:hed_vgg16 --weights hed.safetensors --images photos/ --speedup 2 -o found/\n"
         "  accel convert zoo:hed_vgg16 --weights hed.safetensors --images photos/ --rules found/rules.json -o out/",
     )

@@ -253,6 +253,8 @@ def revert_model(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         inplace: turn `model` itself back; otherwise it stays converted and a copy with its own storage, in torch's
             default memory format, is returned.
 
+    Layers of low rank stay two convolutions each: what they were made from is not in them.
+
     Raises:
         ConversionError: the model has no converted layer.
     """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-import torch
 from torch import nn
 
 from accel.config import MISSING, PRECISIONS, Perforate, Rules
@@ -25,36 +25,43 @@ from accel.convert import (
 )
 from accel.errors import ConfigError, ConversionError
 from accel.fills import CORRECTIONS
+from accel.greedy.forms import in_halves, ranks_in, timed_like, with_ranges, with_ranks
 from accel.greedy.table import DENSE, Table
 from accel.impact import impact_maps
 from accel.inputs import Batch, Inputs, as_batch
 from accel.kernels.positions import PositionSet
+from accel.low_rank import rank_of, ranks_said, share_of, why_not_low_rank
 from accel.masks import LATTICE_KEEPS
 from accel.nn.inference import install
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
 from accel.nn.precision import why_not
-from accel.nn.quantized import Quantization, why_not_bytes
+from accel.nn.quantized import why_not_bytes
 from accel.profiling.flops import layer_macs
 from accel.running import copied, evaluated, record_calls, run_on
 
 _LINEAR = "a linear layer has one position: it has but eight bits to gain"
 _SMALLEST = 0.005  # share of the network's MACs below which a layer is left alone: it cannot repay the search
+_RANKS = (1 / 2, 1 / 3, 1 / 4)  # shares of a layer's MACs that low ranks execute
+_BOTH = 1 / 2  # share and keep of a layer of low rank that leaves out positions too
+_SHIFTED = 1 / 4  # keep of the lattice that gains by a shift in every other layer
 
 
 def default_candidates(seed: int = 0, precision: str = PRECISIONS[0]) -> tuple[Perforate, ...]:
     """The lattices, filled in by the nearest position or by fitted sums, without and with refitted weights, in the
-    precision; and every position, by the engine's own form, in fp32 as well.
+    precision; low ranks, one of them with half the positions; and every position, by the engine's own form, in fp32 as
+    well.
 
     Whole layers by the engine count as candidates because it may be faster than torch's convolution.
     """
-    filled = ({"interpolate": "nearest"}, *({"interpolate": "fitted", "correct": correct} for correct in CORRECTIONS))
-    lattices = ((keep, how) for keep in sorted(LATTICE_KEEPS, reverse=True) for how in filled)
+    make = functools.partial(Perforate, mask="lattice", seed=seed)
+    fitted = [{"interpolate": "fitted", "correct": correct} for correct in CORRECTIONS]
+    lattices = ((keep, how) for keep in sorted(LATTICE_KEEPS, reverse=True) for how in ({}, *fitted))
     return (
-        *(
-            Perforate(mask="lattice", seed=seed, keep=1.0, precision=each)
-            for each in dict.fromkeys([PRECISIONS[0], precision])
-        ),
-        *(Perforate(mask="lattice", seed=seed, keep=keep, precision=precision, **how) for keep, how in lattices),
+        *(make(keep=1.0, precision=each) for each in dict.fromkeys([PRECISIONS[0], precision])),
+        *(make(keep=keep, precision=precision, **how) for keep, how in lattices),
+        *(make(keep=_SHIFTED, precision=precision, shift=1, **how) for how in fitted),
+        *(make(keep=1.0, precision=precision, rank=rank) for rank in _RANKS),
+        *(make(keep=_BOTH, precision=precision, rank=_BOTH, **how) for how in fitted),
     )
 
 
@@ -64,7 +71,8 @@ def label_of(config: Perforate) -> str:
     shifted = f" shifted {config.shift}" if config.shift else ""
     corrected = f" {config.correct}" if config.effort > 1 else ""
     precise = f" {config.precision}" if config.rounds else ""
-    return f"{config.mask} {config.keep:.3g}{shifted} {config.interpolate}{summed}{corrected}{precise}"
+    low = "" if config.rank is None else f"rank {config.rank:.3g} "
+    return f"{low}{config.mask} {config.keep:.3g}{shifted} {config.interpolate}{summed}{corrected}{precise}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +101,12 @@ class Space:
     left: Mapping[str, str]
 
     def network(self, state: Mapping[str, str]) -> nn.Module:
-        """The converted network for timing: it shares the model's parameters, weighted sums stand in for fits, and any
-        range for those of bytes."""
+        """The converted network for timing: it shares the model's parameters, weighted sums stand in for fits, any
+        range for those of bytes, and any weights for those of low ranks."""
         chosen = {name: self.candidates[name][label] for name, label in state.items() if label != DENSE}
-        network = shared_copy(self.model)
-        timed = {name: _timed_like(conversion) for name, conversion in chosen.items()}
-        convert_layers(network, {n: _with_ranges(network.get_submodule(n), made) for n, made in timed.items()})
+        network = with_ranks(self.model, ranks_in(self.model, chosen))
+        timed = in_halves({name: timed_like(conversion) for name, conversion in chosen.items()})
+        convert_layers(network, {n: with_ranges(network.get_submodule(n), made) for n, made in timed.items()})
         install(network)
         build_sets(network, self.calls)
         return network
@@ -107,6 +115,14 @@ class Space:
         """The state in which the layers searched take the candidate where they can, but for those `without`."""
         skipped = {*without, *self.fixed}
         return {**self.start, **{n: label for n, row in self.candidates.items() if label in row and n not in skipped}}
+
+    def alternating(self, label: str, without: Iterable[str] = ()) -> dict[str, str]:
+        """The same of a shifted lattice, which every other layer does not shift if it has that candidate."""
+        state, taken = self.uniform(label, without), [n for n in self.searched if label in self.candidates[n]]
+        for name in [name for name in taken if name not in {*without}][::2]:
+            twin = label_of(dataclasses.replace(self.candidates[name][label].config, shift=0))
+            state[name] = twin if twin in self.candidates[name] else label
+        return state
 
     def corrected(self, state: Mapping[str, str], correct: str) -> dict[str, str]:
         """The state with `correct` in every fit that is searched, where a candidate says so: it takes as long."""
@@ -120,15 +136,13 @@ class Space:
         return twin if twin in row else label
 
     def timed_as(self) -> dict[str, dict[str, str]]:
-        """layer -> label -> the first label of all that takes as long there."""
+        """layer -> label -> the first label of all that takes as long there; a lattice takes as long when shifted."""
         first: dict[Perforate, str] = {}
         configs = {label: made for row in self.candidates.values() for label, made in row.items()}
-        for label, made in configs.items():
-            first.setdefault(_timed_like(made).config, label)
-        return {
-            name: {label: first[_timed_like(made).config] for label, made in row.items()}
-            for name, row in self.candidates.items()
-        }
+        alike = {label: dataclasses.replace(timed_like(made).config, shift=0) for label, made in configs.items()}
+        for label, config in alike.items():
+            first.setdefault(config, label)
+        return {name: {label: first[alike[label]] for label in row} for name, row in self.candidates.items()}
 
     def only(self, labels: Iterable[str]) -> Space:
         """The space with these candidates only, and those that rules decided."""
@@ -163,11 +177,22 @@ class Space:
     def searched(self) -> list[str]:
         return [name for name in self.candidates if name not in self.fixed]
 
+    def executed(self, name: str, label: str) -> float:
+        """The fraction of the layer's MACs that a candidate executes."""
+        rank = self.candidates[name][label].config.rank
+        low = 1.0 if rank is None else share_of(self.model.get_submodule(name), rank)
+        return low * self.kept(name, label)
+
+    def rank(self, name: str, label: str) -> int | None:
+        """The channels between the two convolutions that a candidate makes of a layer; None where it makes none."""
+        rank = self.candidates[name][label].config.rank
+        return None if rank is None else rank_of(self.model.get_submodule(name), rank)
+
     def mac_table(self) -> Table:
         """Executed MACs of every layer under every candidate."""
         costs = {
             name: {DENSE: float(self.macs[name])}
-            | {label: self.macs[name] * self.kept(name, label) for label in self.candidates[name]}
+            | {label: self.macs[name] * self.executed(name, label) for label in self.candidates[name]}
             for name in self.candidates
         }
         rest = sum(count for name, count in self.macs.items() if name not in costs)
@@ -197,6 +222,8 @@ def open_space(
     calls = record_calls(model, counted_layers(model), example_inputs)
     macs = {row.name: row.dense or 0 for row in layer_macs(model, example_inputs)}
     fixed, left = _settled(model, layers, calls, macs, configs.values(), rules)
+    if any(config.rank for config in configs.values()) and not _runs_in_halves(model, layers, example_inputs):
+        configs = {label: config for label, config in configs.items() if config.rank is None}
     options = {n: _possible(configs, layer) for n, layer in layers.items() if n not in left and n not in fixed}
     for config in configs.values():
         if layers and all(why_not(config, layer) for layer in layers.values()):
@@ -206,6 +233,7 @@ def open_space(
     options = {name: row for name, row in options.items() if row}
     if not options:
         raise ConversionError(f"{type(model).__name__} has no convolution to search over: {left or 'rules decide all'}")
+    ranks_said(model, {name: config for name, config in fixed.items() if config is not None})  # which raises
     options |= {name: {label_of(config): config} for name, config in fixed.items() if config is not None}
     options = {name: options[name] for name, _ in model.named_modules() if name in options}
     prepared = evaluated(copied(model))
@@ -229,6 +257,18 @@ def open_space(
     return Space(prepared, as_batch(example_inputs), calls, useful, fixed, macs, sets, left)
 
 
+def _runs_in_halves(model: nn.Module, layers: Mapping[str, nn.Conv2d], example_inputs: Inputs) -> bool:
+    """Whether the model runs where two convolutions stand for one: some ask theirs for what the pair has not."""
+    able = {name: 1 for name, layer in layers.items() if name and why_not_low_rank(layer, 1) is None}
+    trial = with_ranks(model, able)
+    try:
+        record_calls(trial, counted_layers(trial), example_inputs)
+    except ConversionError as error:
+        warnings.warn(f"low ranks are no candidates, as with two convolutions for one {error}", stacklevel=3)
+        return False
+    return True
+
+
 def _settled(
     model: nn.Module,
     layers: Mapping[str, nn.Conv2d],
@@ -243,7 +283,7 @@ def _settled(
     left = {name: reason for name, layer in undecided.items() if (reason := _unworthy(name, layer, calls, macs))}
     linears = _linears(model, rules, calls)
     fixed |= {name: config for name, said in linears.items() if (config := _whole_in_bytes(said)) is not None}
-    whole = next((config for config in configs if config.in_bytes and config.keep == 1), None)
+    whole = next((config for config in configs if config.in_bytes and config.is_whole), None)
     if whole is not None:
         fixed |= {name: whole for name in left if calls[name] and _can_be_bytes(layers[name])}
         free = [name for name, said in linears.items() if said is MISSING]
@@ -279,7 +319,8 @@ def _whole_in_bytes(config: object) -> Perforate | None:
 
 def _possible(configs: Mapping[str, Perforate], layer: nn.Conv2d) -> dict[str, Perforate]:
     """The candidates that a layer can take."""
-    return {n: config for n, config in configs.items() if why_not(config, layer) is None}
+    able = {label: config for label, config in configs.items() if why_not(config, layer) is None}
+    return {n: c for n, c in able.items() if c.rank is None or why_not_low_rank(layer, c.rank) is None}
 
 
 def _unworthy(name: str, layer: nn.Conv2d, calls: Mapping[str, list], macs: Mapping[str, int]) -> str | None:
@@ -300,8 +341,6 @@ def _conversions(
     calibration: Iterable,
     loss: Callable | None,
 ) -> dict[str, dict[str, Conversion]]:
-    if any(config.masking.iterative for row in options.values() for config in row.values()):
-        raise ConfigError("a search measures impact once, on the dense network: give its candidates mask 'impact'")
     weighed = {name: layers[name] for name, row in options.items() if any(map(_is_weighed, row.values()))}
     impacts = impact_maps(model, weighed, calibration, loss) if weighed else {}
     made: dict[str, dict[str, Conversion]] = {name: {} for name in options}
@@ -323,29 +362,3 @@ def _is_weighed(config: Perforate) -> bool:
 def _positions(layer: nn.Conv2d, name: str, made: Conversion, shape: tuple[int, ...]) -> PositionSet:
     probe = PerforatedConv2d.adopt(shallow_copy(layer), made.config, name, made.pooling, made.impact)
     return probe.position_set(*shape[-2:])
-
-
-def _timed_like(conversion: Conversion) -> Conversion:
-    """A conversion that takes as long and needs no fit."""
-    config = conversion.config
-    if not config.filling.needs_data:
-        return conversion
-    return dataclasses.replace(conversion, config=config.filled_by(config.filling.likeness))
-
-
-def _with_ranges(layer: nn.Conv2d | nn.Linear, conversion: Conversion) -> Conversion:
-    """The conversion with some range, where bytes need one."""
-    if not conversion.config.in_bytes:
-        return conversion
-    is_linear = isinstance(layer, nn.Linear)
-    read, given = (layer.in_features, layer.out_features) if is_linear else (layer.in_channels, layer.out_channels)
-    scale = torch.tensor(1 / 32, dtype=torch.float64, device="cpu")
-    zero = torch.tensor(0, dtype=torch.int64, device="cpu")
-    clip = torch.ones(given, dtype=torch.float32, device="cpu")
-    mean = torch.zeros(read, dtype=torch.float32, device="cpu")
-    return dataclasses.replace(conversion, quantization=Quantization(scale, zero, clip, mean))
-
-
-def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules with the very same parameters and buffers: many networks would not fit into memory."""
-    return copied(model, (*model.parameters(), *model.buffers()))

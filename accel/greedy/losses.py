@@ -26,9 +26,11 @@ from accel.convert import Conversion, convert_layers, convolutions
 from accel.errors import DataError
 from accel.fills import CORRECTIONS, nearest_fit
 from accel.greedy.budget import Budget
-from accel.greedy.candidates import shared_copy
+from accel.greedy.forms import fit_pairs, in_halves, pair_for, ranks_in, shared_copy
 from accel.greedy.table import DENSE
+from accel.impact import all_impacts
 from accel.inputs import Batch, joined
+from accel.low_rank import LowRankConv2d, decompose
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
 from accel.nn.quantized_linear import QuantizedLinear
 from accel.profiling.distances import are_logits, divergence
@@ -36,9 +38,11 @@ from accel.running import evaluation, floating_tensors, has_labels, one_by_one, 
 
 Loss = Callable[[object, object], Tensor]  # (outputs, batch as it was given) -> the sum over the pictures
 Track = Callable[[Sequence, str], Iterable]
+_Probe = PerforatedConv2d | QuantizedLinear | LowRankConv2d
 # Times as long as a fit takes one that refits the weights, until that has been measured. Alone HED's takes 5.3 times as
 # long; in a whole network, with the runs that its fits need, 1.4.
 _REFIT = {"look": 5.0, "whole": 1.4}
+_LOW, _IMPACT = "low rank", "impact"  # where times of fits go by what they correct
 _PART = 0.5  # of a run that a candidate takes on average, the layers before it being known
 
 
@@ -227,28 +231,52 @@ class Losses:
             OutOfTime: the budget ends while layers are fitted.
         """
         chosen = {name: self.candidates[name][label] for name, label in state.items() if label != DENSE}
-        network = shared_copy(self.network)
-        convert_layers(network, chosen)
+        network, ranks = shared_copy(self.network), ranks_in(self.network, chosen)
+        try:
+            self._convert(network, chosen, ranks)
+        except DataError:
+            if not ranks:
+                raise
+            return Look(math.inf, math.inf, {})  # the pictures do not tell all of them
+        with evaluation(network), one_by_one():
+            forwards = {name: network.get_submodule(name).forward for name in chosen}
+            outputs = self._run(self.judged.batch, forwards, {})
+        return Look(*self.judged.loss_and_drop(outputs), {})
+
+    def _convert(self, network: nn.Module, chosen: Mapping[str, Conversion], ranks: Mapping[str, int]) -> None:
+        """Do to a copy of the network what a conversion does."""
         begin = time.monotonic()
-        if any(map(_is_calibrated, chosen.values())):
-            known = self._dense if any(map(_is_fitted, chosen.values())) else {}
-            fit_interpolation(network, [self.known.given], before=self.budget.check, known=known, clips=self._clips)
+        if ranks:
+            decompose(network, self.known, ranks, self.budget.check, self._dense)
+            self._fit_seconds["whole"].setdefault(_LOW, []).append((time.monotonic() - begin) / len(ranks))
+        convert_layers(network, self._iterated(network, in_halves(chosen)))
+        begin = time.monotonic()
+        if any(made.config.in_bytes or _is_fitted(made) for made in chosen.values()):
+            known = self._dense if any(map(_is_fitted, chosen.values())) and not ranks else {}
+            clips = dict(self._clips) if ranks else self._clips  # those of low ranks are of this network alone
+            fit_interpolation(network, [self.known.given], before=self.budget.check, known=known, clips=clips)
         fitted = [made.config.correct for made in chosen.values() if _is_fitted(made)]
         if fitted:
             each = (time.monotonic() - begin) / len(fitted)
             for correct in {*fitted} if len({*fitted}) == 1 else ():
                 self._fit_seconds["whole"].setdefault(correct, []).append(each)
-        with evaluation(network), one_by_one():
-            forwards = {name: network.get_submodule(name).forward for name in chosen}
-            outputs = self._run(self.judged.batch, forwards, {})
-        return Look(*self.judged.loss_and_drop(outputs), {})
+
+    def _iterated(self, network: nn.Module, chosen: Mapping[str, Conversion]) -> Mapping[str, Conversion]:
+        """The conversions with the impact that layers have after those before them; looks go by the dense network's."""
+        count = sum(made.config.masking.iterative for made in chosen.values())
+        if not count:
+            return chosen
+        begin = time.monotonic()
+        found = all_impacts(network, chosen, [self.known.given], self.looked.own)
+        self._fit_seconds["whole"].setdefault(_IMPACT, []).append((time.monotonic() - begin) / count)
+        return {n: found[n] if made.config.masking.iterative else made for n, made in chosen.items()}
 
     def seconds(self, state: Mapping[str, str], wanted: Mapping[str, Sequence[str]]) -> float:
         """About how long a look takes, from what was measured; without anything `wanted`, a whole network."""
         trials = [(name, label) for name, labels in wanted.items() for label in labels]
         made = [self.candidates[name][label] for name, label in (*state.items(), *trials) if label != DENSE]
         kind = "look" if trials else "whole"
-        fits = sum(self._usual(kind, each.config.correct) for each in made if _is_fitted(each))
+        fits = sum(self._usual(kind, correct) for each in made for correct in _fits(each))
         pictures = (self.looked if trials else self.judged).batch
         return fits + (2 + _PART * len(trials)) * len(pictures) * self._run_seconds
 
@@ -259,12 +287,14 @@ class Losses:
                 return sum(known) / len(known)
         return _REFIT[kind] * self._usual(kind, CORRECTIONS[0]) if correct != CORRECTIONS[0] else 0.0
 
-    def _probe(self, name: str, label: str) -> PerforatedConv2d | QuantizedLinear:
+    def _probe(self, name: str, label: str) -> _Probe:
         """The layer under a candidate: a module beside the layer's own, with the same parameters."""
-        made = self.candidates[name][label]
-        if isinstance(self.layers[name], nn.Linear):
-            return QuantizedLinear.adopt(shallow_copy(self.layers[name]), name)
-        return PerforatedConv2d.adopt(shallow_copy(self.layers[name]), made.config, name, made.pooling, made.impact)
+        made, layer = self.candidates[name][label], self.layers[name]
+        if isinstance(layer, nn.Linear):
+            return QuantizedLinear.adopt(shallow_copy(layer), name)
+        if made.config.rank is not None:
+            return pair_for(layer, name, made)
+        return PerforatedConv2d.adopt(shallow_copy(layer), made.config, name, made.pooling, made.impact)
 
     def _run(self, pictures: Batch, forwards: Mapping[str, Callable], known: Mapping[str, list[Tensor]]) -> object:
         """The outputs on all pictures; layers have these forwards, and those with `known` outputs do not compute."""
@@ -291,22 +321,27 @@ class Losses:
         turns = -(-len(pictures) // self.at_once)
         return {name: parts for name, parts in found.items() if len(parts) == turns}, outputs
 
-    def _fit(
-        self, probes: Mapping[tuple[str, str], PerforatedConv2d | QuantizedLinear], own: Mapping[str, Callable]
-    ) -> None:
+    def _fit(self, probes: Mapping[tuple[str, str], _Probe], own: Mapping[str, Callable]) -> None:
         """Fit all probes to the inputs that they get in the network whose layers have the forwards `own`."""
-        fitted: dict[str, list[tuple[Conversion, PerforatedConv2d | QuantizedLinear]]] = {}
+        fitted: dict[str, list[tuple[Conversion, _Probe]]] = {}
         for (name, label), probe in probes.items():
             made = self.candidates[name][label]
-            if _is_fitted(made):
+            if _is_fitted(made) and made.config.rank is None:
                 probe.set_fit(nearest_fit(probe.out_channels))  # where the pictures do not reach it
             if _is_calibrated(made):
                 fitted.setdefault(name, []).append((made, probe))
 
         def fit(name: str, x: Tensor, target: Tensor) -> None:
-            in_bytes = any(made.config.in_bytes for made, _ in fitted[name])
+            pairs = [(made, probe) for made, probe in fitted[name] if made.config.rank is not None]
+            rows = [(made, probe) for made, probe in fitted[name] if made.config.rank is None]
+            in_bytes = any(made.config.in_bytes for made, _ in rows)
             found = quantization_of(self.layers[name], name, x, self._clips) if in_bytes else None
-            for made, probe in fitted[name]:
+            if pairs:
+                self.budget.check()
+                begin = time.monotonic()
+                fit_pairs(self.layers[name], name, pairs, x, target)
+                self._fit_seconds["look"].setdefault(_LOW, []).append((time.monotonic() - begin) / len(pairs))
+            for made, probe in rows:
                 self.budget.check()
                 begin = time.monotonic()
                 if made.config.in_bytes:
@@ -330,4 +365,10 @@ def _is_fitted(made: Conversion) -> bool:
 
 
 def _is_calibrated(made: Conversion) -> bool:
-    return _is_fitted(made) or made.config.in_bytes
+    return _is_fitted(made) or made.config.in_bytes or made.config.rank is not None
+
+
+def _fits(made: Conversion) -> list[str]:
+    """What is fitted, as times of fits are kept."""
+    learned = {_LOW: made.config.rank is not None, _IMPACT: made.config.masking.iterative}
+    return [what for what, wanted in {**learned, made.config.correct: _is_fitted(made)}.items() if wanted]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
+from accel.config import Perforate
 from accel.convert import Conversion
 from accel.errors import DataError
 from accel.greedy.budget import Budget
@@ -117,7 +118,8 @@ class Measurements:
 
         def wish(label: str) -> tuple:
             config = made[label].config
-            return (config.keep < 1, not config.filling.needs_data, abs(config.keep - aim))
+            share = config.keep * (config.rank if isinstance(config.rank, float) else 1.0)
+            return (not config.is_whole, not config.effort, abs(share - aim))
 
         groups = sorted(dict.fromkeys(timed.values()), key=wish)
         kept = set(groups if math.isinf(room) else groups[: int(room)])
@@ -126,7 +128,7 @@ class Measurements:
     def _bytes_gain(self, made: Mapping[str, Conversion]) -> float:
         """How many times faster the network is in eight bits, or bf16, where these are candidates: what is left to be
         gained by leaving out positions."""
-        whole = next((label for label, c in made.items() if c.config.rounds and c.config.keep == 1), None)
+        whole = next((label for label, c in made.items() if c.config.rounds and c.config.is_whole), None)
         if whole is None:
             return 1.0
         network = self.space.network(self.space.uniform(whole))
@@ -154,7 +156,7 @@ class Measurements:
         whole = {}
         for name in self.space.searched:
             costs = self.table.costs[name]
-            full = [label for label, made in self.space.candidates[name].items() if made.config.keep == 1]
+            full = [label for label, made in self.space.candidates[name].items() if made.config.is_whole]
             asked = [label for label in full if self.space.candidates[name][label].config.rounds]
             first = [] if self.table.unit == "ms" else asked  # where precisions are not told apart by their cost
             best = min([*first, DENSE, *full], key=costs.__getitem__)
@@ -269,9 +271,10 @@ class Measurements:
 
     def _is_exact(self, name: str, label: str) -> bool:
         """Whether a layer loses nothing but by rounding in fp32."""
-        return label == DENSE or (
-            self.space.kept(name, label) == 1 and not self.space.candidates[name][label].config.rounds
-        )
+        if label == DENSE:
+            return True
+        config = self.space.candidates[name][label].config
+        return self.space.kept(name, label) == 1 and config.rank is None and not config.rounds
 
     def _look_at(self, state: Mapping[str, str]) -> dict:
         self.budget.check(self.losses.seconds(state, {}))
@@ -316,11 +319,14 @@ def _is_beaten(label: str, row: Mapping[str, Conversion], costs: Mapping[str, fl
     """Whether the fitted filling of the same mask takes no longer, so that a plainer one need not be tried."""
     config = row[label].config
     fitted = (
-        other
-        for other, made in row.items()
-        if made.config.filling.needs_data and (made.config.mask, made.config.keep) == (config.mask, config.keep)
+        other for other, made in row.items() if made.config.filling.needs_data and _seen(made.config) == _seen(config)
     )
     return not config.filling.needs_data and any(costs[o] <= (1 + _SAME_TIME) * costs[label] for o in fitted)
+
+
+def _seen(config: Perforate) -> tuple:
+    """Where a layer computes, and with how much of its weight."""
+    return config.mask, config.keep, config.rank
 
 
 def key(state: Mapping[str, str]) -> str:

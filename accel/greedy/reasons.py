@@ -27,7 +27,7 @@ def reasons(measured: Measurements, best: Tried) -> dict[str, str]:
     found = {}
     for name in measured.space.searched:
         label, costs = best.state.get(name, DENSE), measured.table.costs[name]
-        if label != DENSE and measured.space.kept(name, label) < 1:
+        if label != DENSE and measured.space.executed(name, label) < 1:
             continue
         cheaper = [other for other in measured.space.candidates[name] if costs[other] < costs[label]]
         extra = {other: measured.extra[name, other] for other in cheaper if (name, other) in measured.extra}

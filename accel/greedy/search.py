@@ -1,4 +1,5 @@
-"""`accel.search`: which positions to keep in which layer, and how to fill in the others, for the speed asked for.
+"""`accel.search`: which positions and ranks to keep in which layer, and how to fill in the others, for the speed asked
+for.
 
 It begins with uniform rules, each measured as a whole network; exchanges of what single layers keep, from the one that
 promises most (`accel.greedy.exchange`); then takes the greedy way of the paper, from the original (`descent`), and
@@ -82,7 +83,8 @@ def search(
             cost and nothing is timed.
         rules: what is decided already, {pattern: Perforate(keep=...) or None}; convolutions that none matches are
             searched.
-        candidates: configurations with `keep` that a layer may take; see `default_candidates`.
+        candidates: configurations with `keep` that a layer may take; see `default_candidates`. Low ranks are among
+            those: a layer that gets one becomes two convolutions with parameters of their own.
         precision: of the default candidates, 'fp32', 'bf16' or 'int8'; with the last layers that are too small to
             search are quantized too, and so are linear layers, unless that makes them slow.
         loss: (outputs, batch) -> summed loss of the batch's pictures, instead of the above.

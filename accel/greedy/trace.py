@@ -45,6 +45,7 @@ class Found(Report):
         Column("mask", "mask"),
         Column("interpolate", "filled by"),
         Column("precision", "precision"),
+        Column("rank", "rank"),
         Column("dense_cost", "dense", "{:.4g}".format),
         Column("cost", "now", "{:.4g}".format),
         Column("note", "note"),
@@ -91,8 +92,9 @@ class FoundRules(Rules):
         for name in space.layers:
             label = state.get(name, DENSE)
             config = space.candidates[name][label].config if label != DENSE else None
+            rank = space.rank(name, label) if label != DENSE else None
             costs = table.costs.get(name, {})
-            rules[name] = config
+            rules[name] = config if rank is None else dataclasses.replace(config, rank=rank)
             rows.append(
                 {
                     "layer": name,
@@ -100,6 +102,7 @@ class FoundRules(Rules):
                     "mask": config and config.mask,
                     "interpolate": config and config.interpolate,
                     "precision": config and config.precision,
+                    "rank": rank,
                     "dense_cost": costs.get(DENSE),
                     "cost": costs.get(label),
                     "note": reasons.get(name),

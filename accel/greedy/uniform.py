@@ -48,10 +48,12 @@ def _rules(measured: Measurements) -> list[Uniform]:
     found = []
     for label in dict.fromkeys(label for name in searched for label in candidates[name]):
         config = made[label]
-        if config.keep == 1:
+        if config.is_whole:
             continue
         for without in dict.fromkeys([(), (searched[0],), (searched[0], searched[-1])]):
-            state = {**measured.start, **measured.space.uniform(label, without)}
-            origin = f"{label} everywhere" + (f" but in {' and '.join(without)}" if without else "")
-            found.append(Uniform(origin, state, (config.effort, len(without), config.mask, config.interpolate)))
+            spread = measured.space.alternating if config.shift else measured.space.uniform
+            where = "in every other layer" if config.shift else "everywhere"
+            origin = f"{label} {where}" + (f" but in {' and '.join(without)}" if without else "")
+            kind = (config.effort, len(without), config.mask, config.interpolate, config.rank is not None, config.shift)
+            found.append(Uniform(origin, {**measured.start, **spread(label, without)}, kind))
     return found

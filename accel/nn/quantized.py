@@ -155,9 +155,8 @@ class SavedIntegers:
 
 def _hash(weight: Tensor) -> Tensor:
     """uint8 [16]"""
-    values = weight.detach().cpu().contiguous().numpy()
-    found = hashlib.blake2b(values, digest_size=16).digest()
-    return torch.frombuffer(bytearray(found), dtype=torch.uint8)
+    values = weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return torch.frombuffer(bytearray(hashlib.blake2b(values, digest_size=16).digest()), dtype=torch.uint8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

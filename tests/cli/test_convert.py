@@ -106,7 +106,18 @@ def test_low_rank_before(nets, photos, tmp_path, capsys):
     assert convert(f"{nets}:edges", photos, tmp_path / "b", "--low-rank", "1.5", "--keep", "0.5") == 1
     assert "macs is a share" in capsys.readouterr().err
     assert convert(f"{nets}:edges", photos, tmp_path / "c", "--low-rank", "0.5", "--speedup", "2") == 1
-    assert "--speedup does not look at --low-rank" in capsys.readouterr().err
+    assert "--speedup chooses low ranks by itself" in capsys.readouterr().err
+
+
+def test_rules_give_ranks(nets, photos, tmp_path, capsys):
+    """As those that a search leaves."""
+    out, rules = tmp_path / "out", tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nlayers = "3"\nkeep = 1.0\nrank = 2\n[[rule]]\nlayers = "*"\ndense = true\n')
+    assert convert(f"{nets}:edges", photos, out, "--rules", str(rules)) == 0
+    assert "loaded back: same outputs" in capsys.readouterr().err
+    assert json.loads((out / "model" / "config.json").read_text())["ranks"] == {"3": 2}
+    summary = json.loads((out / "report.json").read_text())["summary"]
+    assert summary["dense_macs"] - summary["executed_macs"] == 24 * 32 * (72 * 8 - 2 * (72 + 8))
 
 
 def test_a_saved_folder_loads_in_python(nets, photos, tmp_path):
