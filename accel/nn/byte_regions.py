@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from torch import fx, nn
 
 from accel.nn import byte_maps, compact, dense
-from accel.nn.effects import is_read_only_after, memory, stand_in, writes
+from accel.nn.effects import is_settled, memory, stand_in, writes
 from accel.nn.graph import (
     activation_of,
     concatenation_of,
@@ -63,7 +63,7 @@ class Region:
 
 def find_regions(graph: fx.Graph, modules: Modules) -> list[Region]:
     """The regions that can be of bytes. Where a concatenation spoils one, it is tried as a border; a border that cannot
-    give bytes reads numbers."""
+    give bytes reads numbers; to numbers, numbers are added."""
     split: set[fx.Node] = set()
     plain: set[fx.Node] = set()
     while True:
@@ -72,6 +72,7 @@ def find_regions(graph: fx.Graph, modules: Modules) -> list[Region]:
         spoilt = {join for region in found if region.source is None for join in region.joins}
         if not spoilt:
             impossible = {border for border in _borders(graph, split, plain) if not _is_possible(border, known)}
+            impossible |= {region.makers[0] for region in found if not _is_worthwhile(region, known)}
             if not impossible:
                 return [region for region in found if region.source is not None]
             plain |= impossible
@@ -93,13 +94,20 @@ def _is_possible(border: fx.Node, known: dict[fx.Node, Region]) -> bool:
     return border in known and (all(read) if border.target is byte_maps.add else any(read))
 
 
+def _is_worthwhile(region: Region, known: dict[fx.Node, Region]) -> bool:
+    """Whether something makes bytes of the bytes of a region: what no layer reads is only rounded for those that add
+    it."""
+    return not isinstance(region.source, tuple) or bool(region.borders) or any(map(known.__contains__, region.adders))
+
+
 def operands(border: fx.Node) -> list[fx.Node]:
     """The maps that are added or joined."""
     return list(border.args[:2]) if border.target is byte_maps.add else concatenation_of(border)[0]
 
 
 class _Finder:
-    """One look at a graph, in which some concatenations are `split`, and some of these and of the sums `plain`."""
+    """One look at a graph, in which some concatenations are `split`, and some of these, of the sums and of the layers
+    are `plain`: they give numbers."""
 
     def __init__(self, graph: fx.Graph, modules: Modules, split: set[fx.Node], plain: set[fx.Node]) -> None:
         self._graph, self._modules, self._plain = graph, modules, plain
@@ -121,7 +129,7 @@ class _Finder:
         return found
 
     def _makes(self, node: fx.Node) -> bool:
-        return node in self._borders or gives_bytes(node, self._modules)
+        return node in self._borders or (gives_bytes(node, self._modules) and node not in self._plain)
 
     def _moves(self, node: fx.Node) -> bool:
         return node not in self._split and moving_call(node, self._modules) is not None
@@ -292,7 +300,7 @@ def _may_read_numbers(value: fx.Node, user: fx.Node, modules: Modules) -> bool:
         return False
     if user.op == "call_module" and (layer is None or next(layer.parameters(), None) is not None):
         return False
-    return not writes(user) & memory(value) and is_read_only_after(value)
+    return is_settled(value)
 
 
 def gather_sums(graph: fx.Graph, modules: Modules) -> None:

@@ -85,6 +85,16 @@ def is_read_only_after(node: fx.Node) -> bool:
     return not _any_writes(following(node), memory(node))
 
 
+def is_settled(node: fx.Node) -> bool:
+    """Whether nothing reads the value of `node` after something may have written to it: copies would do as well."""
+    written = False
+    for later in following(node):
+        if written and node in later.all_input_nodes:
+            return False
+        written = written or _any_writes([later], memory(node))
+    return True
+
+
 def following(node: fx.Node, end: fx.Node | None = None) -> Iterator[fx.Node]:
     """The nodes behind `node`, up to `end` or the last."""
     node = node.next

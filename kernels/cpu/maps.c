@@ -180,7 +180,7 @@ static void blend_of_single_bytes(const MeanJob *job, int64_t image, int64_t win
             const float product = row < 0 ? 0.0f : (float)(rows[row] - zero) * job->share[t * job->windows + w];
             sum += product;
         }
-        sum = sum < -(float)zero ? -(float)zero : sum > (float)(UINT8_MAX - zero) ? (float)(UINT8_MAX - zero) : sum;
+        sum = sum<-(float)zero ? -(float)zero : sum>(float)(UINT8_MAX - zero) ? (float)(UINT8_MAX - zero) : sum;
         to[w - window] = (uint8_t)(nearest_integer(sum) + zero);
     }
 }

@@ -94,7 +94,9 @@ BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
         "x": NULL, "out": NULL, "zero_point": 256, "inverse": -1.0, "count": -1, "width": 0, "pitch": 99,
     }),
     "round_bf16": (record.ROUNDING, {"x": NULL, "out": NULL, "count": -1, "width": 0, "pitch": 99}),
-    "place": (record.PLACING, {"rows": NULL, "out": NULL, "count": 1, "at": 40, "images": -1}),
+    "place": (record.PLACING, {
+        "rows": NULL, "out": NULL, "count": 1, "at": 40, "images": -1, "zero": 256, "high": -1, "other": 64,
+    }),
     "mean_rows": (record.MEAN_JOB, {
         "rows": NULL, "out": NULL, "share": ODD, "taps": NULL, "tap_count": 0, "zero_point": 256, "count": 1,
     }),
@@ -149,6 +151,8 @@ def run_everything() -> None:
     binding.max_rows(rows, torch.arange(30, dtype=torch.int32).view(2, 15), 2)
     taps = torch.arange(-2, 28, dtype=torch.int32).clamp_min(-1).view(2, 15)
     binding.mean_rows(rows.to(torch.uint8), taps, torch.full((15,), 0.5), 3, 2)
+    binding.mean_rows(rows.to(torch.uint8), taps, torch.full((2, 15), 0.5), 3, 2)
+    binding.sum_rows(rows.to(torch.uint8), rows.to(torch.uint8), None, None, 2, [1.0, 0.5], [3, 4], 5, 0, 255)
     binding.join_rows([rows[:30], rows], [None, torch.arange(15, dtype=torch.int32)], 2)
     lists = [torch.tensor(v, dtype=torch.int32) for v in ([0, 2], [1, 3], [[0, 1], [1, 0]], [0, 2])]
     binding.interpolate_fitted_backward(torch.randn(1, 8, 2, 2), torch.randn(2, 8), *lists, torch.randn(1, 2, 8))

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from accel.kernels.join_rows import join_rows
+from accel.kernels.quantization import Affine, Rescaling
+from accel.ops import use_backend
 
 BATCH = 2
 CASES = {  # (rows of an image, channels, whether it is read through taps) of every part
@@ -61,6 +63,32 @@ def test_any_number_of_threads_and_rows_that_do_not_lie_in_a_row(threads):
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_bytes_get_another_meaning(isa, case):
+    """Every part by its own multiplier and zero point: what its bytes stand for, to the nearest byte of the result."""
+    parts, taps = drawn(case, torch.uint8)
+    of = [Affine(0.05 * (2 + index), 40 * index) for index in range(len(case))]
+    to = Affine(0.125, 17)
+    expected = joined([Affine.dequantize(each, part) for each, part in zip(of, parts)], taps)
+    for backend in ("cpu", "reference"):
+        with use_backend(backend):
+            found = join_rows(parts, taps, BATCH, Rescaling.of(of, to, (3, 250)))
+            same = join_rows(parts, taps, BATCH, Rescaling.of([to] * len(case), to))
+        assert torch.equal(found, to.quantize(expected).clamp(3, 250)) and torch.equal(same, joined(parts, taps))
+
+
+def test_what_cannot_be_rescaled():
+    parts, taps = drawn(CASES["resized and joined"], torch.uint8)
+    with pytest.raises(ValueError, match="a rescaling is of 2 parts in bytes, got 1 terms"):
+        join_rows(parts, taps, BATCH, Rescaling.of([Affine(1.0, 0)], Affine(1.0, 0)))
+    with pytest.raises(ValueError, match="too far apart"):
+        Rescaling.of([Affine(1e30, 0)], Affine(1e-30, 0))
+    with pytest.raises(ValueError, match="zero points and bounds"):
+        Rescaling.of([Affine(1.0, 0)], Affine(1.0, 0), (9, 3))
+    with pytest.raises(ValueError, match="2 multipliers, but 1 zero points"):
+        Rescaling((1.0, 1.0), (0,), 0)
+
+
 def test_nothing(backend, device, needs):
     needs("join_rows", "join_rows")
     assert join_rows([torch.zeros(0, 4, device=device), torch.zeros(0, 2, device=device)], [None, None], 0).shape == (
@@ -75,7 +103,7 @@ def test_nothing(backend, device, needs):
 
 def test_opcheck_and_compile():
     parts, taps = drawn(CASES["resized and joined"])
-    results = torch.library.opcheck(torch.ops.accel.join_rows.default, (parts, taps, BATCH))
+    results = torch.library.opcheck(torch.ops.accel.join_rows.default, (parts, taps, BATCH, [], [], 0, 0, 255))
     assert set(results.values()) == {"SUCCESS"}
     compiled = torch.compile(lambda *a: join_rows(*a, BATCH) * 2, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(parts, taps), joined(parts, taps) * 2)

@@ -56,6 +56,32 @@ def test_any_number_of_threads(threads):
     torch.set_num_threads(before)
 
 
+def blended(rows, taps, weights, zero):
+    """Every product and sum of fp32, in the order of the taps."""
+    images = rows.view(BATCH, -1, rows.shape[1]).double() - zero
+    total = torch.zeros((), dtype=torch.float32)
+    for tap, weight in zip(taps, weights):
+        steps = images[:, tap.clamp_min(0).long()] * (tap >= 0)[:, None]
+        total = total + (steps * weight[:, None].double()).float()
+    return (total.double().round() + zero).clamp(0, 255).to(torch.uint8).flatten(0, 1)
+
+
+@pytest.mark.parametrize("zero", [0, 3, 255])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (50, 4, 700, 1), (9, 2, 30, 3), (20, 16, 5, 64), (7, 4, 12, 17), (90, 4, 150, 130)], ids=str
+)
+def test_weighted_means(isa, shape, zero):
+    rows, taps, _ = drawn(*shape)
+    weights = torch.rand(taps.shape, generator=torch.Generator().manual_seed(4)) * 2 - 0.5
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        for backend in ("cpu", "reference"):
+            with use_backend(backend):
+                assert torch.equal(mean_rows(rows, taps, weights, zero, BATCH), blended(rows, taps, weights, zero))
+        torch.set_num_threads(before)
+
+
 def test_nothing_opcheck_and_compile():
     rows, taps, share = drawn(7, 4, 12, 3)
     assert mean_rows(rows[:0], taps, share, 0, 0).shape == (0, 3)
@@ -70,8 +96,9 @@ def test_bad_arguments_are_named():
     rows, taps, share = drawn(7, 4, 12, 3)
     bad = {
         r"rows must be \[3 \* P, C\]": (rows, taps, share, 0, 3),
-        "T from 1 to 8192": (rows, taps[:0], share, 0, 2),
-        r"share must be \[12\]": (rows, taps, share[:3], 0, 2),
+        "T from 1 to 65793": (rows, taps[:0], share, 0, 2),
+        "T from 1 to 16": (rows, taps.repeat(5, 1), torch.ones(20, 12), 0, 2),
+        r"share must be \[12\] or \[4, 12\]": (rows, taps, share[:3], 0, 2),
         "zero_point must be a byte, got 256": (rows, taps, share, 256, 2),
         "move taps with": (rows, taps.to("meta"), share, 0, 2),
     }

@@ -177,15 +177,17 @@ class Shortcut(nn.Module):
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("beside", ["numbers", "bytes"])
 @pytest.mark.parametrize("fill", HANDED)
 @torch.no_grad()
-def test_sums_are_of_bytes(fill, monkeypatch):
-    """A map that is a layer's input and added to its output: bytes to both; the last one gives numbers."""
+def test_sums_are_of_bytes(fill, beside, monkeypatch):
+    """A map that is a layer's input and added to its output: bytes to both; the last one gives numbers. What no layer
+    reads is bytes as well, if a layer in eight bits gives it."""
     torch.manual_seed(0)
     net, x, seen = Shortcut().eval(), pictures(seed=8), []
-    fast = convert(net, HANDED[fill])
+    fast = convert(net, Rules({"beside": None if beside == "numbers" else WHOLE, "*": HANDED[fill]}))
     (_, path) = installed(fast)[0]
-    sums = {} if fill in ("weighted", "fitted") else {"second": ["third"], "third": ["fourth"]}
+    sums = {"second": ["third"], "third": ["fourth"], **({"beside": ["second"]} if beside == "bytes" else {})}
     assert path.chains.bytes == {"first": ["second"], **sums} and path.doubt is None
     assert all("residual" in path.chains.fused[name] for name in ("second", "third", "fourth"))
     own_convolve = quantized.quantized_conv2d
@@ -200,9 +202,10 @@ def test_sums_are_of_bytes(fill, monkeypatch):
     with one_by_one():
         own = fast(x)
     assert relative_norm(found, own) < 2e-2 and relative_norm(found, net(x)) < relative_norm(own, net(x)) + 1e-2
-    if sums:
+    if fill in ("whole", "nearest"):  # weighted sums are added to where they are made
         numbers, bytes_ = torch.float32, torch.uint8
-        assert (numbers, bytes_) in seen and (bytes_, bytes_) in seen and (numbers, numbers) in seen
+        assert ((numbers, bytes_) in seen) == (beside == "numbers")
+        assert (bytes_, bytes_) in seen and (numbers, numbers) in seen
     assert relative_norm(fast(x[0]), found[0]) < 2e-2 and path.doubt is None
 
 
@@ -397,21 +400,26 @@ def test_what_only_means_are_read_of_is_no_bytes():
     assert not any(path.chains.bytes for _, path in installed(fast))
 
 
+@pytest.mark.parametrize("fill", HANDED)
 @torch.no_grad()
-def test_what_would_be_too_coarse_is_not_shared():
-    """A map is joined with one that is a hundred times as large: its other reader would see three of its bytes."""
+def test_what_would_be_too_coarse_is_not_shared(fill):
+    """A map is joined with one that is a hundred times as large: its other reader would see three of its bytes, so that
+    they get another meaning where they are joined."""
     torch.manual_seed(0)
     net, x = UNet(RESIZED["by a factor"]).eval(), pictures(seed=7)
     net.inner.weight.mul_(100)
-    fast = convert(net)
-    assert installed(fast)[0][1].chains.bytes == {"joint": ["last"]}
+    fast = convert(net, HANDED[fill])
+    (_, path) = installed(fast)[0]
+    assert path.chains.bytes == {"outer": ["inner", "cat"], "inner": ["cat"], "joint": ["last"]}
+    found = unrecorded(fast, x)
+    assert torch.equal(fast(x), found) and None not in programs(fast) and path.doubt is None
     with one_by_one():
         own = fast(x)
-    assert relative_norm(fast(x), own) < 2e-3
+    assert relative_norm(found, own) < 5e-3
 
 
 @torch.no_grad()
-def test_numbers_and_bytes_are_not_joined():
+def test_numbers_become_bytes_where_they_are_joined():
     class Mixed(UNet):
         def forward(self, x):
             x = F.hardswish(self.outer(x))
@@ -421,7 +429,9 @@ def test_numbers_and_bytes_are_not_joined():
     torch.manual_seed(0)
     net, x = Mixed(RESIZED["by a factor"]).eval(), pictures(seed=7)
     fast = convert(net)
-    assert installed(fast)[0][1].chains.bytes == {"joint": ["last"]} and installed(fast)[0][1].doubt is None
+    (_, path) = installed(fast)[0]
+    assert path.chains.bytes == {"inner": ["cat"], "joint": ["last"]} and path.doubt is None
+    assert path.chains.numbers == {"outer": ["max_pool2d", "cat"]}, "bytes do not have that activation"
     with one_by_one():
         own = fast(x)
-    assert relative_norm(fast(x), own) < 2e-3
+    assert relative_norm(fast(x), own) < 5e-3
