@@ -22,6 +22,7 @@ from accel.convert import (
     counted_layers,
     left_dense,
     linears_left,
+    note_precision,
     plain_convolutions,
     quantize_linears,
     reached,
@@ -35,7 +36,7 @@ from accel.errors import ConfigError, ConversionError
 from accel.greedy.search import search
 from accel.impact import all_impacts
 from accel.inputs import Inputs, counted
-from accel.nn.adaptive import adopt_stages, check_stages
+from accel.nn.adaptive import adopt_stages, check_stages, dense_execution
 from accel.nn.inference import describe_paths, install, installed
 from accel.profiling.layers import Plan, plan_of
 from accel.running import cloned, copied, record_calls, run_eagerly, run_on
@@ -113,6 +114,7 @@ def _convert(
     calibration = counted(calibration, model, example_inputs)
     rules = _searched(model, as_rules(rules), example_inputs, calibration, loss)
     assigned, stages, linears = assign(model, rules), assign_stages(model, rules), assign_linears(model, rules)
+    check_calibration(stages, calibration)
     check_calibration(assigned | linears, calibration)
     units = {f"{name}.{key}": unit for name in stages for key, unit in model.get_submodule(name).named_children()}
     calls = record_calls(model, counted_layers(model), example_inputs, units)
@@ -120,18 +122,19 @@ def _convert(
         check_stages(model, stages, calls)
     fast = model if inplace else copied(model)
     run = functools.partial(run_on, example_inputs=example_inputs)
-    contiguous = settle_layouts(fast, calls, run, weights=not inplace)
+    with dense_execution(fast):
+        contiguous = settle_layouts(fast, calls, run, weights=not inplace)
     conversions = {name: Conversion(config, contiguous=name in contiguous) for name, config in assigned.items()}
     conversions = all_impacts(model, with_pooling(model, conversions), calibration, loss)
     convert_layers(fast, conversions)
     quantize_linears(fast, dict.fromkeys(linears))
     warn_of_faulty_gradients({n: layer for n, layer in plain_convolutions(fast).items() if n not in conversions})
+    if stages:
+        adopt_stages(fast, stages)
     if linears or any(config.filling.needs_data or config.in_bytes for config in assigned.values()):
         fit_interpolation(fast, calibration)
-    if stages:
-        adopt_stages(fast, stages)  # installs the inference path as well
-    else:
-        install(fast)
+    note_precision(fast)
+    install(fast)
     build_sets(fast, calls)
     if verify:
         prove(fast, run)

@@ -7,6 +7,9 @@
 Not an op: an inference routine that other backends do not have; `accel.halting.run_stage` says what it computes. Small
 groups of images go through all units, so that their maps stay in the caches; per unit, the convolutions run at the
 active positions only, then the halting head, the step and the accumulation of the output in one pass over these.
+
+Convolutions may be those of `accel.ops.quantized_conv2d`: bytes of the maps that they read, exact sums. The state, which
+the last convolution of a unit adds to, stays in fp32.
 """
 
 from __future__ import annotations
@@ -18,14 +21,23 @@ from typing import Protocol
 from torch import Tensor
 
 from accel.kernels import dispatch
+from accel.kernels.quantization import Affine, Requantization
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StageBytes:
+    """What a convolution of bytes reads, and what becomes of its sums; an output in bytes is what the next one reads."""
+
+    input: Affine
+    requantization: Requantization
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageConv:
     """One convolution with its batch norm folded in and the activation behind it (see `masked_conv2d`).
 
-    Attributes: weight [K, C / groups, kh, kw]; bias [K]; stride, padding (symmetric) and dilation (vertical,
-    horizontal).
+    Attributes: weight [K, C / groups, kh, kw], fp32, or int8 with `bytes`; bias [K], then the requantization's offset;
+    stride, padding (symmetric) and dilation (vertical, horizontal).
     """
 
     weight: Tensor
@@ -35,6 +47,7 @@ class StageConv:
     dilation: tuple[int, int]
     groups: int
     activation: str
+    bytes: StageBytes | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +86,7 @@ class StagePlan(Protocol):
     """The units of a stage, prepared for one input size."""
 
     def run(self, x: Tensor, shortcut: Tensor | None, macs_before: int = 0) -> StageResult:
-        """Run the stage on x [N, C, H, W].
+        """Run the stage on x [N, C, H, W]. ValueError: a convolution of bytes reads a NaN or an infinity.
 
         Args:
             shortcut: what the first unit adds its branch to, shaped like the output; None where a convolution of the

@@ -12,7 +12,11 @@
 #include "halting.h"
 #include "stage_contract.h"
 
-enum { CHUNK = 256 /* rows of one work item of the halting pass */, HEAD_TAPS = 9 };
+enum {
+    CHUNK = 256 /* rows of one work item of the halting pass */,
+    QUANTIZED = 1 << 14 /* numbers of one that makes bytes */,
+    HEAD_TAPS = 9
+};
 
 /* One group of images under way. Lists hold pixels of the state's frames, ascending, of all images of the group. */
 typedef struct {
@@ -33,12 +37,31 @@ typedef struct {
 
 static int64_t frame_pixels(const Group *g, int64_t buffer) { return g->s->buffers[buffer].pixels; }
 
-static float *buffer(const Group *g, int64_t index)
+static void *buffer(const Group *g, int64_t index)
 {
     const StageBuffer *b = g->s->buffers + index;
     if (index == BUFFER_INPUT && !g->s->input_pieces)
         return (float *)(g->s->x + g->first * b->pixels * b->channels); /* read in place */
     return g->memory + b->offset;
+}
+
+/* The bytes that a convolution reads, of whole frames: to list what the unit needs would cost more. Returns whether a
+ * number is NaN or infinite. */
+static int make_bytes(const Group *g, const StageConv *c)
+{
+    const StageBuffer *to = g->s->buffers + c->source;
+    const int64_t each = to->pixels * to->channels, parts = (each + QUANTIZED - 1) / QUANTIZED;
+    const float *from = buffer(g, c->quantizes);
+    uint8_t *bytes = buffer(g, c->source);
+    int odd = 0;
+#pragma omp parallel for schedule(static) num_threads(g->threads) reduction(| : odd) if (g->threads > 1)
+    for (int64_t i = 0; i < g->images * parts; i++) {
+        const int64_t n = i / parts, start = i % parts * QUANTIZED, at = n * each + start;
+        const int64_t count = each - start < QUANTIZED ? each - start : QUANTIZED;
+        if (g->starts[0][n + 1] > g->starts[0][n])
+            odd |= !accel_isa_bytes->quantize(from + at, bytes + at, count, *c->inverse, (int32_t)c->zero_point);
+    }
+    return odd;
 }
 
 /* A copy of the group's part of a map in a buffer, with the border; f says how the map lies and what its pieces are. */
@@ -151,6 +174,12 @@ static int convolve(const Group *g, const StageConv *c, const int32_t *from, con
         .out_channels = c->out_channels,
         .groups = c->groups,
         .activation = c->activation,
+        .kind = c->kind,
+        .multiplier = c->multiplier,
+        .narrow = c->narrow,
+        .out_zero = c->out_zero,
+        .low = c->low,
+        .high = c->high,
         .threads = g->threads,
     };
     return accel_convolve(&job);
@@ -163,7 +192,9 @@ static int run_branch(const Group *g, int64_t k)
     int64_t *macs = g->s->macs + g->first;
     for (int64_t i = u->first_conv; i < u->first_conv + u->convs; i++) {
         const StageConv *c = g->s->convs + i;
-        int failed;
+        int failed = c->quantizes >= 0 ? make_bytes(g, c) : 0;
+        if (failed)
+            return failed;
         if (k == 0) {
             failed = convolve(g, c, g->from, g->to, list_grid(g, c));
         } else {
@@ -349,8 +380,9 @@ static int run_group(const Group *g)
                 list_pixels(g, reach);
         if (k)
             add_totals(g, -1);
-        if (run_branch(g, k))
-            return -1;
+        const int failed = run_branch(g, k);
+        if (failed)
+            return failed;
         add_totals(g, 1);
         halt(g, k);
     }
