@@ -22,7 +22,6 @@ from accel.convert import (
     counted_layers,
     left_dense,
     linears_left,
-    note_precision,
     plain_convolutions,
     quantize_linears,
     reached,
@@ -32,6 +31,7 @@ from accel.convert import (
 )
 from accel.convert.layout import warn_of_faulty_gradients
 from accel.convert.proof import prove
+from accel.convert.stages import note_precision
 from accel.errors import ConfigError, ConversionError
 from accel.greedy.search import search
 from accel.impact import all_impacts
@@ -76,7 +76,8 @@ def convert_model(
 
     `Perforate` goes to convolutions; where it has a target (speedup, max_drop or macs) instead of keep, `accel.search`
     finds what is best for the layers it matches. `ACT`, `SACT` and `PACT` go to sequences of residual units; such a
-    model returns an `AdaptiveOutput`.
+    model returns an `AdaptiveOutput`. Those of an adaptive model are brought into eight bits by rules that give all of
+    their convolutions `Perforate(keep=1.0, precision="int8")`; their halting heads stay in fp32.
 
     Args:
         model: any module with nn.Conv2d inside. It is left as it is, and shares no storage with the result, unless

@@ -8,8 +8,8 @@ Not an op: an inference routine that other backends do not have; `accel.halting.
 groups of images go through all units, so that their maps stay in the caches; per unit, the convolutions run at the
 active positions only, then the halting head, the step and the accumulation of the output in one pass over these.
 
-Convolutions may be those of `accel.ops.quantized_conv2d`: bytes of the maps that they read, exact sums. The state, which
-the last convolution of a unit adds to, stays in fp32.
+Convolutions may be those of `accel.ops.quantized_conv2d`: of bytes, their sums exact. The state, which the last one
+of a unit adds to, stays in fp32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from accel.kernels.quantization import Affine, Requantization
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageBytes:
-    """What a convolution of bytes reads, and what becomes of its sums; an output in bytes is what the next one reads."""
+    """What a convolution of bytes reads, and what becomes of its sums; a next one reads what its output stands for."""
 
     input: Affine
     requantization: Requantization
@@ -116,6 +116,14 @@ def plan_stage(
     """
     build = dispatch.find("cpu", "plan_stage", "stage")
     return build(units, shortcut, in_size, spatial=spatial, eps=eps, sticks=sticks)
+
+
+def head_scores(state: Tensor, head: StageHead, *, logits: bool) -> Tensor:
+    """What a head says of state [N, C, H, W] everywhere, [N, H, W] or for ACT [N]: log odds, or their sigmoid.
+
+    Its sums have the order that they have in a whole stage, where the engine computes them at active positions only.
+    """
+    return dispatch.find("cpu", "head_scores", "heads")(state, head, logits=logits)
 
 
 def runs_on_engine(x: Tensor) -> bool:

@@ -25,7 +25,7 @@ from accel.bench.foreign_checks import worst
 from accel.bench.foreign_nets import build
 from accel.bench.runner import Row, Settings
 from accel.errors import AccelError
-from accel.nn.adaptive import install_stages, check_stages, is_stage
+from accel.nn.adaptive import check_stages, install_stages, is_stage
 
 if TYPE_CHECKING:
     from accel.bench.foreign_nets import Foreign

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from accel.config import MISSING, Config, Halting, Perforate, Rules, as_rules
 from accel.convert.layout import lay_out, settle_layout
-from accel.convert.stages import head_convolutions, inside_stages, note_precision
+from accel.convert.stages import head_convolutions, inside_stages
 from accel.errors import ConfigError, ConversionError
 from accel.fills import Fit
 from accel.masks import Pooling

@@ -22,10 +22,10 @@ from accel.halting import Halted, Policy, Steps, run_stage
 from accel.halting.budget import control_tau
 from accel.halting.policies import refuse_nan
 from accel.halting.stage import whole_budgets
-from accel.kernels.dispatch import active_backend
-from accel.kernels.stage import StageHead
+from accel.kernels.dispatch import active_backend, is_direct
+from accel.kernels.stage import StageHead, runs_on_engine
 from accel.nn import captured, stage_op
-from accel.nn.byte_unit import precision_of, run_in_bytes
+from accel.nn.byte_unit import EngineHead, precision_of, run_in_bytes
 from accel.nn.folding import affine
 from accel.nn.fused_stage import FusedStage
 from accel.nn.inference import install, uninstall
@@ -183,15 +183,23 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
     def facts(self) -> dict[str, str | None]:
         return {"precision": INT8, "note": f"in {INT8}"} if self.config.in_bytes else {}
 
-    def _heads(self, policy: Policy) -> list[Callable[[Tensor], Tensor]]:
+    def _heads(self, policy: Policy, x: Tensor) -> list[Callable[[Tensor], Tensor]]:
         """How the halting heads speak to the policy."""
-        return [policy.said_by(unit.halting) for unit in list(self)[:-1]]
+        heads = [unit.halting for unit in list(self)[:-1]]
+        if self._is_evaluation() and self.in_bytes and runs_on_engine(x) and is_direct(x):
+            heads = [head if is_watched(head) or head.bn.training else EngineHead(head) for head in heads]
+        return [policy.said_by(head) for head in heads]
+
+    def _is_evaluation(self) -> bool:
+        """Whether what runs is what evaluation computes, and nobody wants gradients or a graph of it."""
+        plain = not (self.training or torch.is_grad_enabled())
+        return plain and not (torch.compiler.is_compiling() or is_exporting())
 
     def _run_densely(self, x: Tensor, policy: Policy) -> Halted:
         units: list[Callable[[Tensor], Tensor]] = list(self)
-        if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting()):
+        if self._is_evaluation():
             units = [functools.partial(self._run_everywhere, k) for k in range(len(self))]
-        return run_stage(units, self._heads(policy), x, spatial=self.spatial, policy=policy)
+        return run_stage(units, self._heads(policy, x), x, spatial=self.spatial, policy=policy)
 
     def _run_everywhere(self, k: int, state: Tensor) -> Tensor:
         """Unit k as evaluation computes it."""
@@ -211,7 +219,7 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
             seen = is_watched(self[0]) or not self._sparse[0].proved.holds()
             state = _own_map(state, copied=seen)
         steps = Steps(policy, state, whole_budgets(state, self.spatial), in_place=True)
-        for k, head in enumerate([*self._heads(policy), None]):
+        for k, head in enumerate([*self._heads(policy, x), None]):
             if k:
                 state = self._run_unit(k, state, steps.running, in_place)
             steps.take(head, state)

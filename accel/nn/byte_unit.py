@@ -8,15 +8,20 @@ order: a position gets the same bits wherever else the unit runs.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from accel.config import FP32, INT8
-from accel.kernels.stage import StageBytes, StageConv
+from accel.kernels.stage import StageBytes, StageConv, head_scores
 from accel.nn.compact import Compact
 from accel.nn.geometry import geometry_of
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.quantized import BYTE_ACTIVATIONS, Meaning, is_floating
 from accel.nn.residual_units import BranchStep, UnitDescription
+
+if TYPE_CHECKING:
+    from accel.nn.adaptive import HaltingHead
 
 
 def precision_of(unit: UnitDescription) -> str | None:
@@ -41,6 +46,20 @@ def run_in_bytes(unit: UnitDescription, x: Tensor) -> Tensor:
         rows = PerforatedConv2d.forward(step.conv, rows, step.bn, step.activation, compact=True, meaning=meaning)
     last = unit.steps[-1]
     return PerforatedConv2d.forward(last.conv, rows, last.bn, unit.activation, residual=residual)
+
+
+class EngineHead:
+    """A halting head in evaluation, on the engine. What follows makes bytes of the sums that scores weigh, and a byte
+    that rounds the other way is a hundred times as much as a last bit: scores must not depend on how a stage runs."""
+
+    def __init__(self, head: HaltingHead) -> None:
+        self._head = head
+
+    def __call__(self, state: Tensor) -> Tensor:
+        return head_scores(state, self._head.folded(tuple(state.shape[2:])), logits=False)
+
+    def logits(self, state: Tensor) -> Tensor:
+        return head_scores(state, self._head.folded(tuple(state.shape[2:])), logits=True)
 
 
 def stage_conv(step: BranchStep, activation: str, reader: BranchStep | None) -> StageConv | None:

@@ -371,6 +371,23 @@ typedef struct {
     F(PonderJob, "const float *", ponder) F(PonderJob, "const int32_t *", units) F(PonderJob, "float *", rho) \
     F(PonderJob, "int64_t *", executed) F(PonderJob, "int64_t", images) F(PonderJob, "int64_t", pixels)
 
+/* A halting head at every position: x [images][pixels][channels], frames; at: [count] the frame pixel of each
+ * position; weights, bias, pooled as in StageUnit, steps as in Stage; weights NULL: ACT's, one score an image.
+ * scores [images][count]: log odds, or their sigmoid. */
+typedef struct {
+    const float *x, *weights, *bias, *pooled;
+    float *scores;
+    const int32_t *at;
+    const Step *steps;
+    int64_t step_count, images, pixels, count, channels, bias_step, logits, threads;
+} HeadJob;
+#define HeadJob_FIELDS(F) \
+    F(HeadJob, "const float *", x) F(HeadJob, "const float *", weights) F(HeadJob, "const float *", bias) \
+    F(HeadJob, "const float *", pooled) F(HeadJob, "float *", scores) F(HeadJob, "const int32_t *", at) \
+    F(HeadJob, "const Step *", steps) F(HeadJob, "int64_t", step_count) F(HeadJob, "int64_t", images) \
+    F(HeadJob, "int64_t", pixels) F(HeadJob, "int64_t", count) F(HeadJob, "int64_t", channels) \
+    F(HeadJob, "int64_t", bias_step) F(HeadJob, "int64_t", logits) F(HeadJob, "int64_t", threads)
+
 /* offset in the memory of a group, in floats; pixels of one image's frame; itemsize 4, of floats, or 1, of bytes. */
 typedef struct {
     int64_t offset, pixels, channels, itemsize;
@@ -502,8 +519,8 @@ typedef struct {
 #define EVERY_RECORD(R) \
     R(Job) R(Step) R(FootprintRun) R(FootprintJob) R(RecordedCall) R(ReplayBuffer) R(Replay) R(PanelSize) R(Packing) \
     R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(Placing) R(MeanJob) R(Quantizing) R(FittedGradJob) \
-    R(ActiveJob) R(Inversion) R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(StageBuffer) \
-    R(StageConv) R(StageUnit) R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
+    R(ActiveJob) R(Inversion) R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(HeadJob) \
+    R(StageBuffer) R(StageConv) R(StageUnit) R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
 
 #define EVERY_CONSTANT(C) \
     C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \

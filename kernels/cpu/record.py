@@ -292,6 +292,18 @@ PONDER_JOB = Record(
     (NUMBERS, "images pixels"),
 )
 
+HEAD_JOB = Record(
+    "HeadJob",
+    "A halting head at every position: x [images][pixels][channels], frames; at: [count] the frame pixel of each "
+    "position; weights, bias, pooled as in StageUnit, steps as in Stage; weights NULL: ACT's, one score an image. "
+    "scores [images][count]: log odds, or their sigmoid.",
+    (FLOATS, "x weights bias pooled"),
+    (MADE, "scores"),
+    (INDICES, "at"),
+    ("const Step *", "steps"),
+    (NUMBERS, "step_count images pixels count channels bias_step logits threads"),
+)
+
 STAGE_BUFFER = Record(
     "StageBuffer",
     "offset in the memory of a group, in floats; pixels of one image's frame; itemsize 4, of floats, or 1, of bytes.",

@@ -4,12 +4,12 @@
  * of zeros on every side, so that a tap is a constant offset from the pixel it belongs to and one list of pixels says
  * both where a convolution reads and where it writes. A unit runs its convolutions at listed pixels, adds to the state in
  * place, and then its halting head, the step and the accumulation of the output run in one pass over the same list. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine.h"
 #include "halting.h"
+#include "heads.h"
 #include "stage_contract.h"
 
 enum {
@@ -30,8 +30,8 @@ typedef struct {
     int32_t *from, *to;        /* lists of a first unit, whose convolutions change the grid */
     float *weight;             /* of lists[0]: scores, then halting weights */
     float *remainder;          /* [images * pixels], or [images] */
-    float *sums, *pooled;      /* [images][channels], [images] */
-    double *totals;            /* [images][channels] of the state */
+    float *pooled;             /* [images] */
+    double *sums, *totals;     /* [images][channels]: of listed pixels, of the state */
     uint8_t *active, *wide, *rows; /* frames of the state; wide and rows: the dilated mask, and half of the way there */
 } Group;
 
@@ -220,7 +220,7 @@ static void add_totals(const Group *g, double sign)
         const int64_t n = i / blocks, c = i % blocks * width, start = g->starts[0][n];
         const int64_t here = channels - c < width ? channels - c : width;
         const Rows rows = {state, g->lists[0] + start, g->starts[0][n + 1] - start, channels};
-        float *sums = g->sums + n * channels + c;
+        double *sums = g->sums + n * channels + c;
         accel_isa->sum_rows(&rows, c, here, sums);
         for (int64_t j = 0; j < here; j++)
             g->totals[n * channels + c + j] += sign * sums[j];
@@ -230,11 +230,8 @@ static void add_totals(const Group *g, double sign)
 /* The head's share that an image has in common. */
 static float pooled_score(const Group *g, const StageUnit *u, int64_t image)
 {
-    const float *weights = u->pooled;
-    double sum = 0;
-    for (int64_t c = 0; c < g->s->channels; c++)
-        sum += weights[c] * g->totals[image * g->s->channels + c];
-    return (float)(sum / (double)(g->s->height * g->s->width)) + u->bias[0] * !g->s->spatial;
+    const int64_t channels = g->s->channels, pixels = g->s->height * g->s->width;
+    return accel_pooled_score(u->pooled, g->totals + image * channels, channels, pixels) + u->bias[0] * !g->s->spatial;
 }
 
 /* One halting decision at state i of the group, whose score is h, or with sticks the log odds; returns the weight of this
@@ -309,7 +306,7 @@ static void halt(const Group *g, int64_t k)
         s->macs[g->first + n] += scored * (s->spatial ? count * HEAD_TAPS * s->channels + s->channels : s->channels);
         if (!s->spatial) {
             int going;
-            const float h = s->sticks ? g->pooled[n] : 1 / (1 + expf(-g->pooled[n]));
+            const float h = s->sticks ? g->pooled[n] : accel_sigmoid(g->pooled[n]);
             s->shares[(g->first + n) * s->unit_count + k] = decide(g, k, n, h, &going);
             for (int64_t r = start; r < start + count; r++)
                 g->active[g->lists[0][r]] = (uint8_t)going;
@@ -413,7 +410,7 @@ static size_t place_arrays(const Stage *s, Group *g, char *block)
     g->to = take(block, &used, s->group * s->most_pixels, sizeof(int32_t));
     g->weight = take(block, &used, rows, sizeof(float));
     g->remainder = take(block, &used, rows, sizeof(float));
-    g->sums = take(block, &used, s->group * s->channels, sizeof(float));
+    g->sums = take(block, &used, s->group * s->channels, sizeof(double));
     g->pooled = take(block, &used, s->group, sizeof(float));
     g->totals = take(block, &used, s->group * s->channels, sizeof(double));
     g->active = take(block, &used, frames, 1);

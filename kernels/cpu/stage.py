@@ -29,7 +29,7 @@ FLOAT, LINE = 4, 64  # bytes of a float, and of a cache line
 GROUP_POSITIONS = 1024  # of one group of images: enough rows for full tiles, few enough for the maps to stay in cache
 
 
-class _Grid:
+class Grid:
     """The positions of a map inside a frame with `border` zero pixels on every side."""
 
     def __init__(self, size: Pair, border: int) -> None:
@@ -116,8 +116,8 @@ class StagePlan:
         self._reach = max(max(found) for found in reaches[1:]) if len(units) > 1 else 0
         self._border = max(1, self._reach, *(pad for conv in everyone for pad in conv.padding))
         self._in_place = all(conv.padding == (0, 0) for conv in readers)
-        self._state = _Grid(size, self._border)
-        self._input = _Grid(in_size, 0 if self._in_place else self._border)
+        self._state = Grid(size, self._border)
+        self._input = Grid(in_size, 0 if self._in_place else self._border)
         self._buffers = [
             _Buffer(self._state.pixels, self.channels),
             _Buffer(self._input.pixels, _in_channels(first[0])),
@@ -211,7 +211,7 @@ class StagePlan:
         )  # fmt: skip
         return _Call(group, team, floats, tuple(borders), stage, kept)
 
-    def _pieces(self, frame: _Grid) -> tuple[int, int]:
+    def _pieces(self, frame: Grid) -> tuple[int, int]:
         """(address, number) of the pieces that fill a frame."""
         pieces = frame_pieces(frame.source(), frame.pitch)
         return self._keep(pieces), len(pieces)
@@ -229,7 +229,7 @@ class StagePlan:
         source, grid = INPUT, self._input
         for conv in convs:
             last = conv is convs[-1]
-            out = self._state if last else _Grid(_output_size(conv, grid.size), self._border)
+            out = self._state if last else Grid(_output_size(conv, grid.size), self._border)
             target = STATE if last else self._add(_target(conv, out))
             before = shortcut if source == INPUT else None
             made, bytes = self._bytes_of(conv, source, before)
@@ -282,9 +282,9 @@ class StagePlan:
         self,
         conv: StageConv,
         source: int,
-        grid: _Grid,
+        grid: Grid,
         target: int,
-        out: _Grid,
+        out: Grid,
         *,
         adds: bool,
         reach: int = 0,
@@ -358,7 +358,7 @@ def _reaches(convs: Sequence[StageConv]) -> list[int]:
     return reaches[::-1]
 
 
-def _target(conv: StageConv, out: _Grid) -> _Buffer:
+def _target(conv: StageConv, out: Grid) -> _Buffer:
     """What a convolution that another one reads writes to."""
     zero = None if conv.bytes is None else conv.bytes.requantization.levels.out_zero
     bytes = {} if zero is None else {"itemsize": 1, "zero": zero}

