@@ -25,14 +25,19 @@ if TYPE_CHECKING:
 
 
 def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
+    need_device()
+    yield from measured(case, settings, "cuda", event_ms)
+
+
+def need_device() -> None:
+    """ConfigError where torch sees no CUDA device."""
     import torch
 
     if not torch.cuda.is_available():
         raise ConfigError(
-            "cases of kind gpu need a CUDA device and torch sees none: run them on a GPU machine, "
+            "cases of this kind need a CUDA device and torch sees none: run them on a GPU machine, "
             "or `accel bench --static` for what can be known without one"
         )
-    yield from measured(case, settings, "cuda", event_ms)
 
 
 def measured(case: Mapping[str, Any], settings: Settings, device: str, sample: Callable) -> Iterator[Row]:

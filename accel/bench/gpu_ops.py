@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from accel.kernels.positions import PositionSet
+    from accel.kernels.positions import Neighbors, PositionSet
 
 # Relative norm against the reference in float32: rounding of the output, and for float32 that of tf32's inputs.
 TOLERANCE = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 2e-3}
@@ -90,20 +90,11 @@ def nearest(maps: Maps, keep: float) -> Measurement:
 def fitted(maps: Maps, keep: float) -> Measurement:
     import torch
 
-    from accel import ops
-    from accel.fills.weighted import weighted_by_distance
-
-    kept = position_set(maps, keep, "cpu")
-    channels = maps.values.shape[1]
-    fit = weighted_by_distance(kept, NEIGHBORS, channels)
-    neighbors, kept = fit.neighbors(kept).to(maps.device), kept.to(maps.device)
-    rows = maps.rows(kept)
-    weights, constant = (tensor.to(rows) for tensor in (fit.weights, fit.constant))
+    call, ours, kept, neighbors = fitted_call(maps, keep)
+    rows, weights, constant = ours
+    channels = rows.shape[1]
     images, computed, skipped = rows.view(maps.batch, len(kept), -1), kept.positions.long(), neighbors.skipped.long()
     owner = torch.searchsorted(neighbors.starts, torch.arange(len(skipped), device=rows.device), right=True) - 1
-
-    def call(rows: Tensor, weights: Tensor, constant: Tensor) -> Tensor:
-        return ops.interpolate(rows, kept, neighbors, weights, constant)
 
     def gathered() -> Tensor:
         out = images.new_empty(maps.batch, maps.size[0] * maps.size[1], channels)
@@ -111,10 +102,25 @@ def fitted(maps: Maps, keep: float) -> Measurement:
         out[:, skipped] = constant[owner] + (weights[owner] * images[:, neighbors.rows]).sum(2)
         return out
 
-    ours = rows, weights, constant
     row = {"op": "interpolate_fitted", "keep": round(kept.keep, 4), "neighbors": NEIGHBORS}
     sides = {"gathered": gathered, "ours": lambda: call(*ours)}
     return Measurement(row, against_reference(call, ours), maps.tolerance, sides, "gathered", "ours")
+
+
+def fitted_call(maps: Maps, keep: float) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], PositionSet, Neighbors]:
+    """(the op of rows, weights and constant; these; the set; the neighbours) of a fitted fill by distance."""
+    from accel import ops
+    from accel.fills.weighted import weighted_by_distance
+
+    kept = position_set(maps, keep, "cpu")
+    fit = weighted_by_distance(kept, NEIGHBORS, maps.values.shape[1])
+    neighbors, kept = fit.neighbors(kept).to(maps.device), kept.to(maps.device)
+    rows = maps.rows(kept)
+
+    def call(rows: Tensor, weights: Tensor, constant: Tensor) -> Tensor:
+        return ops.interpolate(rows, kept, neighbors, weights, constant)
+
+    return call, (rows, *(tensor.to(rows) for tensor in (fit.weights, fit.constant))), kept, neighbors
 
 
 def selection(maps: Maps, keep: float) -> Measurement:

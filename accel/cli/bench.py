@@ -80,5 +80,6 @@ def run(args: argparse.Namespace) -> int:
     wrong = [row for row in rows if not row["correct"]]
     for row in wrong:
         why = row.get("reason") or f"error {row['error']:.3g}, nothing was timed"
-        print(f"accel: wrong result in {row['case']}: {why}", file=sys.stderr)
+        what = "wrong result in" if row.get("done", True) else f"not done: {row['op']} of"
+        print(f"accel: {what} {row['case']}: {why}", file=sys.stderr)
     return 1 if wrong else 0

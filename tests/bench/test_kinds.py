@@ -76,7 +76,7 @@ ROWS |= {"exported": 1, "quantized": 4, "sizes": 1, "leaks": 1, "large": 2, "cal
 def test_every_kind_is_tried():
     elsewhere = {"gpu", "rivals", "frontier", "foreign", "foreign_sact", "search", "vae_gradients"}
     elsewhere |= {"halting_gradients", "halting_frontier", "halting_continuity", "inpainting", "imputation"}
-    elsewhere |= {"repeats", "shape_fcn", "eight_bits", "vae_halting"}  # gpu: tests/triton
+    elsewhere |= {"repeats", "shape_fcn", "eight_bits", "vae_halting", "gpu_short"}  # the GPU's: tests/triton
     assert set(CASES) | elsewhere == set(runner.KINDS)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from accel.kernels.positions import PositionSet
+from accel.kernels.triton.launch import Tile, clip, fitting_block
 from accel.tests.drawn_sets import draw_set
 from accel.tests.triton_tools.interp_switch import interpret
 
@@ -34,6 +35,17 @@ def interpreter(poisoned):
     """Kernels run in the interpreter, every access checked for bounds and races."""
     with interpret():
         yield
+
+
+@pytest.fixture
+def wide_tile(monkeypatch):
+    """One config, as wide as shared memory allows: the interpreter takes as long for a small one."""
+    tile = Tile(64, 128, 128, 8, 2)
+
+    def tiles(where, family, out_channels, in_channels):
+        return clip((tile,), tile._replace(out=fitting_block(out_channels), inner=fitting_block(in_channels)))
+
+    monkeypatch.setattr("accel.kernels.triton.gather_conv.matrix_tiles", tiles)
 
 
 @pytest.fixture

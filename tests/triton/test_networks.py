@@ -16,7 +16,6 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 import accel
 from accel.kernels.dispatch import use_backend
-from accel.kernels.triton.launch import Tile, clip, fitting_block
 from accel.nn.perforated import PerforatedConv2d
 from accel.profiling.pretend_gpu import pretend_gpu
 from accel.tests.elsewhere import fake_sets, to_card
@@ -43,17 +42,6 @@ def build(name: str, generator: torch.Generator) -> nn.Module:
             module.running_mean.normal_(0, 0.1, generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
     return model.eval()
-
-
-@pytest.fixture
-def wide_tile(monkeypatch):
-    """One config, as wide as shared memory allows."""
-    tile = Tile(64, 128, 128, 8, 2)
-
-    def tiles(where, family, out_channels, in_channels):
-        return clip((tile,), tile._replace(out=fitting_block(out_channels), inner=fitting_block(in_channels)))
-
-    monkeypatch.setattr("accel.kernels.triton.gather_conv.matrix_tiles", tiles)
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:

@@ -41,6 +41,10 @@ def palette(path):
     PIL.Image.fromarray(RAMP).convert("RGB").quantize(256).save(path)
 
 
+def cmyk_jpeg(path):
+    PIL.Image.fromarray(RAMP).convert("RGB").convert("CMYK").save(path, quality=100, subsampling=0)
+
+
 def webp(path):
     PIL.Image.fromarray(RAMP).convert("RGB").save(path, lossless=True)
 
@@ -59,6 +63,7 @@ KINDS = {
     "with alpha.png": of_mode("RGBA"),
     "grey with alpha.png": of_mode("LA"),
     "cmyk.tif": of_mode("CMYK"),
+    "cmyk.jpg": cmyk_jpeg,
     "ycbcr.tif": of_mode("YCbCr"),
     "rgb.webp": webp,
 }
