@@ -54,6 +54,7 @@ SETTINGS = {
     "refitted": {"keep": 1 / 3, "interpolate": "fitted", "correct": "weights"},
     "pooling": {"mask": "pooling"},
     "impact": {"mask": "impact"},
+    "bf16": {"precision": "bf16"},
     "int8": {"interpolate": "fitted", "precision": "int8"},
     "adaptive": {"mask": "adaptive"},
 }
@@ -83,9 +84,10 @@ def test_it_gives_what_the_model_gives(config, tmp_path):
     (found,) = run(path, X)
     with torch.no_grad():
         expected = net(X)
-    close = {"rtol": 0.02, "atol": 0.02} if config == "int8" else {"rtol": 1e-4, "atol": 1e-5}
+    rounded = config in ("bf16", "int8")
+    close = {"rtol": 0.02, "atol": 0.02} if rounded else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(found, expected, **close)
-    assert done.path == path and done.difference <= (0.02 if config == "int8" else 1e-5)
+    assert done.path == path and done.difference <= (0.02 if rounded else 1e-5)
     assert domains(path) <= STANDARD
     names = ("stem", "a", "b", "join")
     assert (done.sparse, tuple(done.dense)) == ((), names) if config == "adaptive" else (names, ())
