@@ -19,8 +19,9 @@ from accel.nn.stage_outputs import AdaptiveOutput
 from accel.profiling.distances import difference, relative_norms
 from accel.running import output_tensors, run_on, undisturbed
 
-# Relative, in eight bits: where a sum ends half-way between two bytes rounding decides, and layers add to that.
-_BYTE_TOLERANCE = 0.05
+# Relative, in eight bits or bf16: where a number ends half-way between two of these rounding decides, and layers add to
+# that.
+_ROUNDED_TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,8 @@ def proved(model: nn.Module, batch: Batch, found: Sequence[Tensor]) -> float:
         expected = expected.logits
     wanted = [tensor.cpu() for tensor in output_tensors(expected)]
     largest = max(relative_norms(found, wanted), default=0.0)
-    if any(isinstance(m, QuantizedLinear) or _is_in_bytes(m) for m in model.modules()):
-        said = None if largest <= _BYTE_TOLERANCE else f"differs by {largest:.2g}"
+    if any(isinstance(m, QuantizedLinear) or _rounds(m) for m in model.modules()):
+        said = None if largest <= _ROUNDED_TOLERANCE else f"differs by {largest:.2g}"
     else:
         said = difference(wanted, found)
     if said is not None:
@@ -67,8 +68,8 @@ def proved(model: nn.Module, batch: Batch, found: Sequence[Tensor]) -> float:
     return largest
 
 
-def _is_in_bytes(layer: nn.Module) -> bool:
-    return isinstance(layer, PerforatedConv2d) and layer.config.in_bytes
+def _rounds(layer: nn.Module) -> bool:
+    return isinstance(layer, PerforatedConv2d) and layer.config.rounds
 
 
 def said_of(model: nn.Module) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -19,6 +19,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers quanti
 from accel.export.phases import Phase, phases
 from accel.export.window import Window, at_taps
 from accel.fills import Fill, Fit
+from accel.kernels.bf16 import round_bf16
 from accel.kernels.positions import Neighbors, PositionSet
 from accel.nn.chosen import budget_of, scores
 from accel.nn.folding import Folded, fold
@@ -61,6 +62,17 @@ class _Plain(nn.Module):
         return x, self.weight, self.bias
 
 
+class _InBf16(_Plain):
+    """The same of a layer in bf16: what it multiplies is rounded."""
+
+    def __init__(self, weights: Folded) -> None:
+        super().__init__(weights)
+        self.weight = round_bf16(self.weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return x.to(torch.bfloat16).to(x.dtype), self.weight, self.bias
+
+
 class StandardLinear(nn.Module):
     """A linear layer in eight bits."""
 
@@ -89,7 +101,7 @@ class StandardConv(nn.Module):
         positions = layer.position_set(*now.output_size(*size))
         summed = layer.sums_at(positions)
         weights = fold(layer, norm, layer.fit_for(positions) if summed else None, apart=layer.config.in_bytes)
-        self.numbers = _Rounded(layer.quantization, weights) if layer.config.in_bytes else _Plain(weights)
+        self.numbers = _numbers(layer, weights)
         self.rows = _Rows(now, size, positions, summed)
         if summed:
             fit = layer.fit_for(positions)
@@ -111,6 +123,13 @@ class StandardConv(nn.Module):
             chosen = chosen.scatter(1, score.topk(self.budget).indices, True)
             out = torch.where(chosen.view(-1, 1, *self.lattice.size), self.exact(*numbers), out)
         return out
+
+
+def _numbers(layer: PerforatedConv2d, weights: Folded) -> nn.Module:
+    """What the layer multiplies."""
+    if layer.config.in_bytes:
+        return _Rounded(layer.quantization, weights)
+    return _InBf16(weights) if layer.config.in_bf16 else _Plain(weights)
 
 
 def takes_norm(layer: PerforatedConv2d) -> bool:

@@ -73,7 +73,7 @@ def stage_conv(step: BranchStep, activation: str, reader: BranchStep | None) -> 
         return None
     conv, now = step.conv, geometry_of(step.conv)
     given = None if reader is None else reader.conv.quantization.input
-    weights, input = conv._folded.get(conv, step.bn), conv.quantization.input
+    weights, input = conv._fold(step.bn), conv.quantization.input
     made = conv._integers.get(conv.quantization, weights, input, None, given, activation=activation)
     top, _, left, _ = now.padding
     return StageConv(

@@ -85,6 +85,34 @@ def test_layers_in_a_row_are_one_call_of_the_same_numbers():
         assert relative_norm(copy.deepcopy(fast)(x), own) == 0
 
 
+@pytest.mark.parametrize(
+    ("fill", "passed"),
+    [
+        ("whole", {"a": ["b"], "b": ["each"]}),  # what the stem gives is added too
+        ("nearest", {"a": ["b"], "b": ["each"]}),
+        ("fitted", {}),  # sums of rows in fp32
+        ("adaptive", {}),  # its mask looks at the input
+    ],
+)
+def test_maps_are_bf16_where_nobody_else_reads_them(dense, fill, passed):  # noqa: F811
+    (_, path), *_ = installed(convert(dense, FILLS[fill]))
+    assert path.chains.bf16 == passed
+
+
+@torch.no_grad()
+def test_maps_in_bf16_change_no_number(dense, monkeypatch):  # noqa: F811
+    x = pictures(seed=7)
+    fast = convert(dense, FILLS["nearest"])
+    monkeypatch.setattr("accel.nn.pipeline.pass_bf16", lambda *_: None)
+    plain = convert(dense, FILLS["nearest"])
+    assert not installed(plain)[0][1].chains.bf16 and installed(fast)[0][1].chains.bf16
+    assert torch.equal(fast(x), plain(x))
+    for net in (fast, plain):
+        for layer in net.modules():
+            layer.register_forward_hook(lambda *_: None)  # module by module
+    assert torch.equal(fast(x), plain(x))
+
+
 def test_what_is_trained_is_what_runs(dense):  # noqa: F811
     fast, x = convert(dense, FILLS["nearest"]), pictures(seed=4)
     layer, read = fast.stem, x.clone().requires_grad_()
