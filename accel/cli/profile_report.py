@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from accel.profiling.layers import Profile
     from accel.profiling.peaks import Peaks
 
-_LONGEST = 8  # rows of the bars
+_LONGEST = 8  # layers that have a bar, and a name beside their dot
 _COLOURS = {"fp32": "tab:blue", "int8": "tab:orange"}
 
 
@@ -29,7 +29,6 @@ def page(
         spread: what `accel.profiling.flops.macs_spread` found, if pictures were given.
     """
     rows = sorted((row for row in found.rows if row["ms"]), key=lambda row: -row["ms"])[:_LONGEST]
-    lines = [[column.text(row) for column in found.columns] for row in [*found.rows, found.total]]
     figure = draw_roofline(found.rows, peaks)
     return render(
         "profile.html",
@@ -40,8 +39,7 @@ def page(
         spread=None if spread is None else said_of(spread),
         longest=[(row["layer"], row["ms"], 100 * row["ms"] / rows[0]["ms"]) for row in rows],
         roofline=picture_source(functools.partial(figure.savefig, format="png", dpi=110)),
-        headings=[column.heading for column in found.columns],
-        lines=lines,
+        by_layer=found.filled(),
         machine=machine,
     )
 
@@ -56,7 +54,8 @@ def said_of(spread: Mapping[str, float]) -> str:
 
 
 def draw_roofline(rows: list[dict], peaks: Peaks) -> Figure:
-    """Operations a second over operations a byte: the rows that say both, below the ceilings of their precision."""
+    """Operations a second over operations a byte: the rows that say both, below the ceilings of their precision;
+    those that take longest by name."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -67,13 +66,15 @@ def draw_roofline(rows: list[dict], peaks: Peaks) -> Figure:
         limits = [peaks.limit(precision, intensity) for intensity in intensities]
         label = f"{precision}, measured: {peaks.gops[precision]:.0f} GOP/s"
         panel.plot(intensities, limits, color=_COLOURS[precision], label=label)
+    named = sorted(rows, key=lambda row: -(row["ms"] or 0))[:_LONGEST]
     for row in rows:
         if row.get("gops") and row.get("bytes"):
             intensity = 2 * row["executed_macs"] / row["bytes"]
             size = 20 + 400 * row["share"]
             colour = _COLOURS.get(row.get("precision") or "fp32", "tab:gray")
             panel.scatter(intensity, row["gops"], s=size, alpha=0.6, color=colour, linewidths=0)
-            panel.annotate(row["layer"], (intensity, row["gops"]), fontsize=6)
+            if row in named:
+                panel.annotate(row["layer"], (intensity, row["gops"]), fontsize=8)
     panel.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GOP/s")
     panel.grid(alpha=0.3, which="both")
     panel.legend(loc="lower right")
@@ -91,5 +92,5 @@ def _headline(found: Profile, peaks: Peaks) -> list[tuple[str, str]]:
     if total["gops"]:
         reached = percent(total["gops"] / max(peaks.gops.values()))
         cards.append((f"{total['gops']:.0f} GOP/s", f"{reached} of the highest ceiling"))
-    cards.append((f"{total['peak_bytes'] / 1e6:.0f} MB", "of activations at the most"))
+    cards.append((f"{total['peak_bytes'] / 1e6:.3g} MB", "of activations at the most"))
     return cards

@@ -72,6 +72,15 @@ class Report:
         headings = [column.heading for column in self.columns]
         return render("table.html", title=self.title, headings=headings, lines=lines[:-1], total=lines[-1])
 
+    def filled(self) -> dict[str, list]:
+        """What a page shows of the columns that say anything: `headings`, and `lines` of text, the total the last."""
+        lines = [[column.text(row) for column in self.columns] for row in [*self.rows, self.total]]
+        places = [place for place in range(len(self.columns)) if any(line[place] for line in lines)]
+        return {
+            "headings": [self.columns[place].heading for place in places],
+            "lines": [[line[place] for place in places] for line in lines],
+        }
+
     def to_markdown(self) -> str:
         """A GitHub table, the total as its last row."""
         lines = ([column.text(row) for column in self.columns] for row in [*self.rows, self.total])
