@@ -59,6 +59,16 @@ def test_optional_columns_and_totals_are_left_out():
     assert "<tfoot>" not in wide._repr_html_()
 
 
+def test_a_page_shows_the_columns_that_say_something():
+    class Layers(Report):
+        columns = (Column("name", "layer"), Column("note", "note"), Column("ms", "ms", "{:.1f}".format))
+
+    found = Layers(
+        "net", [{"name": "a", "ms": 1.25}, {"name": "c", "note": None}], {"name": "total", "ms": 2.0}
+    ).filled()
+    assert found == {"headings": ["layer", "ms"], "lines": [["a", "1.2"], ["c", ""], ["total", "2.0"]]}
+
+
 PAGES = pathlib.Path(pages.__file__).parent
 TEMPLATES = sorted(path.name for path in PAGES.glob("*.html"))
 
@@ -91,5 +101,5 @@ def test_pages_can_be_heard(name):
     if "<!doctype html>" in text:
         assert '<html lang="en">' in text and 'name="viewport"' in text and "<title>" in text
     else:
-        assert text.startswith('{% extends "page.html" %}') or name == "table.html"
+        assert text.startswith('{% extends "page.html" %}') or name.startswith(("table", "live_"))
     assert not re.search(r'(src|href)="http', text)

@@ -48,8 +48,7 @@ def page(
         looked=picture_source(functools.partial(looked.savefig, format="png", dpi=110)),
         fixed=fixed,
         strips=[(path.stem, _embedded(path)) for path in strips],
-        headings=[column.heading for column in layers.columns],
-        lines=[[column.text(row) for column in layers.columns] for row in [*layers.rows, layers.total]],
+        by_layer=layers.filled(),
         machine=machine,
     )
 
@@ -58,9 +57,10 @@ def in_words(summary: Mapping[str, Any]) -> list[str]:
     """What the numbers say, for somebody who did not ask for them."""
     dense_ms, ms = summary[f"{summary['fastest_dense']}_ms"], summary["converted_ms"]
     share = 100 * summary["executed_macs"] / summary["dense_macs"]
+    threads, batch = _counted(summary["threads"], "thread"), _counted(summary["batch"], "picture")
     lines = [
-        f"On this machine, with {summary['threads']} threads, the converted network takes {ms:g} milliseconds for "
-        f"{_pictures(summary['batch'])} of {summary['size']} pixels, where the fastest form of the original takes "
+        f"On this machine, with {threads}, the converted network takes {ms:g} milliseconds for {batch} of "
+        f"{summary['size']} pixels, where the fastest form of the original takes "
         f"{dense_ms:g}: it is {summary['speedup']:.2f} times as fast. It does {share:.0f} % of the multiplications, "
         f"which would make it {summary['theoretical_speedup']:.2f} times as fast if nothing else took time."
     ]
@@ -68,11 +68,14 @@ def in_words(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"Beware: {summary['imitated']}.")
     if summary["speedup"] < 1:
         lines.append("That is slower than the original: this conversion is of no use on this machine.")
-    return [*lines, f"On {_pictures(summary['pictures'])} that nothing was calibrated on {_agreement(summary)}."]
+    return [
+        *lines,
+        f"On {_counted(summary['pictures'], 'picture')} that nothing was calibrated on {_agreement(summary)}.",
+    ]
 
 
-def _pictures(count: int) -> str:
-    return f"{count} picture{'s' * (count != 1)}"
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _agreement(summary: Mapping[str, Any]) -> str:
@@ -97,23 +100,24 @@ def looked_at(model: nn.Module, x: Tensor) -> tuple[np.ndarray, dict[str, np.nda
 
 
 def draw_looked(picture: Tensor, share: np.ndarray, masks: Mapping[str, np.ndarray]) -> Figure:
-    """Panels side by side: the picture, uint8 [3, H, W]; the share; the picture as each layer computes it."""
+    """Panels, two in a row: the picture, uint8 [3, H, W]; the share; the picture as each layer computes it."""
     import torch.nn.functional as F
     from matplotlib.figure import Figure
 
-    count = 2 + len(masks)
-    figure = Figure(figsize=(4.2 * count, 4.2 * picture.shape[1] / picture.shape[2] + 0.5), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False)[0]
+    rows = -(-(2 + len(masks)) // 2)
+    tall = 4.2 * picture.shape[1] / picture.shape[2] + 0.5
+    figure = Figure(figsize=(9, tall * rows), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).flatten()
     panels[0].imshow(picture.permute(1, 2, 0).cpu().numpy())
-    panels[0].set_title("picture", fontsize=9)
+    panels[0].set_title("picture", fontsize=11)
     shown = panels[1].imshow(share, cmap="viridis", vmin=0, vmax=1)
-    panels[1].set_title("share of the work that is done", fontsize=9)
+    panels[1].set_title("share of the work that is done", fontsize=11)
     figure.colorbar(shown, ax=panels[1], fraction=0.046)
     for panel, (name, kept) in zip(panels[2:], masks.items()):
         small = F.interpolate(picture[None].float().cpu() / 255, kept.shape, mode="bilinear", antialias=True)[0]
         seen = small.permute(1, 2, 0).clamp(0, 1).numpy() * (_DARK + (1 - _DARK) * kept[..., None])
         panel.imshow(seen, interpolation="nearest")
-        panel.set_title(f"{name}: {int(kept.sum())} of {kept.size} positions", fontsize=9)
+        panel.set_title(f"{name}: {int(kept.sum())} of {kept.size} positions", fontsize=11)
     for panel in panels:
         panel.set_axis_off()
     return figure

@@ -62,7 +62,6 @@ def write_report(path: pathlib.Path, found: Findings) -> None:
 def page(found: Findings) -> str:
     ours = [k for k, row in enumerate(found.rows) if is_ours(row)]
     objects, kept = (_image(found.pictures[name]) for name in ("objects.png", "kept_positions.png"))
-    layers, columns = found.layers, found.layers.columns
     return render(
         "demo.html",
         title="accel demo",
@@ -71,12 +70,12 @@ def page(found: Findings) -> str:
         rows=found.rows,
         ours=ours,
         longest=max(row["ms_per_picture"] for row in found.rows),
-        summary=_table([heading for heading, _ in COLUMNS], [[text(row) for _, text in COLUMNS] for row in found.rows]),
+        summary={
+            "headings": [heading for heading, _ in COLUMNS],
+            "lines": [[text(row) for _, text in COLUMNS] for row in found.rows],
+        },
         first=found.rows[ours[0]]["network"],
-        layers=_table(
-            [column.heading for column in columns],
-            [[column.text(row) for column in columns] for row in [*layers.rows, layers.total]],
-        ),
+        by_layer=found.layers.filled(),
         objects=objects,
         kept=kept,
         machine=found.machine,
@@ -92,10 +91,6 @@ def _headline(found: Findings) -> tuple[tuple[str, str], ...]:
         (f"{100 * ours['accuracy']:.1f} %", f"right classes (dense {100 * dense['accuracy']:.1f} %)"),
         (f"{ours['mask_iou']:.3f}", f"IoU of the object mask (dense {dense['mask_iou']:.3f})"),
     )
-
-
-def _table(headings: list[str], lines: list[list[str]]) -> dict[str, list]:
-    return {"headings": headings, "lines": lines}
 
 
 def _image(picture: PIL.Image.Image) -> str:

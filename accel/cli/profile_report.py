@@ -20,7 +20,7 @@ from accel.reports.tables import Column, Report, comma_separated, percent, show_
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LONGEST = 8  # rows of the bars
+_LONGEST = 8  # layers that have a bar, and a name beside their dot
 _COLOURS = {"fp32": "tab:blue", "int8": "tab:orange", "bf16": "tab:green", "fp16": "tab:red"}
 
 
@@ -131,7 +131,8 @@ def said_of(spread: Mapping[str, float]) -> str:
 
 
 def draw_roofline(rows: list[dict], peaks: Peaks) -> Figure:
-    """Operations a second over operations a byte: the rows that say both, below the ceilings of their precision."""
+    """Operations a second over operations a byte: the rows that say both, below the ceilings of their precision;
+    those that take longest by name."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -142,13 +143,15 @@ def draw_roofline(rows: list[dict], peaks: Peaks) -> Figure:
         limits = [peaks.limit(precision, intensity) for intensity in intensities]
         label = f"{precision}, measured: {peaks.gops[precision]:.0f} GOP/s"
         panel.plot(intensities, limits, color=_COLOURS[precision], label=label)
+    named = sorted(rows, key=lambda row: -(row["ms"] or 0))[:_LONGEST]
     for row in rows:
         if row.get("gops") and row.get("bytes"):
             intensity = 2 * row["executed_macs"] / row["bytes"]
             size = 20 + 400 * row["share"]
             colour = _COLOURS.get(row.get("precision"), "tab:gray")
             panel.scatter(intensity, row["gops"], s=size, alpha=0.6, color=colour, linewidths=0)
-            panel.annotate(row["layer"], (intensity, row["gops"]), fontsize=6)
+            if row in named:
+                panel.annotate(row["layer"], (intensity, row["gops"]), fontsize=8)
     panel.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GOP/s")
     panel.grid(alpha=0.3, which="both")
     panel.legend(loc="lower right")
@@ -159,7 +162,6 @@ def _section(found: Findings, size: int, profile: Profile) -> dict[str, Any]:
     """What the page says of one batch size."""
     rows = [row for row in found.grouped(profile).rows if row["ms"]]
     longest = sorted(rows, key=lambda row: -row["ms"])[:_LONGEST]
-    headings, lines = found.readable(profile).cells()
     roofline = None
     if found.peaks is not None:
         figure = draw_roofline(rows, found.peaks)
@@ -170,8 +172,7 @@ def _section(found: Findings, size: int, profile: Profile) -> dict[str, Any]:
         "headline": _headline(profile.total),
         "longest": [(row["layer"], row["ms"], 100 * row["ms"] / longest[0]["ms"]) for row in longest],
         "roofline": roofline,
-        "headings": headings,
-        "lines": lines,
+        "by_layer": found.readable(profile).filled(),
     }
 
 

@@ -33,8 +33,8 @@ def page(model: str, asked: str, found: FoundRules, plot: pathlib.Path) -> str:
         origin=total["start"],
         plot=picture_source(lambda file: file.write(plot.read_bytes())),
         networks=_networks(found),
-        headings=[column.heading for column in report.columns],
-        lines=[[column.text(row) for column in report.columns] for row in [*report.rows, total]],
+        costs=found.table.unit,
+        by_layer=report.filled(),
     )
 
 

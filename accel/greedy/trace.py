@@ -12,7 +12,7 @@ from accel.files import write_figure, write_text
 from accel.greedy.candidates import Space
 from accel.greedy.record import Tried
 from accel.greedy.table import DENSE, Table
-from accel.reports.tables import Column, Report, comma_separated, percent
+from accel.reports.tables import Column, Report, comma_separated, percent, show_macs
 
 RULES, STEPS, NETWORKS, PLOT = "rules.json", "trace.csv", "networks.csv", "trace.png"
 
@@ -36,6 +36,11 @@ class Step:
     start: str
 
 
+def _cost(value: float) -> str:
+    """2.36 M, or 0.4837: MACs, or milliseconds."""
+    return show_macs(value) if value >= 1e4 else f"{value:.4g}"
+
+
 class Found(Report):
     """The candidate of every layer that was searched, and why."""
 
@@ -46,8 +51,8 @@ class Found(Report):
         Column("interpolate", "filled by"),
         Column("precision", "precision"),
         Column("rank", "rank"),
-        Column("dense_cost", "dense", "{:.4g}".format),
-        Column("cost", "now", "{:.4g}".format),
+        Column("dense_cost", "dense", _cost),
+        Column("cost", "now", _cost),
         Column("note", "note"),
     )
 

@@ -88,6 +88,15 @@ class Report:
         total = [lines.pop()] if self.total else []
         return render("table.html", title=self.title, headings=headings, lines=lines, total=total)
 
+    def filled(self) -> dict[str, list]:
+        """What a page shows of the columns that say anything: `headings`, and `lines` of text, the total the last."""
+        headings, lines = self.cells()
+        places = [place for place in range(len(headings)) if any(line[place] for line in lines)]
+        return {
+            "headings": [headings[place] for place in places],
+            "lines": [[line[place] for place in places] for line in lines],
+        }
+
     def to_markdown(self) -> str:
         """A GitHub table, the total as its last row."""
         return markdown(*self.cells())
