@@ -86,7 +86,6 @@ def test_it_gives_what_the_model_gives(config, tmp_path):
     step = float(expected.max() - expected.min()) / 255  # of the output as bytes
     close = {"rtol": 0.0, "atol": step} if config == "int8" else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(found, expected, **close)
-    print("STEP", step, (found - expected).abs().max())
     assert done.path == path and done.difference <= (0.02 if config == "int8" else 1e-5)
     assert domains(path) <= STANDARD
     names = ("stem", "a", "b", "join")
