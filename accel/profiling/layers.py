@@ -16,7 +16,7 @@ from accel.profiling.flops import SavesMacs, layer_macs
 from accel.profiling.layer_times import Times, measured_times
 from accel.profiling.peaks import PRECISIONS, Peaks
 from accel.profiling.sides import fastest_form, laid_out
-from accel.reports.tables import Column, Report, percent, show_macs, show_rate
+from accel.reports.tables import Column, Report, percent, show_bytes, show_macs, show_rate
 from accel.running import one_by_one, run_watched
 
 
@@ -130,11 +130,11 @@ def profile(
     for row in (*rows, total):
         row["peak_gops"] = peaks.gops.get(row["precision"]) if peaks else None
     rows, total = [derived(row, total) for row in rows], derived(total, total)
-    megabytes = " instead of ".join(f"{count / 1e6:.1f} MB" for count in reversed(times.peak_bytes.values()))
+    activations = " instead of ".join(map(show_bytes, reversed(times.peak_bytes.values())))
     threads = torch.get_num_threads()
     title = f"{type(model).__name__} on {_described(as_batch(x))}, {threads} thread{'s' if threads > 1 else ''}"
     said = f", beside {beside} in {form}" if form else ""
-    return Profile(f"{title}{said}; activations take at most {megabytes}{_uncounted(rows)}", rows, total)
+    return Profile(f"{title}{said}; activations take at most {activations}{_uncounted(rows)}", rows, total)
 
 
 def derived(row: Mapping, total: Mapping) -> dict:
