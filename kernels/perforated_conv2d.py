@@ -71,6 +71,7 @@ def perforated_conv2d(
         source: the set on the H x W input map that x is compact on; taps read x through `source.nearest`.
         precision: "fp32", that of the tensors; or "bf16": x and weight are rounded to it, halves to even, and the
             products are summed up as before; gradients pass as if nothing had been rounded. x may be bf16 already.
+            CPUs that multiply bf16 by instructions of their own (AVX512_BF16) take subnormal numbers for zeros.
         out_dtype: torch.bfloat16, of that precision alone: the output is rounded last, for readers that would round it.
 
     Returns:
