@@ -1,5 +1,5 @@
-"""Steps between layers in eight bits that work on bytes: bilinear resizings, sums that no layer adds, bounds, means of a
-whole map, and the way back to numbers."""
+"""Steps between layers in eight bits that work on bytes: bilinear resizings, sums that no layer adds, bounds, means of
+a whole map, and the way back to numbers."""
 
 from __future__ import annotations
 
