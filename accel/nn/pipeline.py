@@ -4,7 +4,7 @@ First the batch norm and the activation behind a perforated convolution move int
 convolution whose every reader can work on compact rows hands these over: position-wise layers run on the rows, and the
 next convolution or pooling reads them through the nearest map (Figurnov et al., NIPS 2016, implicit interpolation), so
 that nothing of dense size is written between them. In eight bits a layer gives bytes to those in eight bits that alone
-read it, some behind a max pooling.
+read it, some behind what works on bytes as well: see `accel.nn.byte_regions`.
 Where a dense map is written and a residual added to it, the sum and the activation behind it move into the
 convolution's call as well.
 """
