@@ -105,8 +105,8 @@ def draw_looked(picture: Tensor, share: np.ndarray, masks: Mapping[str, np.ndarr
     from matplotlib.figure import Figure
 
     rows = -(-(2 + len(masks)) // 2)
-    tall = 4.2 * picture.shape[1] / picture.shape[2] + 0.5
-    figure = Figure(figsize=(9, tall * rows), layout="constrained")
+    tall = 4.7 * picture.shape[1] / picture.shape[2] + 0.5
+    figure = Figure(figsize=(10, tall * rows), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False).flatten()
     panels[0].imshow(picture.permute(1, 2, 0).cpu().numpy())
     panels[0].set_title("picture", fontsize=11)
