@@ -42,7 +42,7 @@ def drawn(channels, batch=3, size=(13, 10)) -> torch.Tensor:
 
 
 def compare(stage: AdaptiveStage, x: torch.Tensor) -> None:
-    """The engine ran, and gave the bits of dense execution under the mask; shares, but for one subtraction."""
+    """The engine ran, and gave the bits that dense execution under the mask gives; shares, but for a subtraction."""
     with torch.no_grad(), recorded_stages() as did:
         out = stage(x)
         assert stage._fused._plans[tuple(x.shape[2:])] is not None
