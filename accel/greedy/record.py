@@ -94,5 +94,6 @@ class Record:
 
     @property
     def best(self) -> Tried | None:
-        """The best of those that meet the target."""
-        return self.first if self.target.is_met(self.first) else None
+        """The best of those that meet the target, if there are any."""
+        first = min(self, key=self.target.rank, default=None)
+        return first if first is not None and self.target.is_met(first) else None

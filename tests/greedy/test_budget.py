@@ -11,6 +11,7 @@ from accel.errors import ConfigError, ConversionError
 from accel.greedy import losses
 from accel.greedy import search as search_module
 from accel.greedy.budget import Budget, OutOfTime
+from accel.greedy.record import Record, Target
 from accel.nn.perforated import PerforatedConv2d
 
 
@@ -133,3 +134,4 @@ def test_minutes_are_those_of_the_call(find, tmp_path):
 def test_too_little_time_says_how_far_it_came(find):
     with pytest.raises(ConversionError, match=r"macs=0\.45 cannot be met: .*; give more minutes|no time to measure"):
         find(0.05, macs=0.45)
+    assert Record(Target("speedup", 2.0)).best is None
