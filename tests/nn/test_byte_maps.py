@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import accel
 from accel import Rules
 from accel.kernels.positions import every_position
 from accel.kernels.quantization import Affine
@@ -307,3 +308,14 @@ def test_bytes_are_added_to_weighted_sums(monkeypatch):
     rules = Rules({"outer": FILLS["fitted"], "*": WHOLE})
     fast, x = convert(Stage().eval(), rules), pictures(seed=7)
     assert not unrecorded(fast, x).isnan().any() and not seen, "no detour through fp32"
+
+
+@torch.no_grad()
+def test_how_far_a_layer_reaches_is_saved(tmp_path):
+    torch.manual_seed(0)
+    net, x = Stage().eval(), pictures(seed=7)
+    fast = convert(net)
+    accel.save_converted(fast, tmp_path / "saved")
+    again = accel.load_converted(tmp_path / "saved", net)
+    assert torch.equal(again.short.quantization.reach, fast.short.quantization.reach)
+    assert torch.equal(again(x), fast(x)) and installed(again)[0][1].chains.bytes["short"] == ["outer"]
