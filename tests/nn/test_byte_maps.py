@@ -310,6 +310,29 @@ def test_bytes_are_added_to_weighted_sums(monkeypatch):
     assert not unrecorded(fast, x).isnan().any() and not seen, "no detour through fp32"
 
 
+@pytest.mark.parametrize("batch", [1, 5])
+@torch.no_grad()
+def test_bytes_pass_from_one_recording_to_another(batch):
+    """A transposed convolution, which has no form in eight bits, lies between two; what it gives becomes bytes where it
+    is joined with bytes."""
+
+    class Transposed(UNet):
+        def __init__(self):
+            super().__init__(nn.ConvTranspose2d(24, 24, 2, 2))
+
+    torch.manual_seed(0)
+    fast, x = convert(Transposed().eval()), pictures(seed=7)[:batch]
+    (_, path) = installed(fast)[0]
+    assert path.chains.bytes == {"outer": ["inner", "cat"], "joint": ["last"]} and path.chains.numbers == {
+        "inner": ["up"]
+    }
+    found = unrecorded(fast, x)
+    assert all(torch.equal(fast(x), found) for _ in range(2)) and path.doubt is None
+    assert len(programs(fast)) == 2 and None not in programs(fast)
+    with one_by_one():
+        assert relative_norm(found, fast(x)) < 1e-2
+
+
 @torch.no_grad()
 def test_how_far_a_layer_reaches_is_saved(tmp_path):
     torch.manual_seed(0)
