@@ -3,6 +3,7 @@
 | backward | dtypes  | layouts                         | granularity | limits                        |
 |----------|---------|---------------------------------|-------------|-------------------------------|
 | none     | float32 | any map in, channels_last out   | image       | 57 inputs and outputs         |
+|          | uint8   |                                 |             |                               |
 
 Not an op: an inference routine that other backends do not have. What the calls of `perforated_conv2d`, `interpolate`,
 `quantized_conv2d`, `quantized_interpolate`, `quantize`, `max_rows`, `mean_rows`, `join_rows` and `sum_rows` between
@@ -32,7 +33,8 @@ def prepare_replay(run: Callable[..., Sequence[object]], inputs: Sequence[Tensor
     """Record what `run` does with the first images of the inputs; None where it does more than the engine can repeat.
 
     Args:
-        run: fp32 maps [N, C, H, W] on the CPU -> its outputs; every image by itself. It is called at most twice.
+        run: maps [N, C, H, W] on the CPU, fp32 or bytes -> its outputs; every image by itself. It is called at most
+            twice.
         inputs: such maps.
     """
     return dispatch.find("cpu", "prepare_replay", "replay")(run, inputs)

@@ -56,7 +56,8 @@ def with_ranges(layer: nn.Conv2d | nn.Linear, conversion: Conversion) -> Convers
     zero = torch.tensor(0, dtype=torch.int64, device="cpu")
     clip = torch.ones(given, dtype=torch.float32, device="cpu")
     mean = torch.zeros(read, dtype=torch.float32, device="cpu")
-    return dataclasses.replace(conversion, quantization=Quantization(scale, zero, clip, mean))
+    reach = None if is_linear else torch.tensor([[-1.0], [1.0]], dtype=torch.float32, device="cpu").repeat(1, given)
+    return dataclasses.replace(conversion, quantization=Quantization(scale, zero, clip, mean, reach))
 
 
 def with_ranks(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:

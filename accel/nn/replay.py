@@ -8,7 +8,7 @@ nothing watches or replaces a layer of it; where torch needs to see the calls, i
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from accel.kernels.dispatch import active_backend
 from accel.kernels.replay import Program, engine_state, prepare_replay
 from accel.nn import byte_maps, compact, dense
+from accel.nn.compact import Compact
 from accel.nn.effects import may_move, writes
 from accel.nn.folding import is_computed
 from accel.nn.graph import module_of, says_size
@@ -24,6 +25,7 @@ from accel.nn.quantized import is_floating
 
 _KEPT = 8  # programs of a segment: one for every shape of its inputs
 _ON_BYTES = (byte_maps.blend, byte_maps.mean, byte_maps.bounded, byte_maps.join, byte_maps.numbers)
+_FLOATS = torch.empty(0, dtype=torch.float32, device="cpu")
 _CALLS = ("call_function", "call_method", "call_module")
 
 
@@ -156,15 +158,14 @@ class Segment:
     def _may_replay(self, inputs: tuple) -> bool:
         if self._rounds and is_floating():
             return False
-        for x in inputs:
-            if type(x) is not Tensor or x.dim() != 4 or x.dtype is not torch.float32 or not x.numel():
-                return False
-        return self._counted and len({len(x) for x in inputs}) == 1 and active_backend(inputs[0]) == "cpu"
+        if not all(map(_is_map, inputs)):
+            return False
+        return self._counted and len({x.shape[0] for x in inputs}) == 1
 
-    def _program(self, inputs: tuple[Tensor, ...]) -> Program | None:
-        key, programs = (engine_state(), *[x.shape for x in inputs]), self._programs
+    def _program(self, inputs: tuple[Tensor | Compact, ...]) -> Program | None:
+        key, programs = (engine_state(), *[(type(x), x.shape) for x in inputs]), self._programs
         if key not in programs:
-            made = prepare_replay(lambda *some: self._code(self._root, *some), inputs)
+            made = prepare_replay(lambda *some: self._on_images(map(_as_value, some)), list(map(_as_image, inputs)))
             made = None if made is None or not self._is_proved(made, inputs) else made
             kept = {**dict(list(programs.items())[1 - _KEPT :]), key: made}
             if programs is self._programs:  # else a weight has changed meanwhile
@@ -175,11 +176,38 @@ class Segment:
     def _is_proved(self, program: Program, inputs: tuple[Tensor, ...]) -> bool:
         """Whether a program of bytes or bf16 gives the numbers of the calls, all of them. That of floats is compared
         with the model's own forward, as is the whole path; these differ from that by rounding, which hides faults."""
-        return not self._rounds or all(map(torch.equal, _run(program, inputs), self._code(self._root, *inputs)))
+        if not self._rounds:
+            return True
+        return all(map(torch.equal, map(_as_image, _run(program, inputs)), self._on_images(inputs)))
+
+    def _on_images(self, inputs: Iterable[Tensor | Compact]) -> list[object]:
+        """The outputs call by call, maps in bytes as images."""
+        return list(map(_as_image, self._code(self._root, *inputs)))
 
 
-def _run(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return program.run([x.contiguous(memory_format=torch.channels_last) for x in inputs])
+def _is_map(x: object) -> bool:
+    """Whether a recording can take an input: a map of floats, or what another segment gave in bytes."""
+    if isinstance(x, Compact):
+        return _as_image(x) is not x and active_backend(_FLOATS) == "cpu"
+    if type(x) is not Tensor or x.dim() != 4 or x.dtype is not torch.float32 or not x.numel():
+        return False
+    return active_backend(x) == "cpu"
+
+
+def _as_image(value: object) -> object:
+    """A map in bytes that one segment hands to another, as a tensor; anything else as it is."""
+    if not isinstance(value, Compact) or not value.batched or value.rows.dtype is not torch.uint8:
+        return value
+    return value.as_image() if compact.stand_ins(value) is None and value.rows.numel() else value
+
+
+def _as_value(image: Tensor) -> Tensor | Compact:
+    return compact.handed_over(image) if image.dtype is torch.uint8 else image
+
+
+def _run(program: Program, inputs: Sequence[Tensor | Compact]) -> tuple[Tensor | Compact, ...]:
+    images = [x.contiguous(memory_format=torch.channels_last) for x in map(_as_image, inputs)]
+    return tuple(map(_as_value, program.run(images)))
 
 
 def compile_graph(graph: fx.Graph) -> Callable:

@@ -107,7 +107,8 @@ class Tape:
             if not isinstance(out, Tensor) or out.dim() != 4 or out.dtype is not torch.float32:
                 return False
             buffer = self.buffers[self._places.get(out.data_ptr(), 0)]
-            if buffer.outside >= 0 or buffer.tensor.shape != out.shape:
+            same = out.dtype is torch.uint8 or buffer.tensor.shape == out.shape  # maps in bytes are made as rows
+            if buffer.outside >= 0 or buffer.tensor.nbytes != out.nbytes or not same:
                 return False
             buffer.outside = inputs + index
         return self.understood and inputs + len(outputs) <= record.MOST_OUTSIDE
@@ -126,7 +127,7 @@ class Program:
 
     def __init__(self, tape: Tape, outputs: Sequence[Tensor], group: int, batch: int) -> None:
         self._groups, self._threads = batch // group, torch.get_num_threads()
-        self._shapes = [(batch, *out.shape[1:]) for out in outputs]
+        self._made = [((batch, *out.shape[1:]), torch.channels_last, out.dtype) for out in outputs]
         offsets, self._bytes = arrange(tape.buffers)
         buffers = [
             record.REPLAY_BUFFER.struct(outside=b.outside, bytes=offset if b.outside < 0 else b.tensor.nbytes)
@@ -142,12 +143,12 @@ class Program:
         self._kept = tape.kept
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The outputs for channels_last fp32 inputs of the recorded shapes, of the whole batch.
+        """The outputs for channels_last inputs of the recorded shapes and dtypes, of the whole batch.
 
         Raises:
             ValueError: a NaN or an infinity, of which no byte can be made.
         """
-        outputs = tuple([empty(shape, memory_format=torch.channels_last) for shape in self._shapes])
+        outputs = tuple([empty(*made) for made in self._made])
         memory = empty((min(self._groups, self._threads) * self._bytes,), dtype=torch.uint8)
         at = [x.data_ptr() for x in (*inputs, *outputs)]
         if not _engine.replay(self._replay, *at, memory=memory.data_ptr()):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import accel
 from accel import Rules
 from accel.kernels.positions import every_position
 from accel.kernels.quantization import Affine
@@ -307,3 +308,37 @@ def test_bytes_are_added_to_weighted_sums(monkeypatch):
     rules = Rules({"outer": FILLS["fitted"], "*": WHOLE})
     fast, x = convert(Stage().eval(), rules), pictures(seed=7)
     assert not unrecorded(fast, x).isnan().any() and not seen, "no detour through fp32"
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@torch.no_grad()
+def test_bytes_pass_from_one_recording_to_another(batch):
+    """A transposed convolution, which has no form in eight bits, lies between two; what it gives becomes bytes where it
+    is joined with bytes."""
+
+    class Transposed(UNet):
+        def __init__(self):
+            super().__init__(nn.ConvTranspose2d(24, 24, 2, 2))
+
+    torch.manual_seed(0)
+    fast, x = convert(Transposed().eval()), pictures(seed=7)[:batch]
+    (_, path) = installed(fast)[0]
+    assert path.chains.bytes == {"outer": ["inner", "cat"], "joint": ["last"]} and path.chains.numbers == {
+        "inner": ["up"]
+    }
+    found = unrecorded(fast, x)
+    assert all(torch.equal(fast(x), found) for _ in range(2)) and path.doubt is None
+    assert len(programs(fast)) == 2 and None not in programs(fast)
+    with one_by_one():
+        assert relative_norm(found, fast(x)) < 1e-2
+
+
+@torch.no_grad()
+def test_how_far_a_layer_reaches_is_saved(tmp_path):
+    torch.manual_seed(0)
+    net, x = Stage().eval(), pictures(seed=7)
+    fast = convert(net)
+    accel.save_converted(fast, tmp_path / "saved")
+    again = accel.load_converted(tmp_path / "saved", net)
+    assert torch.equal(again.short.quantization.reach, fast.short.quantization.reach)
+    assert torch.equal(again(x), fast(x)) and installed(again)[0][1].chains.bytes["short"] == ["outer"]
