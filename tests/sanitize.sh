@@ -30,7 +30,8 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 "$python" -c "import accel.kernels.cpu._engine as e; assert e.__file__.startswith('$work') and e.CHECKED, e.__file__"
 "$python" -m pytest -q -s -p no:cacheprovider tests/kernels/test_cpu_engine.py tests/kernels/test_cpu_reliability.py \
-    tests/kernels/test_contracts.py tests/kernels/test_record.py tests/kernels/test_quantized_conv2d.py "$@"
+    tests/kernels/test_contracts.py tests/kernels/test_record.py tests/kernels/test_quantized_conv2d.py \
+    tests/kernels/test_bf16.py "$@"
 "$python" -m pytest -q -s -p no:cacheprovider tests/kernels -k "cpu and not engine and not reliability" "$@"
 "$python" -m pytest -q -s -p no:cacheprovider tests/nn/test_replay.py tests/nn/test_replay_bytes.py \
     tests/distributions/test_gradient_ops.py "$@"
