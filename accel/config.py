@@ -18,7 +18,7 @@ from accel.mc.describe import describe, from_description
 
 VERSION = 1
 TARGETS = ("speedup", "max_drop", "macs")
-PRECISIONS = ("fp32", "int8")  # the first is the default
+PRECISIONS = FP32, INT8 = "fp32", "int8"  # the first is the default
 HALTING_ESTIMATORS = (Concrete, ScoreFunction, DisARM, REBAR, MeasureValued, Enumerate)  # those of PACT
 
 
@@ -109,8 +109,7 @@ class Perforate:
             raise ConfigError(f"{aim} finds mask and interpolate by itself: leave them out, or give keep instead")
 
     def _check_precision(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"unknown precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        _check_precision(self.precision)
         if self.in_bytes and not self.masking.is_static:
             raise ConfigError(
                 f"mask {self.mask!r} chooses positions in each image, which eight bits cannot: take another mask"
@@ -119,7 +118,7 @@ class Perforate:
     @property
     def in_bytes(self) -> bool:
         """Whether the layer computes in eight bits."""
-        return self.precision == "int8"
+        return self.precision == INT8
 
     @property
     def target(self) -> tuple[str, float] | None:
@@ -164,21 +163,34 @@ class Halting:
         tau: price of a unit in the loss, at least 0; the authors used 0.01 on CIFAR-10 and 0.005 on ImageNet.
         target: share of the stages' dense MACs to execute, in (0, 1]: training then moves tau, starting from the one
             given, until it is met (`accel.halting.budget`). None: tau stays.
+        precision: 'fp32', or 'int8': the convolutions of the units multiply bytes by signed bytes as `Perforate` says
+            (needs calibration data, which `accel.convert_model` takes); state, halting heads and outputs stay fp32.
         spatial: whether every position of the map decides for itself.
 
     Raises:
         ConfigError: a value out of range.
     """
 
-    needs_calibration: ClassVar[bool] = False
     tau: float = 0.005
     target: float | None = None
+    precision: str = PRECISIONS[0]
 
     def __post_init__(self) -> None:
         if not isinstance(self.tau, (int, float)) or not 0 <= self.tau < float("inf"):
             raise ConfigError(f"tau is the weight of the ponder cost, at least 0 and finite, got {self.tau!r}")
         if self.target is not None and not (isinstance(self.target, (int, float)) and 0 < self.target <= 1):
             raise ConfigError(f"target is the share of the MACs to execute and must lie in (0, 1], got {self.target!r}")
+        _check_precision(self.precision)
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether the units compute in eight bits."""
+        return self.precision == INT8
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a conversion needs data: for the ranges of bytes."""
+        return self.in_bytes
 
     def to_dict(self) -> dict:
         """A JSON-ready dict that `config_from_dict` reads back."""
@@ -290,10 +302,16 @@ class FixedRepeats:
 
     tau: ClassVar[float] = 0.0
     target: ClassVar[float | None] = None
+    precision: ClassVar[str] = PRECISIONS[0]
     repeats: int
 
     def __post_init__(self) -> None:
         _check_integer("repeats", self.repeats, 1)
+
+
+def _check_precision(precision: object) -> None:
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
 
 
 def _check_integer(name: str, value: object, least: int | None = None) -> None:

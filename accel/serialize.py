@@ -33,7 +33,7 @@ from accel.files import replacing, write_tensors
 from accel.fills import Fit
 from accel.low_rank import ranks_of, set_ranks
 from accel.masks import Pooling
-from accel.nn.adaptive import adaptive_configs, make_adaptive
+from accel.nn.adaptive import adaptive_configs, adaptive_stages, adopt_stages, check_stages
 from accel.nn.inference import install, refused_parts
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.quantized import Quantization
@@ -131,6 +131,9 @@ def load_converted(folder: str | os.PathLike, model: nn.Module) -> nn.Module:
         )
     convert_layers(fast, layers)
     quantize_linears(fast, _linears(folder, fast, config["linears"], quantizations))
+    for stage in adaptive_stages(fast):
+        if stage.config.in_bytes and not stage.in_bytes:
+            raise WeightsError(f"{folder} lacks the scales of stage {stage.name!r}: save the converted model again")
     fast.load_state_dict(_with_versions(state, fast))
     layers = [layer for name, layer in plain_convolutions(fast).items() if name not in config["contiguous"]]
     lay_out(layers, torch.channels_last)
@@ -212,7 +215,10 @@ def _with_stages(folder: pathlib.Path, model: nn.Module, stages: Mapping[str, Ha
         if name not in known:
             raise WeightsError(f"{folder} was made from another model: {type(model).__name__} has no stage {name!r}")
     try:
-        return make_adaptive(model, stages) if stages else model
+        if stages:
+            check_stages(model, stages)
+            adopt_stages(model, stages)
+        return model
     except ConversionError as error:
         raise WeightsError(f"{folder} was made from another model: {error}") from error
 

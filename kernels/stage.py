@@ -7,6 +7,9 @@
 Not an op: an inference routine that other backends do not have; `accel.halting.run_stage` says what it computes. Small
 groups of images go through all units, so that their maps stay in the caches; per unit, the convolutions run at the
 active positions only, then the halting head, the step and the accumulation of the output in one pass over these.
+
+Convolutions may be those of `accel.ops.quantized_conv2d`: of bytes, their sums exact. The state, which the last one
+of a unit adds to, stays in fp32.
 """
 
 from __future__ import annotations
@@ -18,14 +21,23 @@ from typing import Protocol
 from torch import Tensor
 
 from accel.kernels import dispatch
+from accel.kernels.quantization import Affine, Requantization
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StageBytes:
+    """What a convolution of bytes reads, and what becomes of its sums; a next one reads what its output stands for."""
+
+    input: Affine
+    requantization: Requantization
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageConv:
     """One convolution with its batch norm folded in and the activation behind it (see `masked_conv2d`).
 
-    Attributes: weight [K, C / groups, kh, kw]; bias [K]; stride, padding (symmetric) and dilation (vertical,
-    horizontal).
+    Attributes: weight [K, C / groups, kh, kw], fp32, or int8 with `bytes`; bias [K], then the requantization's offset;
+    stride, padding (symmetric) and dilation (vertical, horizontal).
     """
 
     weight: Tensor
@@ -35,6 +47,7 @@ class StageConv:
     dilation: tuple[int, int]
     groups: int
     activation: str
+    bytes: StageBytes | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +86,7 @@ class StagePlan(Protocol):
     """The units of a stage, prepared for one input size."""
 
     def run(self, x: Tensor, shortcut: Tensor | None, macs_before: int = 0) -> StageResult:
-        """Run the stage on x [N, C, H, W].
+        """Run the stage on x [N, C, H, W]. ValueError: a convolution of bytes reads a NaN or an infinity.
 
         Args:
             shortcut: what the first unit adds its branch to, shaped like the output; None where a convolution of the
@@ -103,6 +116,14 @@ def plan_stage(
     """
     build = dispatch.find("cpu", "plan_stage", "stage")
     return build(units, shortcut, in_size, spatial=spatial, eps=eps, sticks=sticks)
+
+
+def head_scores(state: Tensor, head: StageHead, *, logits: bool) -> Tensor:
+    """What a head says of state [N, C, H, W] everywhere, [N, H, W] or for ACT [N]: log odds, or their sigmoid.
+
+    Its sums have the order that they have in a whole stage, where the engine computes them at active positions only.
+    """
+    return dispatch.find("cpu", "head_scores", "heads")(state, head, logits=logits)
 
 
 def runs_on_engine(x: Tensor) -> bool:

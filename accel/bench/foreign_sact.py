@@ -25,7 +25,7 @@ from accel.bench.foreign_checks import worst
 from accel.bench.foreign_nets import build
 from accel.bench.runner import Row, Settings
 from accel.errors import AccelError
-from accel.nn.adaptive import adopt_stages, check_stages, is_stage
+from accel.nn.adaptive import check_stages, install_stages, is_stage
 
 if TYPE_CHECKING:
     from accel.bench.foreign_nets import Foreign
@@ -98,7 +98,7 @@ def check(network: Foreign, examples: tuple) -> Row:
     if not kept:
         return {"outcome": "refused", **found, "reason": found["reason"] or "no sequence of residual units"}
     for kind, config in (("act", accel.ACT(eps=0.3)), ("sact", accel.SACT(eps=0.3))):
-        net = adopt_stages(copy.deepcopy(model), dict.fromkeys(kept, config))
+        net = install_stages(copy.deepcopy(model), dict.fromkeys(kept, config))
         found[f"{kind}_halting"] = halting_error(network, net, examples)
         never_halt(net)
         found[kind] = worst(logits(network, net, examples), network.read(model, examples))

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from accel.calibrate.ranges import quantization_of, widened
 from accel.calibrate.settling import settle, settle_by_inputs
-from accel.config import PRECISIONS, Perforate
+from accel.config import PRECISIONS, Config, Perforate
 from accel.errors import ConfigError, DataError
 from accel.fills.fitted import noise
 from accel.fills.sums import Fit, nearest_fit
 from accel.inputs import Batch, batches, first_pictures
+from accel.nn.adaptive import dense_execution
 from accel.nn.perforated import PerforatedConv2d, shallow_copy
 from accel.nn.quantized import floating
 from accel.nn.quantized_linear import QuantizedLinear
@@ -29,13 +30,16 @@ _DOUBT = 0.02  # of the fits that gain nothing on other pictures pass
 LIMIT = 1 << 20  # input pixels that a fit uses
 
 
-def check_calibration(assigned: Mapping[str, Perforate], calibration: object) -> None:
-    """ConfigError for the first layer whose configuration needs calibration data when there is none."""
+def check_calibration(assigned: Mapping[str, Config], calibration: object) -> None:
+    """ConfigError for the first layer, or stage, whose configuration needs calibration data when there is none."""
     for name, config in assigned.items():
-        needs = {"mask": config.masking.needs_data, "interpolate": config.filling.needs_data}
-        for field, needs_data in {**needs, "precision": config.in_bytes}.items():
+        needs = {"precision": config.in_bytes}
+        if isinstance(config, Perforate):
+            needs = {"mask": config.masking.needs_data, "interpolate": config.filling.needs_data, **needs}
+        for field, needs_data in needs.items():
             if needs_data and calibration is None:
-                said = f"{field} {getattr(config, field)!r} of layer {name!r} needs data"
+                kind = "layer" if isinstance(config, Perforate) else "stage"
+                said = f"{field} {getattr(config, field)!r} of {kind} {name!r} needs data"
                 raise ConfigError(f"{said}: pass calibration= a loader or list of inputs")
 
 
@@ -59,7 +63,7 @@ def fit_interpolation(
     only reach computed positions, is filled in by nearest values.
 
     In eight bits the range of a layer's input comes first: what it then computes is what is fitted. A layer that the
-    pictures do not reach stays in fp32, with a warning.
+    pictures do not reach stays in fp32, with a warning. Adaptive stages run densely under their masks.
 
     Args:
         model: converted; its weights, statistics and modes are left as they are.
@@ -102,7 +106,7 @@ def fit_interpolation(
         if name in quantized:
             layers[name].quantization = quantization_of(layers[name], name, x, clips)
 
-    with one_by_one():
+    with one_by_one(), dense_execution(model):
         _leave_to_nearest(fitted)
         if fitted:
             unreached = settle(model, pictures, waiting, judge, dense, own, known)

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from accel.config import MISSING, Config, Halting, Perforate, Rules, as_rules
 from accel.convert.layout import lay_out, settle_layout
+from accel.convert.stages import head_convolutions, inside_stages
 from accel.errors import ConfigError, ConversionError
 from accel.fills import Fit
 from accel.masks import Pooling
@@ -61,9 +62,10 @@ def left_dense(layer: nn.Conv2d) -> str | None:
 
 
 def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perforate]:
-    """The configuration of every convolution to convert, by its first full name, in the model's order.
+    """The configuration of every convolution to convert, by its first full name; those in the units of stages in eight
+    bits are among them.
 
-    A shared layer is found under all of its names. What `left_dense` speaks of stays as it is.
+    A shared layer is found under all of its names. What `left_dense` speaks of stays as it is, and so do halting heads.
 
     Raises:
         ConfigError: a rule that matches no convolution, nor a linear layer that it brings into eight bits.
@@ -75,30 +77,30 @@ def assign(model: nn.Module, rules: Config | Rules | Mapping) -> dict[str, Perfo
         raise ConversionError(f"{type(model).__name__} has no nn.Conv2d: there is nothing to perforate")
     stages = assign_stages(model, rules)
     rules.check_used([*reached(model, rules), *stages])
-    assigned = {}
-    for layer, aliases in names.items():
-        config = _decided(rules, aliases)
-        if isinstance(config, Perforate) and left_dense(layer) is None:
-            assigned[aliases[0]] = config
-            if config.in_bytes and (reason := why_not_bytes(layer)) is not None:
-                raise ConversionError(
-                    f"precision {config.precision!r}: layer {aliases[0]!r} {reason}; give it fp32 by a rule of its own"
-                )
-            if (lacking := config.masking.lacks(layer)) is not None:
-                raise ConfigError(
-                    f"mask {config.mask!r} of layer {aliases[0]!r} needs {lacking}: "
-                    "give it another mask by a rule of its own"
-                )
-    inside = next((name for name in assigned if any(name.startswith(f"{stage}.") for stage in stages)), None)
-    if inside is not None:
-        raise ConfigError(
-            f"{inside} lies in an adaptive stage and cannot be perforated as well: put a rule that gives its stage's "
-            "convolutions None before the one that matches it"
-        )
+    heads = head_convolutions(model)
+    free = {layer: aliases[0] for layer, aliases in names.items() if left_dense(layer) is None and layer not in heads}
+    decided = {name: _decided(rules, names[layer]) for layer, name in free.items()}
+    assigned = {name: config for name, config in decided.items() if isinstance(config, Perforate)}
+    assigned |= inside_stages(model, stages, free, assigned)
+    for layer, name in free.items():
+        if name in assigned:
+            _check_layer(name, layer, assigned[name])
     if not assigned and not stages and not linears:
         kinds = ", ".join(sorted({left_dense(layer) or type(layer).__name__ for layer in names}))
         raise ConversionError(f"the rules leave every convolution of {type(model).__name__} dense ({kinds})")
     return assigned
+
+
+def _check_layer(name: str, layer: nn.Conv2d, config: Perforate) -> None:
+    """Raise where a convolution cannot compute as it is to."""
+    if config.in_bytes and (reason := why_not_bytes(layer)) is not None:
+        raise ConversionError(
+            f"precision {config.precision!r}: layer {name!r} {reason}; give it fp32 by a rule of its own"
+        )
+    if (lacking := config.masking.lacks(layer)) is not None:
+        raise ConfigError(
+            f"mask {config.mask!r} of layer {name!r} needs {lacking}: give it another mask by a rule of its own"
+        )
 
 
 def reached(model: nn.Module, rules: Rules) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConversionError
+from accel.nn.adaptive import dense_execution
 from accel.nn.inference import InferencePath, installed
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.quantized import floating
@@ -30,7 +31,7 @@ def prove(model: nn.Module, run: Callable[[nn.Module], object]) -> None:
     Raises:
         ConversionError: a perforated layer does not compute what torch's convolution does.
     """
-    with undisturbed(model):
+    with undisturbed(model), dense_execution(model):  # stages run module by module on either side
         calls = _record(model, run)
         for name, path in installed(model):
             reason = next((said for call in calls.get(path, ()) if (said := _difference_of(path, call))), None)

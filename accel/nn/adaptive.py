@@ -8,6 +8,7 @@ The state of a position that has halted is frozen: it goes on feeding the window
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -15,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from accel.config import PACT, Halting
-from accel.errors import ConversionError
+from accel.config import FP32, INT8, PACT, Halting
+from accel.errors import ConfigError, ConversionError
 from accel.halting import Halted, Policy, Steps, run_stage
 from accel.halting.budget import control_tau
 from accel.halting.policies import refuse_nan
 from accel.halting.stage import whole_budgets
-from accel.kernels.dispatch import active_backend
-from accel.kernels.stage import StageHead
+from accel.kernels.dispatch import active_backend, is_direct
+from accel.kernels.stage import StageHead, runs_on_engine
 from accel.nn import captured, stage_op
+from accel.nn.byte_unit import EngineHead, precision_of, run_in_bytes
 from accel.nn.folding import affine
 from accel.nn.fused_stage import FusedStage
 from accel.nn.inference import install, uninstall
@@ -173,34 +175,62 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         self.account(did.executed_macs, did.dense_macs)
         return output
 
-    def _heads(self, policy: Policy) -> list[Callable[[Tensor], Tensor]]:
+    @property
+    def in_bytes(self) -> bool:
+        """Whether its units compute in eight bits."""
+        return all(precision_of(unit.description) == INT8 for unit in self._sparse)
+
+    def facts(self) -> dict[str, str | None]:
+        return {"precision": INT8, "note": f"in {INT8}"} if self.config.in_bytes else {}
+
+    def _heads(self, policy: Policy, x: Tensor) -> list[Callable[[Tensor], Tensor]]:
         """How the halting heads speak to the policy."""
-        return [policy.said_by(unit.halting) for unit in list(self)[:-1]]
+        heads = [unit.halting for unit in list(self)[:-1]]
+        if self._is_evaluation() and self.in_bytes and runs_on_engine(x) and is_direct(x):
+            heads = [head if is_watched(head) or head.bn.training else EngineHead(head) for head in heads]
+        return [policy.said_by(head) for head in heads]
+
+    def _is_evaluation(self) -> bool:
+        """Whether what runs is what evaluation computes, and nobody wants gradients or a graph of it."""
+        plain = not (self.training or torch.is_grad_enabled())
+        return plain and not (torch.compiler.is_compiling() or is_exporting())
 
     def _run_densely(self, x: Tensor, policy: Policy) -> Halted:
-        return run_stage(list(self), self._heads(policy), x, spatial=self.spatial, policy=policy)
+        units: list[Callable[[Tensor], Tensor]] = list(self)
+        if self._is_evaluation():
+            units = [functools.partial(self._run_everywhere, k) for k in range(len(self))]
+        return run_stage(units, self._heads(policy, x), x, spatial=self.spatial, policy=policy)
+
+    def _run_everywhere(self, k: int, state: Tensor) -> Tensor:
+        """Unit k as evaluation computes it."""
+        in_bytes = self._precision(k) == INT8
+        return run_in_bytes(self._sparse[k].description, state) if in_bytes else self[k](state)
+
+    def _precision(self, k: int) -> str | None:
+        """In which unit k runs by its description; None where only its own forward can do it."""
+        proved = self._sparse[k].proved
+        return None if is_watched(self[k]) or not proved.holds() else precision_of(proved.description)
 
     def _run_sparsely(self, x: Tensor, policy: Policy) -> Halted:
         """The same values, computing a unit only where something still runs."""
-        state = self[0](x)
+        state = self._run_everywhere(0, x)
         in_place = not policy.sums  # the state is the output, and the only map that is kept
         if in_place:
             seen = is_watched(self[0]) or not self._sparse[0].proved.holds()
             state = _own_map(state, copied=seen)
         steps = Steps(policy, state, whole_budgets(state, self.spatial), in_place=True)
-        for k, head in enumerate([*self._heads(policy), None]):
+        for k, head in enumerate([*self._heads(policy, x), None]):
             if k:
                 state = self._run_unit(k, state, steps.running, in_place)
             steps.take(head, state)
         return steps.halted(state)
 
     def _run_unit(self, k: int, state: Tensor, running: Tensor, in_place: bool = False) -> Tensor:
-        unit = self[k]
         if not self.spatial:
-            return _run_images(unit, state, running, in_place)
+            return _run_images(functools.partial(self._run_everywhere, k), state, running, in_place)
         full = active_backend(state) == "reference" and running.float().mean() > DENSE_ABOVE
-        if full or is_watched(unit) or not self._sparse[k].proved.holds():
-            return torch.where(running[:, None], unit(state), state)
+        if full or self._precision(k) != FP32:
+            return torch.where(running[:, None], self._run_everywhere(k, state), state)
         return self._sparse[k](state, running, in_place)
 
     def output_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -231,7 +261,7 @@ class AdaptiveStage(SelfAccounting, nn.Sequential):
         return total
 
 
-def _run_images(unit: nn.Module, state: Tensor, running: Tensor, in_place: bool) -> Tensor:
+def _run_images(unit: Callable[[Tensor], Tensor], state: Tensor, running: Tensor, in_place: bool) -> Tensor:
     """Early stopping of whole images: the unit on those that still run, regrouped into a smaller batch."""
     images = running.nonzero()[:, 0]
     if len(images) in (0, len(state)):
@@ -254,13 +284,27 @@ def make_adaptive(model: nn.Module, assigned: Mapping[str, Halting]) -> nn.Modul
 
     Raises:
         ConversionError: see `check_stages`; all is checked before a change.
+        ConfigError: a stage in eight bits, which a calibration makes.
     """
     check_stages(model, assigned)
-    return adopt_stages(model, assigned)
+    name = next((name for name, config in assigned.items() if config.in_bytes), None)
+    if name is not None:
+        raise ConfigError(
+            f"precision {assigned[name].precision!r} of stage {name!r} needs data: convert the network by "
+            "accel.convert_model, with calibration= a loader or list of inputs"
+        )
+    return install_stages(model, assigned)
 
 
-def adopt_stages(model: nn.Module, assigned: Mapping[str, Halting]) -> nn.Module:
-    """`make_adaptive` after `check_stages`."""
+def install_stages(model: nn.Module, assigned: Mapping[str, Halting]) -> nn.Module:
+    """`adopt_stages`, and the inference path."""
+    adopt_stages(model, assigned)
+    install(model)
+    return model
+
+
+def adopt_stages(model: nn.Module, assigned: Mapping[str, Halting]) -> None:
+    """`make_adaptive` after `check_stages`, but for the inference path."""
     for name, config in assigned.items():
         AdaptiveStage.adopt(model.get_submodule(name), config, name)
     first = adaptive_stages(model)[0]
@@ -270,8 +314,6 @@ def adopt_stages(model: nn.Module, assigned: Mapping[str, Halting]) -> nn.Module
         first.register_buffer("sticks", torch.ones((), dtype=torch.float32, device="cpu"))
     model.register_forward_pre_hook(open_list, prepend=True)
     model.register_forward_hook(_collect_results, always_call=True)
-    install(model)
-    return model
 
 
 def check_stages(

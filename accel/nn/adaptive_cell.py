@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from accel.config import ACT, PACT, FixedRepeats
+from accel.config import ACT, FP32, PACT, FixedRepeats
 from accel.errors import ConfigError, ConversionError
 from accel.halting import AddedScores, Halted, Policy, Steps
 from accel.nn.modes import EVALUATION, decisions_of
@@ -94,6 +94,8 @@ class AdaptiveCell(nn.Module):
             raise ConfigError(f"a cell takes ACT, PACT or FixedRepeats, got {type(config).__name__}")
         if config.target is not None:
             raise ConfigError("target is a share of a network's MACs: give a cell a tau, and no target")
+        if config.precision != FP32:
+            raise ConfigError(f"a cell computes in {FP32}, got precision {config.precision!r}: leave it out")
         if not isinstance(max_steps, int) or max_steps < 2:
             raise ConfigError(f"max_steps must be at least 2, got {max_steps!r}")
         width = hidden if hidden is not None else getattr(cell, "hidden_size", None)

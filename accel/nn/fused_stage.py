@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from accel.config import FP32
 from accel.halting import Policy
 from accel.kernels.caches import keep_newest_sizes
 from accel.kernels.dispatch import is_direct
 from accel.kernels.stage import StageConv, StagePlan, StageResult, StageUnit, plan_stage, runs_on_engine
+from accel.nn.byte_unit import precision_of, stage_conv
 from accel.nn.folding import fold
 from accel.nn.geometry import geometry_of
-from accel.nn.residual_units import BranchStep
+from accel.nn.quantized import is_floating
+from accel.nn.residual_units import BranchStep, UnitDescription
 from accel.nn.stamp import BUSY, OBSERVED, Stamp
 from accel.nn.unit_proof import ProvedUnit
 from accel.running import is_globally_watched
@@ -41,6 +45,7 @@ class FusedStage:
         self._modules = list(dict.fromkeys(module for proved in self._units for module in proved.unit.modules()))
         self._stamp = Stamp(None, self._modules, None, self._modules)
         self._plans: dict[tuple[int, int], StagePlan | None] = {}
+        self._floating_plans: dict[tuple[int, int], StagePlan | None] = {}  # of a stage in eight bits, in fp32
         self._holds = all(proved.holds() for proved in self._units)
         self._descriptions = [proved.description for proved in self._units]
         shortcut = self._descriptions[0].shortcut
@@ -74,10 +79,11 @@ class FusedStage:
                 return None
             if state > OBSERVED:
                 self._describe()
-            if size not in self._plans:
-                self._plans[size] = self._prepare(size)
-                keep_newest_sizes(self._plans)
-            return self._plans[size]
+            plans = self._floating_plans if is_floating() else self._plans
+            if size not in plans:
+                plans[size] = self._prepare(size)
+                keep_newest_sizes(plans)
+            return plans[size]
 
     def _prepare(self, size: tuple[int, int]) -> StagePlan | None:
         first = self._descriptions[0]
@@ -86,11 +92,14 @@ class FusedStage:
             return None
         if any(side[::2] != side[1::2] for side in sides):
             return None  # the engine pads both sides alike
-        shortcut = None if self._shortcut_step is None else _folded(self._shortcut_step, "none")
-        convs = [
-            tuple(_folded(step, d.activation if step is d.steps[-1] else step.activation) for step in d.steps)
-            for d in self._descriptions
-        ]
+        if len({precision_of(description) for description in self._descriptions}) > 1:
+            return None
+        convs = [_convolutions(description) for description in self._descriptions]
+        if None in convs:
+            return None
+        in_bytes = precision_of(first) != FP32
+        made = functools.partial(stage_conv, reader=None) if in_bytes else _folded
+        shortcut = None if self._shortcut_step is None else made(self._shortcut_step, "none")
         out = first.output_size(size)
         heads: list[HaltingHead | None] = [*(proved.unit.halting for proved in self._units[:-1]), None]
         units = [StageUnit(c, None if head is None else head.folded(out)) for c, head in zip(convs, heads)]
@@ -100,6 +109,18 @@ class FusedStage:
         tensors = [t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
         counted = all(t.is_cpu and not t.is_inference() for t in tensors)
         return counted and all(t.dtype is torch.float32 or not t.is_floating_point() for t in tensors)
+
+
+def _convolutions(unit: UnitDescription) -> tuple[StageConv, ...] | None:
+    """Of the unit's branch, in order; None where the engine has none that do what they do."""
+    precision, last = precision_of(unit), unit.steps[-1]
+    activations = [unit.activation if step is last else step.activation for step in unit.steps]
+    if precision is None:
+        return None
+    if precision == FP32:
+        return tuple(map(_folded, unit.steps, activations))
+    convs = tuple(map(stage_conv, unit.steps, activations, [*unit.steps[1:], None]))
+    return None if None in convs else convs
 
 
 def _folded(step: BranchStep, activation: str) -> StageConv:

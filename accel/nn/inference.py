@@ -22,7 +22,7 @@ from accel.nn.perforated import PerforatedConv2d
 from accel.nn.pipeline import Chains, Rewritten, build
 from accel.nn.quantized import floating, is_floating
 from accel.nn.quantized_linear import QuantizedLinear
-from accel.nn.stage_outputs import close_list, open_list
+from accel.nn.stage_outputs import close_list, open_list, recorded_stages
 from accel.nn.stamp import CHANGED, OBSERVED, SAME, WEIGHTS, Stamp
 from accel.nn.tracing import Traced, retrace, trace, traced_parts
 from accel.nn.witness import Steps
@@ -230,7 +230,7 @@ class InferencePath:
         if is_floating() or not any(map(_is_in_bytes, self.root.modules())):
             return self._compared(plan, args)
         random = torch.get_rng_state()
-        with floating(), state_kept(self.root):
+        with floating(), state_kept(self.root), recorded_stages():  # what stages do there is no part of this call
             reason, _ = self._compared(plan, cloned(args))
         torch.set_rng_state(random)
         run = plan.rewritten.fast if reason is None else type(self.root).forward

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConversionError
+from accel.nn.quantized import floating
 from accel.nn.residual_units import UnitDescription, describe_unit
 from accel.nn.stamp import BUSY, CHANGED, Stamp
 from accel.running import copied
@@ -70,7 +71,7 @@ def prove_unit(name: str, unit: nn.Module, size: tuple[int, int] = DEFAULT_SIZE)
         twin = _drawn_copy(unit)
         description = describe_unit(twin)
         x = _draw_input(description, size)
-        with torch.no_grad():
+        with torch.no_grad(), floating():
             difference = _difference(twin(x), _run(description, x))
     except ConversionError as error:
         fault = str(error)

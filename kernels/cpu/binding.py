@@ -12,6 +12,7 @@ from accel.kernels.cpu import _engine
 from accel.kernels.cpu.backward import masked_conv2d_backward, perforated_conv2d_backward
 from accel.kernels.cpu.fitted import interpolate_fitted, interpolate_fitted_backward, quantized_interpolate
 from accel.kernels.cpu.forward import masked_conv2d, masked_conv2d_, perforated_conv2d
+from accel.kernels.cpu.heads import head_scores
 from accel.kernels.cpu.quantized import quantize, quantized_conv2d
 from accel.kernels.cpu.replay import isa, prepare_replay
 from accel.kernels.cpu.sets import (
@@ -35,6 +36,7 @@ __all__ = [
     "halting_step",
     "halting_step_",
     "halting_step_backward",
+    "head_scores",
     "interpolate",
     "interpolate_backward",
     "interpolate_fitted",

@@ -65,6 +65,7 @@ RUN(halting_step, HaltingJob)
 RUN(halting_step_backward, HaltingGradJob)
 RUN(ponder_cost, PonderJob)
 TRY(run_stage, Stage)
+TRY(head_scores, HeadJob)
 TRY(grad_input, GradJob)
 TRY(grad_weight, GradJob)
 RUN(column_sums, ColumnSums)
@@ -129,6 +130,7 @@ static PyMethodDef methods[] = {
     METHOD(halting_step_backward, "Its gradients: HaltingGradJob."),
     METHOD(ponder_cost, "Sums of each image: PonderJob."),
     METHOD(run_stage, "An ACT or SACT stage: Stage."),
+    METHOD(head_scores, "A halting head at every position: HeadJob."),
     METHOD(grad_input, "dX of a convolution: GradJob."),
     METHOD(grad_weight, "dW of a convolution: GradJob."),
     METHOD(column_sums, "The sum of every column: ColumnSums."),

@@ -109,7 +109,7 @@ typedef struct {
     FootprintFn footprint[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1], narrow[MAX_ROWS + 1];
     FootprintFn footprint_bytes[MAX_VECTORS + 1][FOOTPRINT_ROWS + 1]; /* floats in, bytes out */
     OuterFn outer[MAX_VECTORS + 1][MAX_ROWS + 1];
-    void (*sum_rows)(const Rows *rows, int64_t first, int64_t width, float *sums);
+    void (*sum_rows)(const Rows *rows, int64_t first, int64_t width, double *sums);
     void (*score_rows)(const Rows *rows, const Step *steps, int64_t count, const float *weights, float *scores);
     void (*sigmoid_rows)(float *x, int64_t count);
     void (*blend_rows)(const Rows *rows, const int32_t *to, const float *weight, int fresh, float *out);
@@ -183,6 +183,7 @@ void accel_halting_step(const HaltingJob *job);
 void accel_halting_step_backward(const HaltingGradJob *job);
 void accel_ponder_cost(const PonderJob *job);
 int accel_run_stage(const Stage *s);
+int accel_head_scores(const HeadJob *job);
 int accel_grad_input(const GradJob *job);
 int accel_grad_weight(const GradJob *job);
 void accel_column_sums(const ColumnSums *job);

@@ -371,32 +371,58 @@ typedef struct {
     F(PonderJob, "const float *", ponder) F(PonderJob, "const int32_t *", units) F(PonderJob, "float *", rho) \
     F(PonderJob, "int64_t *", executed) F(PonderJob, "int64_t", images) F(PonderJob, "int64_t", pixels)
 
-/* offset in the memory of a group, in floats; pixels of one image's frame. */
+/* A halting head at every position: x [images][pixels][channels], frames; at: [count] the frame pixel of each
+ * position; weights, bias, pooled as in StageUnit, steps as in Stage; weights NULL: ACT's, one score an image.
+ * scores [images][count]: log odds, or their sigmoid. */
 typedef struct {
-    int64_t offset, pixels, channels;
+    const float *x, *weights, *bias, *pooled;
+    float *scores;
+    const int32_t *at;
+    const Step *steps;
+    int64_t step_count, images, pixels, count, channels, bias_step, logits, threads;
+} HeadJob;
+#define HeadJob_FIELDS(F) \
+    F(HeadJob, "const float *", x) F(HeadJob, "const float *", weights) F(HeadJob, "const float *", bias) \
+    F(HeadJob, "const float *", pooled) F(HeadJob, "float *", scores) F(HeadJob, "const int32_t *", at) \
+    F(HeadJob, "const Step *", steps) F(HeadJob, "int64_t", step_count) F(HeadJob, "int64_t", images) \
+    F(HeadJob, "int64_t", pixels) F(HeadJob, "int64_t", count) F(HeadJob, "int64_t", channels) \
+    F(HeadJob, "int64_t", bias_step) F(HeadJob, "int64_t", logits) F(HeadJob, "int64_t", threads)
+
+/* offset in the memory of a group, in floats; pixels of one image's frame; itemsize 4, of floats, or 1, of bytes. */
+typedef struct {
+    int64_t offset, pixels, channels, itemsize;
 } StageBuffer;
 #define StageBuffer_FIELDS(F) \
-    F(StageBuffer, "int64_t", offset) F(StageBuffer, "int64_t", pixels) F(StageBuffer, "int64_t", channels)
+    F(StageBuffer, "int64_t", offset) F(StageBuffer, "int64_t", pixels) F(StageBuffer, "int64_t", channels) \
+    F(StageBuffer, "int64_t", itemsize)
 
 /* offsets: [taps] pixels from a position's base in the input frame. steps: of a narrow convolution, those of its
  * footprint; else NULL. bases, places: first unit: [pixels] where a position reads and where it writes. source,
- * target: buffers. adds: to what its output holds. reach: distance to the active set. macs: of a position. */
+ * target: buffers. adds: to what its output holds. reach: distance to the active set. macs: of a position. kind,
+ * multiplier, narrow and levels: as of Job. quantizes: of bytes, the buffer of floats that source is made of
+ * first, by inverse [1] and zero_point; -1: source is there. */
 typedef struct {
-    const float *packed, *zero, *bias;
+    const void *packed, *zero;
+    const float *bias;
     const int32_t *offsets;
     const Step *steps;
     int64_t step_count;
     const int32_t *bases, *places;
-    int64_t pixels, source, target, in_channels, out_channels, taps, groups, activation, adds, reach, macs;
+    int64_t pixels, source, target, in_channels, out_channels, taps, groups, activation, adds, reach, macs, kind;
+    const float *multiplier, *inverse;
+    int64_t narrow, out_zero, low, high, zero_point, quantizes;
 } StageConv;
 #define StageConv_FIELDS(F) \
-    F(StageConv, "const float *", packed) F(StageConv, "const float *", zero) F(StageConv, "const float *", bias) \
+    F(StageConv, "const void *", packed) F(StageConv, "const void *", zero) F(StageConv, "const float *", bias) \
     F(StageConv, "const int32_t *", offsets) F(StageConv, "const Step *", steps) F(StageConv, "int64_t", step_count) \
     F(StageConv, "const int32_t *", bases) F(StageConv, "const int32_t *", places) F(StageConv, "int64_t", pixels) \
     F(StageConv, "int64_t", source) F(StageConv, "int64_t", target) F(StageConv, "int64_t", in_channels) \
     F(StageConv, "int64_t", out_channels) F(StageConv, "int64_t", taps) F(StageConv, "int64_t", groups) \
     F(StageConv, "int64_t", activation) F(StageConv, "int64_t", adds) F(StageConv, "int64_t", reach) \
-    F(StageConv, "int64_t", macs)
+    F(StageConv, "int64_t", macs) F(StageConv, "int64_t", kind) F(StageConv, "const float *", multiplier) \
+    F(StageConv, "const float *", inverse) F(StageConv, "int64_t", narrow) F(StageConv, "int64_t", out_zero) \
+    F(StageConv, "int64_t", low) F(StageConv, "int64_t", high) F(StageConv, "int64_t", zero_point) \
+    F(StageConv, "int64_t", quantizes)
 
 /* reaches: bit r is set where a list of reach r is used. The head: weights [taps][C]; bias [H * W] or [N][H * W]
  * (ACT: [1]), bias_step from one image to the next; pooled [C]. */
@@ -493,8 +519,8 @@ typedef struct {
 #define EVERY_RECORD(R) \
     R(Job) R(Step) R(FootprintRun) R(FootprintJob) R(RecordedCall) R(ReplayBuffer) R(Replay) R(PanelSize) R(Packing) \
     R(FramePiece) R(Frame) R(HugePages) R(Fill) R(MaxJob) R(Placing) R(MeanJob) R(Quantizing) R(FittedGradJob) \
-    R(ActiveJob) R(Inversion) R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(StageBuffer) \
-    R(StageConv) R(StageUnit) R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
+    R(ActiveJob) R(Inversion) R(Deviation) R(Selection) R(HaltingJob) R(HaltingGradJob) R(PonderJob) R(HeadJob) \
+    R(StageBuffer) R(StageConv) R(StageUnit) R(Stage) R(GradJob) R(ColumnSums) R(Elementwise)
 
 #define EVERY_CONSTANT(C) \
     C(MAX_VECTORS) C(GRAD_VECTORS) C(MAX_REACH) C(MOST_OUTSIDE) C(BUFFER_STATE) C(BUFFER_INPUT) C(ACT_NONE) \

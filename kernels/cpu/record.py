@@ -292,24 +292,44 @@ PONDER_JOB = Record(
     (NUMBERS, "images pixels"),
 )
 
+HEAD_JOB = Record(
+    "HeadJob",
+    "A halting head at every position: x [images][pixels][channels], frames; at: [count] the frame pixel of each "
+    "position; weights, bias, pooled as in StageUnit, steps as in Stage; weights NULL: ACT's, one score an image. "
+    "scores [images][count]: log odds, or their sigmoid.",
+    (FLOATS, "x weights bias pooled"),
+    (MADE, "scores"),
+    (INDICES, "at"),
+    ("const Step *", "steps"),
+    (NUMBERS, "step_count images pixels count channels bias_step logits threads"),
+)
+
 STAGE_BUFFER = Record(
     "StageBuffer",
-    "offset in the memory of a group, in floats; pixels of one image's frame.",
-    (NUMBERS, "offset pixels channels"),
+    "offset in the memory of a group, in floats; pixels of one image's frame; itemsize 4, of floats, or 1, of bytes.",
+    (NUMBERS, "offset pixels channels itemsize"),
 )
 
 STAGE_CONV = Record(
     "StageConv",
     "offsets: [taps] pixels from a position's base in the input frame. steps: of a narrow convolution, those of its "
     "footprint; else NULL. bases, places: first unit: [pixels] where a position reads and where it writes. source, "
-    "target: buffers. adds: to what its output holds. reach: distance to the active set. macs: of a position.",
-    (FLOATS, "packed zero bias"),
+    "target: buffers. adds: to what its output holds. reach: distance to the active set. macs: of a position. kind, "
+    "multiplier, narrow and levels: as of Job. quantizes: of bytes, the buffer of floats that source is made of first, "
+    "by inverse [1] and zero_point; -1: source is there.",
+    ("const void *", "packed zero"),
+    (FLOATS, "bias"),
     (INDICES, "offsets"),
     ("const Step *", "steps"),
     (NUMBERS, "step_count"),
     (INDICES, "bases places"),
-    (NUMBERS, "pixels source target in_channels out_channels taps groups activation adds reach macs"),
+    (NUMBERS, "pixels source target in_channels out_channels taps groups activation adds reach macs kind"),
+    (FLOATS, "multiplier inverse"),
+    (NUMBERS, "narrow out_zero low high zero_point quantizes"),
 )
+
+STAGE_OF_FLOATS = {"kind": KINDS["floats"], "multiplier": 0, "inverse": 0, "narrow": False, "out_zero": 0, "low": 0}
+STAGE_OF_FLOATS |= {"high": 0, "zero_point": 0, "quantizes": -1}
 
 STAGE_UNIT = Record(
     "StageUnit",

@@ -4,15 +4,19 @@
  * of zeros on every side, so that a tap is a constant offset from the pixel it belongs to and one list of pixels says
  * both where a convolution reads and where it writes. A unit runs its convolutions at listed pixels, adds to the state in
  * place, and then its halting head, the step and the accumulation of the output run in one pass over the same list. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine.h"
 #include "halting.h"
+#include "heads.h"
 #include "stage_contract.h"
 
-enum { CHUNK = 256 /* rows of one work item of the halting pass */, HEAD_TAPS = 9 };
+enum {
+    CHUNK = 256 /* rows of one work item of the halting pass */,
+    QUANTIZED = 1 << 14 /* numbers of one that makes bytes */,
+    HEAD_TAPS = 9
+};
 
 /* One group of images under way. Lists hold pixels of the state's frames, ascending, of all images of the group. */
 typedef struct {
@@ -26,19 +30,38 @@ typedef struct {
     int32_t *from, *to;        /* lists of a first unit, whose convolutions change the grid */
     float *weight;             /* of lists[0]: scores, then halting weights */
     float *remainder;          /* [images * pixels], or [images] */
-    float *sums, *pooled;      /* [images][channels], [images] */
-    double *totals;            /* [images][channels] of the state */
+    float *pooled;             /* [images] */
+    double *sums, *totals;     /* [images][channels]: of listed pixels, of the state */
     uint8_t *active, *wide, *rows; /* frames of the state; wide and rows: the dilated mask, and half of the way there */
 } Group;
 
 static int64_t frame_pixels(const Group *g, int64_t buffer) { return g->s->buffers[buffer].pixels; }
 
-static float *buffer(const Group *g, int64_t index)
+static void *buffer(const Group *g, int64_t index)
 {
     const StageBuffer *b = g->s->buffers + index;
     if (index == BUFFER_INPUT && !g->s->input_pieces)
         return (float *)(g->s->x + g->first * b->pixels * b->channels); /* read in place */
     return g->memory + b->offset;
+}
+
+/* The bytes that a convolution reads, of whole frames: to list what the unit needs would cost more. Returns whether a
+ * number is NaN or infinite. */
+static int make_bytes(const Group *g, const StageConv *c)
+{
+    const StageBuffer *to = g->s->buffers + c->source;
+    const int64_t each = to->pixels * to->channels, parts = (each + QUANTIZED - 1) / QUANTIZED;
+    const float *from = buffer(g, c->quantizes);
+    uint8_t *bytes = buffer(g, c->source);
+    int odd = 0;
+#pragma omp parallel for schedule(static) num_threads(g->threads) reduction(| : odd) if (g->threads > 1)
+    for (int64_t i = 0; i < g->images * parts; i++) {
+        const int64_t n = i / parts, start = i % parts * QUANTIZED, at = n * each + start;
+        const int64_t count = each - start < QUANTIZED ? each - start : QUANTIZED;
+        if (g->starts[0][n + 1] > g->starts[0][n])
+            odd |= !accel_isa_bytes->quantize(from + at, bytes + at, count, *c->inverse, (int32_t)c->zero_point);
+    }
+    return odd;
 }
 
 /* A copy of the group's part of a map in a buffer, with the border; f says how the map lies and what its pieces are. */
@@ -151,6 +174,12 @@ static int convolve(const Group *g, const StageConv *c, const int32_t *from, con
         .out_channels = c->out_channels,
         .groups = c->groups,
         .activation = c->activation,
+        .kind = c->kind,
+        .multiplier = c->multiplier,
+        .narrow = c->narrow,
+        .out_zero = c->out_zero,
+        .low = c->low,
+        .high = c->high,
         .threads = g->threads,
     };
     return accel_convolve(&job);
@@ -163,7 +192,9 @@ static int run_branch(const Group *g, int64_t k)
     int64_t *macs = g->s->macs + g->first;
     for (int64_t i = u->first_conv; i < u->first_conv + u->convs; i++) {
         const StageConv *c = g->s->convs + i;
-        int failed;
+        int failed = c->quantizes >= 0 ? make_bytes(g, c) : 0;
+        if (failed)
+            return failed;
         if (k == 0) {
             failed = convolve(g, c, g->from, g->to, list_grid(g, c));
         } else {
@@ -189,7 +220,7 @@ static void add_totals(const Group *g, double sign)
         const int64_t n = i / blocks, c = i % blocks * width, start = g->starts[0][n];
         const int64_t here = channels - c < width ? channels - c : width;
         const Rows rows = {state, g->lists[0] + start, g->starts[0][n + 1] - start, channels};
-        float *sums = g->sums + n * channels + c;
+        double *sums = g->sums + n * channels + c;
         accel_isa->sum_rows(&rows, c, here, sums);
         for (int64_t j = 0; j < here; j++)
             g->totals[n * channels + c + j] += sign * sums[j];
@@ -199,11 +230,8 @@ static void add_totals(const Group *g, double sign)
 /* The head's share that an image has in common. */
 static float pooled_score(const Group *g, const StageUnit *u, int64_t image)
 {
-    const float *weights = u->pooled;
-    double sum = 0;
-    for (int64_t c = 0; c < g->s->channels; c++)
-        sum += weights[c] * g->totals[image * g->s->channels + c];
-    return (float)(sum / (double)(g->s->height * g->s->width)) + u->bias[0] * !g->s->spatial;
+    const int64_t channels = g->s->channels, pixels = g->s->height * g->s->width;
+    return accel_pooled_score(u->pooled, g->totals + image * channels, channels, pixels) + u->bias[0] * !g->s->spatial;
 }
 
 /* One halting decision at state i of the group, whose score is h, or with sticks the log odds; returns the weight of this
@@ -278,7 +306,7 @@ static void halt(const Group *g, int64_t k)
         s->macs[g->first + n] += scored * (s->spatial ? count * HEAD_TAPS * s->channels + s->channels : s->channels);
         if (!s->spatial) {
             int going;
-            const float h = s->sticks ? g->pooled[n] : 1 / (1 + expf(-g->pooled[n]));
+            const float h = s->sticks ? g->pooled[n] : accel_sigmoid(g->pooled[n]);
             s->shares[(g->first + n) * s->unit_count + k] = decide(g, k, n, h, &going);
             for (int64_t r = start; r < start + count; r++)
                 g->active[g->lists[0][r]] = (uint8_t)going;
@@ -349,8 +377,9 @@ static int run_group(const Group *g)
                 list_pixels(g, reach);
         if (k)
             add_totals(g, -1);
-        if (run_branch(g, k))
-            return -1;
+        const int failed = run_branch(g, k);
+        if (failed)
+            return failed;
         add_totals(g, 1);
         halt(g, k);
     }
@@ -381,7 +410,7 @@ static size_t place_arrays(const Stage *s, Group *g, char *block)
     g->to = take(block, &used, s->group * s->most_pixels, sizeof(int32_t));
     g->weight = take(block, &used, rows, sizeof(float));
     g->remainder = take(block, &used, rows, sizeof(float));
-    g->sums = take(block, &used, s->group * s->channels, sizeof(float));
+    g->sums = take(block, &used, s->group * s->channels, sizeof(double));
     g->pooled = take(block, &used, s->group, sizeof(float));
     g->totals = take(block, &used, s->group * s->channels, sizeof(double));
     g->active = take(block, &used, frames, 1);

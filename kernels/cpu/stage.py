@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,16 +18,18 @@ from accel.kernels.cpu.packing import packed_weight
 from accel.kernels.cpu.plans import frame_pieces
 from accel.kernels.cpu.record import INPUT, MAX_REACH, STATE
 from accel.kernels.positions import output_size
+from accel.kernels.quantize import refuse_odd
 from accel.kernels.stage import StageConv, StageHead, StageResult, StageUnit
 
 Pair = tuple[int, int]
 GROUPS_A_THREAD = 8  # where the batch has so many images: threads that take groups side by side need not wait
 GROUPS_TO_SHARE = 4  # a thread: with fewer, groups run one after the other with all threads in each (stage.c)
 MOST_CALLS, MOST_LAYOUTS = 64, 4  # batches and threads a plan is kept ready for, and layouts of its scratch memory
+FLOAT, LINE = 4, 64  # bytes of a float, and of a cache line
 GROUP_POSITIONS = 1024  # of one group of images: enough rows for full tiles, few enough for the maps to stay in cache
 
 
-class _Grid:
+class Grid:
     """The positions of a map inside a frame with `border` zero pixels on every side."""
 
     def __init__(self, size: Pair, border: int) -> None:
@@ -52,16 +55,38 @@ class _Grid:
         return held
 
 
+@dataclasses.dataclass(frozen=True)
+class _Buffer:
+    """A map's frame for every image of a group: pixels of floats, or of bytes with `zero` in its border."""
+
+    pixels: int
+    channels: int
+    itemsize: int = FLOAT
+    zero: int = 0
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """Of StageBuffer in record.py, but for its place."""
+        return {"pixels": self.pixels, "channels": self.channels, "itemsize": self.itemsize}
+
+    @property
+    def bytes(self) -> int:
+        """Of one image."""
+        return self.pixels * self.channels * self.itemsize
+
+
 class _Call(NamedTuple):
     """What a call needs besides its tensors, for one batch, number of threads and count of MACs before.
 
-    Attributes: images of a group; threads that take groups side by side; floats of a group's buffers; Stage of
-    record.py, packed but for what changes between calls; the tensors whose addresses that holds.
+    Attributes: images of a group; threads that take groups side by side; floats of a group's buffers; where bytes of
+    these begin whose border is not 0, how many, and what it is; Stage of record.py, packed but for what changes between
+    calls; the tensors whose addresses that holds.
     """
 
     group: int
     team: int
     floats: int
+    borders: tuple[tuple[int, int, int], ...]
     stage: bytes
     kept: list[Tensor]
 
@@ -91,12 +116,15 @@ class StagePlan:
         self._reach = max(max(found) for found in reaches[1:]) if len(units) > 1 else 0
         self._border = max(1, self._reach, *(pad for conv in everyone for pad in conv.padding))
         self._in_place = all(conv.padding == (0, 0) for conv in readers)
-        self._state = _Grid(size, self._border)
-        self._input = _Grid(in_size, 0 if self._in_place else self._border)
-        self._buffers = [(self._state.pixels, self.channels), (self._input.pixels, _in_channels(first[0]))]
+        self._state = Grid(size, self._border)
+        self._input = Grid(in_size, 0 if self._in_place else self._border)
+        self._buffers = [
+            _Buffer(self._state.pixels, self.channels),
+            _Buffer(self._input.pixels, _in_channels(first[0])),
+        ]
         self._convs: list[list[int]] = []
         self._most_pixels = 0
-        self._hidden_buffers: dict[tuple[int, int], int] = {}
+        self._found_buffers: dict[tuple, int] = {}  # that later units share
         rows = [self._unit(self._first_unit(first, shortcut), 0)]
         for unit, found in zip(units[1:], reaches[1:]):
             rows.append(self._unit(self._later_unit(unit.convs, found), sum(1 << r for r in set(found))))
@@ -122,7 +150,7 @@ class StagePlan:
         shares = torch.empty(batch, self._units, *shape, dtype=torch.float32, device=CPU)
         memory = self._borrow(call)
         strides, shortcut_strides = _strides(x), (0, 0, 0) if shortcut is None else _strides(shortcut)
-        _engine.run_stage(
+        finite = _engine.run_stage(
             call.stage, x=x.data_ptr(), shortcut=address(shortcut), x_stride_n=strides[0], x_stride_c=strides[1],
             x_stride_pixel=strides[2], shortcut_stride_n=shortcut_strides[0], shortcut_stride_c=shortcut_strides[1],
             shortcut_stride_pixel=shortcut_strides[2], memory=memory.data_ptr(), output=output.data_ptr(),
@@ -130,17 +158,22 @@ class StagePlan:
         )  # fmt: skip
         self._spare.setdefault((call.group, call.team), []).append(memory)
         keep_newest(self._spare, MOST_LAYOUTS)
+        if not finite:
+            refuse_odd()
         return StageResult(output, ponder, executed, shares, macs)
 
     def _borrow(self, call: _Call) -> Tensor:
-        """The buffers of `team` groups, their borders zero: nothing but the insides is ever written.
+        """The buffers of `team` groups, their borders zero, or zero points: nothing but the insides is ever written.
 
         Where the borders lie depends on how many images a group has: only calls of one layout share memory.
         """
         try:
             return self._spare.setdefault((call.group, call.team), []).pop()
         except IndexError:  # none there, or another thread took it
-            return torch.zeros(call.team * call.floats, dtype=torch.float32, device=CPU)
+            memory = torch.zeros(call.team * call.floats, dtype=torch.float32, device=CPU)
+            for start, length, zero in call.borders:
+                memory.view(torch.uint8).view(call.team, -1)[:, start : start + length] = zero
+            return memory
 
     def _call(self, *kind: int) -> _Call:
         found = self._calls.get(kind)
@@ -154,10 +187,13 @@ class StagePlan:
         group = max(1, min(GROUP_POSITIONS // max(positions, 1), -(-batch // (GROUPS_A_THREAD * threads))))
         team = threads if -(-batch // group) >= GROUPS_TO_SHARE * threads else 1
         floats, buffers = 0, []
-        for index, (pixels, channels) in enumerate(self._buffers):
-            buffers.append(record.STAGE_BUFFER.row(offset=floats, pixels=pixels, channels=channels))
+        borders = []
+        for index, buffer in enumerate(self._buffers):
+            buffers.append(record.STAGE_BUFFER.row(offset=floats, **buffer.fields))
             if index != INPUT or not self._in_place:
-                floats += -(-group * pixels * channels // 16) * 16
+                each = -(-group * buffer.bytes // LINE) * LINE // FLOAT
+                borders += [(FLOAT * floats, FLOAT * each, buffer.zero)] * (buffer.zero != 0)
+                floats += each
         kept: list[Tensor] = []
         rows = [_with_head(row, head, batch, kept) for row, head in zip(self._rows, self._heads)]
         buffers, convs, units = (
@@ -173,9 +209,9 @@ class StagePlan:
             border=self._border, pitch=self._state.pitch, reach=self._reach, most_pixels=self._most_pixels,
             spatial=self._spatial, sticks=self._sticks, eps=self._eps,
         )  # fmt: skip
-        return _Call(group, team, floats, stage, kept)
+        return _Call(group, team, floats, tuple(borders), stage, kept)
 
-    def _pieces(self, frame: _Grid) -> tuple[int, int]:
+    def _pieces(self, frame: Grid) -> tuple[int, int]:
         """(address, number) of the pieces that fill a frame."""
         pieces = frame_pieces(frame.source(), frame.pitch)
         return self._keep(pieces), len(pieces)
@@ -186,41 +222,77 @@ class StagePlan:
 
     def _first_unit(self, convs: Sequence[StageConv], shortcut: StageConv | None) -> list[list[int]]:
         """Its convolutions may change the grid, so that each writes to a buffer of its own."""
-        rows = []
+        rows: list[list[int]] = []
         if shortcut is not None:
-            rows.append(self._conv(shortcut, INPUT, self._input, STATE, self._state, adds=False))
+            made, bytes = self._bytes_of(shortcut, INPUT, None)
+            rows.append(self._conv(shortcut, made, self._input, STATE, self._state, adds=False, **bytes))
         source, grid = INPUT, self._input
-        for conv in convs[:-1]:
-            out = _Grid(_output_size(conv, grid.size), self._border)
-            self._buffers.append((out.pixels, conv.weight.shape[0]))
-            rows.append(self._conv(conv, source, grid, len(self._buffers) - 1, out, adds=False))
-            source, grid = len(self._buffers) - 1, out
-        rows.append(self._conv(convs[-1], source, grid, STATE, self._state, adds=True))
+        for conv in convs:
+            last = conv is convs[-1]
+            out = self._state if last else Grid(_output_size(conv, grid.size), self._border)
+            target = STATE if last else self._add(_target(conv, out))
+            before = shortcut if source == INPUT else None
+            made, bytes = self._bytes_of(conv, source, before)
+            rows.append(self._conv(conv, made, grid, target, out, adds=last, **bytes))
+            source, grid = target, out
         return rows
 
     def _later_unit(self, convs: Sequence[StageConv], reaches: Sequence[int]) -> list[list[int]]:
-        """All on the state's grid; hidden buffers of one width serve every unit."""
+        """All on the state's grid; hidden buffers of one kind serve every unit."""
         rows, source = [], STATE
         for index, (conv, reach) in enumerate(zip(convs, reaches)):
             last = index == len(convs) - 1
-            target = STATE if last else self._hidden(index, conv.weight.shape[0])
-            rows.append(self._conv(conv, source, self._state, target, self._state, adds=last, reach=reach))
+            hidden = _target(conv, self._state)
+            target = STATE if last else self._shared(("hidden", index, hidden), hidden)
+            made, bytes = self._bytes_of(conv, source, None)
+            rows.append(self._conv(conv, made, self._state, target, self._state, adds=last, reach=reach, **bytes))
             source = target
         return rows
 
-    def _hidden(self, index: int, channels: int) -> int:
-        """The buffer of what convolution `index` of a later unit writes."""
-        if (index, channels) not in self._hidden_buffers:
-            self._hidden_buffers[index, channels] = len(self._buffers)
-            self._buffers.append((self._state.pixels, channels))
-        return self._hidden_buffers[index, channels]
+    def _add(self, buffer: _Buffer) -> int:
+        self._buffers.append(buffer)
+        return len(self._buffers) - 1
+
+    def _shared(self, key: tuple, buffer: _Buffer) -> int:
+        if key not in self._found_buffers:
+            self._found_buffers[key] = self._add(buffer)
+        return self._found_buffers[key]
+
+    def _bytes_of(self, conv: StageConv, source: int, before: StageConv | None) -> tuple[int, dict[str, int]]:
+        """The buffer that a convolution reads, `source` or the bytes of it, and what that adds to its fields; `before`
+        has read the same."""
+        if conv.bytes is None:
+            return source, record.STAGE_OF_FLOATS
+        of, levels = conv.bytes.input, conv.bytes.requantization.levels
+        floats = self._buffers[source]
+        fields = {
+            "kind": record.KINDS["fours"], "multiplier": self._keep(conv.bytes.requantization.multiplier.contiguous()),
+            "narrow": levels.out_zero is not None, "out_zero": levels.out_zero or 0, "low": levels.low,
+            "high": levels.high, "zero_point": of.zero_point, "inverse": 0, "quantizes": -1,
+        }  # fmt: skip
+        if floats.itemsize == 1:
+            return source, fields
+        made = self._shared(("bytes", source), dataclasses.replace(floats, itemsize=1))
+        if before is None or before.bytes is None or before.bytes.input != of:
+            inverse = torch.tensor([1 / of.scale], dtype=torch.float32, device=CPU)
+            fields |= {"inverse": self._keep(inverse), "quantizes": source}
+        return made, fields
 
     def _conv(
-        self, conv: StageConv, source: int, grid: _Grid, target: int, out: _Grid, *, adds: bool, reach: int = 0
+        self,
+        conv: StageConv,
+        source: int,
+        grid: Grid,
+        target: int,
+        out: Grid,
+        *,
+        adds: bool,
+        reach: int = 0,
+        **bytes: int,
     ) -> list[int]:
         """The fields of StageConv in record.py."""
-        narrow = is_narrow(conv.weight.shape[0], conv.groups)
-        packed = packed_weight(conv.weight, conv.groups, "narrow" if narrow else "conv")
+        narrow = conv.bytes is None and is_narrow(conv.weight.shape[0], conv.groups)
+        packed = packed_weight(conv.weight, conv.groups, "narrow" if narrow else "conv", bytes["zero_point"])
         self._kept += [conv.weight, packed]
         kernel = tuple(conv.weight.shape[2:])
         offsets = grid.offsets(kernel, conv.padding, conv.dilation)
@@ -234,7 +306,7 @@ class StagePlan:
             bases=self._keep(grid.places(out.size, conv.stride)), places=self._keep(out.places(out.size)),
             pixels=pixels, source=source, target=target, in_channels=_in_channels(conv),
             out_channels=conv.weight.shape[0], taps=kernel[0] * kernel[1], groups=conv.groups,
-            activation=record.ACTIVATIONS[conv.activation], adds=adds, reach=reach, macs=conv.weight.numel(),
+            activation=record.ACTIVATIONS[conv.activation], adds=adds, reach=reach, macs=conv.weight.numel(), **bytes,
         )  # fmt: skip
 
     def _keep(self, tensor: Tensor) -> int:
@@ -284,6 +356,13 @@ def _reaches(convs: Sequence[StageConv]) -> list[int]:
         reaches.append(needed)
         needed += max((k - 1) * d // 2 for k, d in zip(conv.weight.shape[2:], conv.dilation))
     return reaches[::-1]
+
+
+def _target(conv: StageConv, out: Grid) -> _Buffer:
+    """What a convolution that another one reads writes to."""
+    zero = None if conv.bytes is None else conv.bytes.requantization.levels.out_zero
+    bytes = {} if zero is None else {"itemsize": 1, "zero": zero}
+    return _Buffer(out.pixels, conv.weight.shape[0], **bytes)
 
 
 def _output_size(conv: StageConv, size: Pair) -> Pair:

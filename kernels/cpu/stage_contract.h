@@ -11,6 +11,13 @@ static inline void require_conv(const Stage *s, const StageConv *c, int first)
     REQUIRE(IS_ARRAY(c->packed, 1) && IS_ARRAY(c->zero, 1) && IS_ARRAY_OR_NULL(c->bias) &&
             is_activation(c->activation));
     REQUIRE(c->taps > 0 && IS_ARRAY(c->offsets, c->taps) && (!c->steps || c->step_count > 0));
+    REQUIRE(is_kind(c->kind) && c->kind != KIND_BYTES && from->itemsize == (c->kind == KIND_FLOATS ? 4 : 1));
+    REQUIRE(to->itemsize == (c->narrow ? 1 : 4) && (c->kind == KIND_FOURS || (!c->narrow && c->quantizes < 0)));
+    REQUIRE(c->kind == KIND_FLOATS || (IS_ARRAY(c->multiplier, 1) && !c->steps));
+    REQUIRE(c->quantizes < 0 ||
+            (IS_ARRAY(c->inverse, 1) && *c->inverse > 0 && c->zero_point >= 0 && c->zero_point <= UINT8_MAX &&
+             s->buffers[c->quantizes].itemsize == 4 && s->buffers[c->quantizes].pixels == from->pixels &&
+             s->buffers[c->quantizes].channels == from->channels));
     REQUIRE(c->groups > 0 && c->in_channels % c->groups == 0 && c->out_channels % c->groups == 0);
     REQUIRE(from->channels == c->in_channels && to->channels == c->out_channels);
     REQUIRE(c->reach >= 0 && c->reach <= s->reach);
