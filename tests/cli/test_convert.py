@@ -353,6 +353,18 @@ def test_a_speedup_is_searched_for_on_pictures_that_are_not_compared(nets, photo
     assert "calibrating on the first 1 pictures, comparing on the other 2" in capsys.readouterr().err
 
 
+def test_bf16_where_it_is_rounded_in_software_is_said(nets, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("accel.nn.precision.multiplies_bf16", lambda device: False)
+    out = tmp_path / "out"
+    assert convert(f"{nets}:edges", photos, out, "--keep", "0.5", "--precision", "bf16") == 0
+    printed, report = capsys.readouterr(), json.loads((out / "report.json").read_text())
+    said = report["summary"]["imitated"]
+    assert said.startswith("precision 'bf16': this CPU has no bf16 instructions") and "\n" not in said
+    assert f"accel: warning: {said}" in printed.err and said.split(",")[0] in printed.out
+    assert "Beware: precision" in (out / "report.html").read_text()
+    assert "bf16" in {row.get("precision") for row in report["layers"]}
+
+
 def test_a_speedup_leaves_no_room_for_other_options(nets, photos, tmp_path, capsys):
     assert convert(f"{nets}:edges", photos, tmp_path / "out", "--speedup", "2", "--keep", "0.5") == 1
     assert "--speedup finds what to keep: leave out --keep" in capsys.readouterr().err
