@@ -116,6 +116,7 @@ BROKEN: dict[str, tuple[record.Record, dict[str, object]]] = {
         "x": NULL, "memory": ODD, "output": NULL, "macs": NULL, "convs": NULL, "units": NULL, "group": 0, "reach": 8,
         "border": 0, "pitch": 3, "channels": 3, "most_pixels": 1, "unit_count": 0, "head_step_count": 0,
     }),
+    "head_scores": (record.HEAD_JOB, {"x": NULL, "bias": NULL, "at": NULL, "steps": NULL, "count": 0, "channels": 0}),
     "grad_input": (record.GRAD_JOB, {"dx": NULL, "packed": NULL, "table": NULL, "groups": 0, "in_pixels": 3}),
     "grad_weight": (record.GRAD_JOB, {"dw": NULL, "row_image": NULL, "x": ODD, "taps": 0, "table_rows": 2}),
     "column_sums": (record.COLUMN_SUMS, {"rows": NULL, "sums": ODD, "count": -1}),
@@ -136,6 +137,8 @@ def run_everything() -> None:
         return (binding.perforated_conv2d(x, weight, None, *sets, None, None, whole, "relu", False),)
 
     convolve(x)
+    head = StageHead(torch.zeros(9, 24), torch.zeros(5, 6), torch.zeros(24))
+    binding.head_scores(x, head, logits=False)
     binding.perforated_conv2d(x, weight, torch.ones(40), *sets, None, residual, geometry, "none", False)
     few = x[:, :3].contiguous(memory_format=torch.channels_last)
     binding.perforated_conv2d(few, weight[:, :3].contiguous(), None, *sets, None, None, geometry, "relu", True)

@@ -30,6 +30,7 @@ def test_an_extension_tells_the_records_it_was_built_from(extension):
         ("offset", "int64_t", 0),
         ("pixels", "int64_t", 8),
         ("channels", "int64_t", 16),
+        ("itemsize", "int64_t", 24),
     )
     assert extension.RECORDS["Step"][2] == ("taps", "int32_t", 8)
 
