@@ -104,7 +104,7 @@ class Tape:
     def mark_outputs(self, outputs: Sequence[object], inputs: int) -> bool:
         """Whether calls wrote every one of these maps, each another one; they lie outside from then on."""
         for index, out in enumerate(outputs):
-            if not isinstance(out, Tensor) or out.dim() != 4 or out.dtype is not torch.float32:
+            if not isinstance(out, Tensor) or out.dim() != 4 or out.dtype not in (torch.float32, torch.uint8):
                 return False
             buffer = self.buffers[self._places.get(out.data_ptr(), 0)]
             same = out.dtype is torch.uint8 or buffer.tensor.shape == out.shape  # maps in bytes are made as rows

@@ -184,7 +184,7 @@ def test_reports_name_the_precision_and_say_where_it_is_imitated(dense):  # noqa
     assert "in bf16" in notes["a"] and "bf16" not in notes["head"]
     fast = accel.convert_model(dense, FILLS["nearest"], example_inputs=x)
     rows = {row["layer"]: row for row in accel.profile(fast, x, repeats=1).rows}
-    assert rows["b"]["precision"] == "bf16" and rows["head"]["precision"] is None
+    assert rows["b"]["precision"] == "bf16" and rows["head"]["precision"] == "fp32"
 
 
 def test_the_line_says_where_numbers_are_rounded_in_software(dense, monkeypatch):  # noqa: F811
