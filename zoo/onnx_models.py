@@ -7,7 +7,6 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from accel.errors import ConfigError, ConversionError, WeightsError
-from accel.zoo.onnx_folding import fold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +37,8 @@ def build(spec: str) -> nn.Module:
     try:
         import onnx
         import onnx2torch
+
+        from accel.zoo.onnx_folding import fold
     except ImportError as error:
         raise ConfigError(_NEEDED.format(error)) from error
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -195,7 +196,15 @@ def test_what_an_interrupted_verb_would_have_replaced_stays(folder, verbs):
     assert written(folder) == ["out", "out/ponder.json"]
 
 
-def test_an_interrupt_that_python_drops_comes_again(monkeypatch, capsys):
+@pytest.fixture
+def interruptible():
+    """Processes of pytest-xdist ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_that_python_drops_comes_again(monkeypatch, capsys, interruptible):
     """What a callback of weakref raises goes nowhere."""
 
     def raised(_reference):

@@ -7,6 +7,7 @@ import collections
 import copy
 import functools
 import gc
+import signal
 
 import pytest
 import torch
@@ -149,7 +150,15 @@ def test_a_cache_holds_neither_its_keys_nor_too_much():
     assert len(cache) == 0 and found.tolist() == [0, 0, 0]
 
 
-def test_an_interrupt_as_a_tensor_goes_leaves_no_entry(held):
+@pytest.fixture
+def interruptible():
+    """Processes of pytest-xdist ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_as_a_tensor_goes_leaves_no_entry(held, interruptible):
     """Else the entry would serve the next tensor of that id. Both happen in one call of C."""
     before, cache, tensors = held(), IdentityCache(), [torch.zeros(4, 3, 3, 3)]
     cache.get(tuple(tensors), 0, lambda given: 1)
