@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_like_a_whole_one(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(BitPictures, "take", stop_at_the_fourth)
-        assert main(arguments(tmp_path / "stopped")) == 1
+        assert main(arguments(tmp_path / "stopped")) == 130
     with pytest.raises(WeightsError, match="its training has not ended"):
         read_vae(str(tmp_path / "stopped"))
     assert main(arguments(tmp_path / "stopped")) == 0

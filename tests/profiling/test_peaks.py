@@ -16,5 +16,5 @@ def test_ceilings_are_measured():
     peaks = measured_peaks()
     assert set(peaks.gops) == {"fp32", "bf16", "int8"} and all(1 < rate < 1e6 for rate in peaks.gops.values())
     assert 0.5 < peaks.gbps < 1e4
-    assert set(measured_peaks(torch.float64).gops) == {"fp32", "fp64", "int8"}
+    assert set(measured_peaks(torch.float64).gops) == {"fp32", "fp64", "bf16", "int8"}
     assert peaks.limit("fp32", 1e9) == pytest.approx(peaks.gops["fp32"])
