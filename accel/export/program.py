@@ -84,6 +84,7 @@ def _write_out(module: fx.GraphModule) -> None:
         module.add_submodule(f"standard_{k}", made)
         with module.graph.inserting_before(node):
             new = module.graph.call_module(f"standard_{k}", (node.args[0],))
+        new.meta["val"] = last.meta["val"]  # a layer that comes next asks for its size
         last.replace_all_uses_with(new)
     module.graph.eliminate_dead_code()
     module.recompile()
