@@ -71,6 +71,8 @@ KINDS = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_reads_as_the_same_ramp(tmp_path, name):
+    if name == "ycbcr.tif" and PIL.__version__.startswith("12.3"):
+        pytest.skip("Pillow 12.3 takes a TIFF in YCbCr that it wrote itself for truncated")
     KINDS[name](tmp_path / name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
