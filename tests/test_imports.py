@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The floors from the ground up: a part imports itself, lower floors, and its own floor where that makes no circle.
 FLOORS = [
     {"kernels", "errors", "files", "registry"},
-    {"ops", "inputs", "running", "masks", "fills", "config"}
+    {"ops", "inputs", "running", "masks", "fills", "config", "config_halting", "config_values"}
     | {"mc", "distributions", "halting", "profiling", "reports", "train"},
     {"nn", "vae", "distill"},
     {"convert", "calibrate"},

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accel.errors import ConfigError
 from accel.profiling.flops import spread
-from accel.profiling.layers import FUNCTIONAL, Profile, derived
+from accel.profiling.layers import COUNTED, FUNCTIONAL, Profile, derived
 from accel.reports.tables import Column, percent, show_bytes, show_macs, show_rate
 
 BY = ("layer", "op", "stage")
@@ -22,10 +22,7 @@ class Detailed(Profile):
     """All that is known of every row. A column that nothing stands in is not shown."""
 
     columns = (
-        Column("layer", "layer"),
-        Column("shape", "kernel"),
-        Column("parameters", "params", show_macs),
-        Column("dense_macs", "dense MACs", show_macs),
+        *COUNTED,
         Column("executed_macs", "executed", show_macs),
         *(Column(f"picture_{key}", f"a picture: {key}", show_macs, optional=key not in _SPREAD[:2]) for key in _SPREAD),
         Column("keep", "keep", percent),

@@ -19,6 +19,13 @@ from accel.profiling.sides import fastest_form, laid_out
 from accel.reports.tables import Column, Report, percent, show_bytes, show_macs, show_rate
 from accel.running import one_by_one, run_watched
 
+COUNTED = (
+    Column("layer", "layer"),
+    Column("shape", "kernel"),
+    Column("parameters", "params", show_macs),
+    Column("dense_macs", "dense MACs", show_macs),
+)
+
 
 class Plan(Report):
     """What a conversion does to each layer that multiplies, for one example input."""
@@ -40,10 +47,7 @@ class Profile(Report):
     """Where the multiply-accumulates and the time of a model go; beside its dense original where one was given."""
 
     columns = (
-        Column("layer", "layer"),
-        Column("shape", "kernel"),
-        Column("parameters", "params", show_macs),
-        Column("dense_macs", "dense MACs", show_macs),
+        *COUNTED,
         Column("executed_macs", "executed MACs", show_macs),
         Column("keep", "keep", percent),
         Column("baseline_ms", "dense ms", "{:.3f}".format),

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from accel.config import ACT, PACT, SACT
-from accel.nn.adaptive import AdaptiveStage
+from accel.nn.adaptive import AdaptiveStage, dense_execution
+from accel.nn.stage_outputs import StageOutput, recorded_stages
 
 
 class Unit(nn.Module):
@@ -51,6 +52,19 @@ def stage_of(config, channels_in, channels, hidden, kernels, units=4, stride=1, 
         unit.halting.conv.weight.data.mul_(3)
         unit.halting.conv.bias.data.fill_(-0.5)
     return stage
+
+
+def run_both_ways(stage: AdaptiveStage, x: torch.Tensor) -> list[tuple[torch.Tensor, StageOutput]]:
+    """(output, record) of the engine, which runs, and of dense execution under the mask, which did as much."""
+    with torch.no_grad(), recorded_stages() as did:
+        out = stage(x)
+        assert stage._fused._plans[tuple(x.shape[2:])] is not None
+        with dense_execution(stage):
+            expected_out = stage(x)
+    got, expected = did
+    assert torch.equal(got.num_units, expected.num_units)
+    assert torch.equal(got.executed_macs, expected.executed_macs)
+    return [(out, got), (expected_out, expected)]
 
 
 BASIC, BOTTLENECK = (3, 3), (1, 3, 1)
