@@ -168,13 +168,16 @@ def default_rules(name: str, config: Perforate | None = None) -> Rules:
     Layers that are not stay dense; in eight bits or bf16 they are so too, every position.
 
     Raises:
-        ConfigError: an unknown model, or an adaptive one, whose stages choose their positions themselves.
+        ConfigError: an unknown model, or an adaptive one, whose stages choose their positions themselves, unless it
+            asks for nothing but another precision.
     """
     from accel.config import Perforate, Rules
 
-    if _entry(name).adaptive:
-        raise ConfigError(f"{name} is adaptive already: perforate the plain network instead")
     chosen = Perforate(keep=0.5) if config is None else config
+    if _entry(name).adaptive and not (chosen.is_whole and chosen.in_bytes):
+        raise ConfigError(
+            f"{name} is adaptive already: perforate the plain network instead, or give keep 1 and precision 'int8'"
+        )
     whole = Perforate(keep=1.0, seed=chosen.seed, precision=chosen.precision) if chosen.rounds else None
     return Rules({**dict.fromkeys(_entry(name).dense, whole), "*": chosen})
 

@@ -123,7 +123,7 @@ def prepare(args: argparse.Namespace) -> Job:
     from accel.zoo.picture_files import find_images
 
     paths = find_images(args.images, args.limit)
-    resolved = models.resolve_dense(args)
+    resolved = models.resolve_dense(args, adaptive=args.speedup is None and args.low_rank is None)
     device = conversion.device_of(args)
     pixels, files = read_pictures(args, paths, args.size or resolved.size)
     names = [f"{index:04d}_{path.stem}" for index, path in enumerate(files)]
@@ -259,13 +259,12 @@ def compare_pictures(args: argparse.Namespace, job: Job, folder: pathlib.Path) -
     import torch
 
     from accel.profiling.distances import Fidelity
-    from accel.running import first_tensor
 
     fidelity, done = Fidelity(), 0
     batches = -(-len(job.pictures.pixels) // job.pictures.batch)
     with torch.inference_mode():
         for x in common.progress(args, job.pictures, "comparing outputs", total=batches):
-            dense, ours = first_tensor(job.model(x)), first_tensor(job.fast(x))
+            dense, ours = answer(job.model(x)), answer(job.fast(x))
             fidelity.add(dense, ours)
             if fidelity.kind == "map":
                 folder.mkdir(exist_ok=True)
@@ -274,6 +273,14 @@ def compare_pictures(args: argparse.Namespace, job: Job, folder: pathlib.Path) -
                     write_strip(folder / f"{job.pictures.names[done]}.png", tiles)
                     done += 1
     return fidelity
+
+
+def answer(outputs: object) -> Tensor:
+    """What is compared of a network's outputs: the first tensor, of an adaptive network's logits."""
+    from accel.nn.adaptive import AdaptiveOutput
+    from accel.running import first_tensor
+
+    return first_tensor(outputs.logits if isinstance(outputs, AdaptiveOutput) else outputs)
 
 
 def write_page(folder: pathlib.Path, job: Job, summary: dict[str, Any], profile: Profile) -> None:
@@ -298,18 +305,18 @@ def save_verified(job: Job, folder: pathlib.Path) -> None:
     import torch
 
     import accel
-    from accel.running import copied, first_tensor
+    from accel.running import copied
 
     accel.save_converted(job.fast, folder)
     models.write_source(folder, job.resolved)
-    blank = copied(job.model)
+    blank = models.plain(copied(job.model))
     with torch.no_grad():
         for parameter in blank.parameters():
             parameter.zero_()  # so that the weights can only come from the file
     loaded = accel.load_converted(folder, blank)
     x = job.pictures.first
     with torch.inference_mode():
-        expected, got = first_tensor(job.fast(x)), first_tensor(loaded(x))
+        expected, got = answer(job.fast(x)), answer(loaded(x))
     if not torch.equal(expected, got):
         worst = float((expected - got).abs().max())
         raise ConversionError(f"the saved model computes something else (up to {worst:.3g} apart): nothing was written")

@@ -140,14 +140,20 @@ def resolve_args(args: argparse.Namespace, weights: str | None = None) -> Resolv
     return with_standardise(args, resolve(args.model, weights or args.weights, args.source))
 
 
-def resolve_dense(args: argparse.Namespace) -> Resolved:
+def resolve_dense(args: argparse.Namespace, adaptive: bool = False) -> Resolved:
     """The model that the command line asks to convert, with trained weights where it does not name any.
+
+    Args:
+        adaptive: whether a trained adaptive network will do as well, whose units can be put into eight bits.
 
     Raises:
         AccelError: as `resolve_args` and `trained_weights`, and for a model that is converted already.
     """
+    from accel.nn.adaptive import adaptive_stages
+
     resolved = resolve_args(args, args.weights or trained_weights(args.model))
-    if resolved.converted:
+    taken = adaptive and bool(adaptive_stages(resolved.model)) and not pathlib.Path(args.model).is_dir()
+    if resolved.converted and not taken:
         raise ConversionError(f"{args.model} is converted already: give the model it was made from")
     return resolved
 
@@ -267,13 +273,21 @@ def saved_standardise(folder: pathlib.Path) -> Standardise:
         raise WeightsError(f"{folder / SOURCE_FILE} is damaged ({error!r}): convert the model again") from error
 
 
+def plain(model: nn.Module) -> nn.Module:
+    """What a saved folder is loaded into: of an adaptive network, the one that it was made from."""
+    from accel.convert import revert_model
+    from accel.nn.adaptive import adaptive_stages
+
+    return revert_model(model) if adaptive_stages(model) else model
+
+
 def _load_saved(folder: pathlib.Path, weights: str | None, source: str | None) -> Resolved:
     from accel.serialize import load_converted
 
     if weights is not None:
         raise WeightsError(f"{folder} brings its own weights: leave out --weights")
     dense = resolve(source or _made_from(folder), "none")
-    fast = load_converted(folder, dense.model).eval()
+    fast = load_converted(folder, plain(dense.model)).eval()
     return dataclasses.replace(dense, model=fast, converted=True, standardise=saved_standardise(folder))
 
 

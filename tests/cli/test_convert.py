@@ -387,3 +387,22 @@ def test_a_page_says_when_a_conversion_is_of_no_use():
     )
     assert len(in_words({**summary, "speedup": 1.5})) == 2
     assert "same class as the original in 75.0 %" in in_words({**summary, "top1_agreement": 0.75})[-1]
+
+
+def test_a_trained_adaptive_network_in_eight_bits(photos, tmp_path, capsys):
+    """Its positions stay its own; anything else asked of it is refused, and the folder loads and runs again."""
+    name, out = "zoo:resnet32_cifar_sact", tmp_path / "out"
+    assert convert(name, photos, out, "--keep", "1", "--precision", "int8") == 0
+    report = json.loads((out / "report.json").read_text())
+    rows = {row["layer"]: row for row in report["layers"]}
+    assert all(rows[stage]["precision"] == "int8" and 0 < rows[stage]["keep"] < 1 for stage in ("layer1", "layer3"))
+    assert report["summary"]["mean_abs_difference"] < 1
+    assert main.main(["profile", str(out / "model"), "--size", "24x32", "--format", "json"]) == 0
+    capsys.readouterr()
+    for asked, said in (
+        (["--keep", "0.5"], "perforate the plain network instead, or give keep 1 and precision 'int8'"),
+        (["--speedup", "2"], "is converted already"),
+        (["--keep", "1", "--precision", "int8", "--low-rank", "0.5"], "is converted already"),
+    ):
+        assert convert(name, photos, tmp_path / "other", *asked) == 1
+        assert said in capsys.readouterr().err
