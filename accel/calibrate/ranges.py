@@ -99,7 +99,9 @@ def _extremes(x: Tensor) -> tuple[float, float]:
 
 
 def _every(x: Tensor, step: int) -> Tensor:
-    """Every so many of the values of x, without a copy of it in another layout."""
+    """Every so many of the values of x, in the order of its dimensions; of a large one without a copy in that order."""
+    if step == 1:
+        return x.reshape(-1)
     index, offset = torch.arange(0, x.numel(), step, device=x.device), 0
     for size, stride in zip(reversed(x.shape), reversed(x.stride())):
         offset, index = offset + index % size * stride, index.div(size, rounding_mode="floor")

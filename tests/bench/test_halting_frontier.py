@@ -74,7 +74,7 @@ def file(tmp_path):
     return path
 
 
-def test_networks_are_trained_and_judged_once_and_compared(file, tmp_path, monkeypatch):
+def test_networks_are_trained_and_judged_once_and_compared(file, tmp_path, monkeypatch, trained_here):
     output = tmp_path / "rows.jsonl"
     bench = ["bench", str(file), "--quick", "--quiet", "--output", str(output)]
     assert main(bench) == 0

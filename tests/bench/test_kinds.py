@@ -58,7 +58,7 @@ CASES = {
         "mask": "lattice",
     },
     "exported": {
-        "model": "zoo:resnet20*",
+        "model": "zoo:resnet14*",
         "size": [32, 32],
         "batch": [1],
         "keep": [0.5],

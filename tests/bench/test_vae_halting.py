@@ -16,7 +16,7 @@ SMALL = [
 TABLE = 'vae={latent={kind="normal",dim=2},network="residual",hidden=[16],width=4,units=2'
 
 
-def test_a_decoder_that_decides_beside_one_that_does_not(tmp_path):
+def test_a_decoder_that_decides_beside_one_that_does_not(tmp_path, trained_here):
     every = {"recipe": "vae_halting", "folder": str(tmp_path), "pictures": 20, "samples": 10, "batch": 8}
     every["compiled"] = False
     plain = {**every, "name": "plain", "set": [*SMALL, TABLE + "}", 'bound={kind="elbo"}']}

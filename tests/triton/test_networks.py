@@ -1,8 +1,9 @@
 """Whole networks through the Triton launchers on a pretend card, against the same networks on the reference.
 
-VGG-11 (its 8 convolutions; what follows them is torch's, and VGG-16 repeats some of them), ResNet-50 with two units in
-the first stage and one in the others (the rest are the second again) and a SACT ResNet-20, at full width on small
-pictures. The tile is a wide one: the interpreter takes 2 ms for each, whatever its size.
+VGG-11 at a quarter of its width (8 convolutions; what follows them is torch's, and VGG-16 repeats some of them),
+ResNet-50 with two units in the first stage and one in the others (the rest are the second again), its 3x3 convolutions
+at a quarter, and a SACT ResNet-20, on small pictures. The tile is a wide one: the
+interpreter takes 2 ms for each, whatever its size.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ def build(name: str, generator: torch.Generator) -> nn.Module:
     """A network in evaluation, its batch norms with statistics that are not the initial ones."""
     torch.manual_seed(0)
     if name == "vgg11":
-        model = nn.Sequential(vgg.make_layers(vgg.cfgs["A"]), nn.Flatten(), nn.Linear(512, 10))
+        quarters = [wide if wide == "M" else wide // 4 for wide in vgg.cfgs["A"]]
+        model = nn.Sequential(vgg.make_layers(quarters), nn.Flatten(), nn.Linear(128, 10))
+    elif name == "bottlenecks":
+        model = ResNet(Bottleneck, [2, 1, 1, 1], num_classes=10, width_per_group=16)
     else:
-        model = ResNet(Bottleneck, [2, 1, 1, 1], num_classes=10) if name == "bottlenecks" else CifarResNet(20)
+        model = CifarResNet(20)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1, generator=generator)
