@@ -92,7 +92,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         vae = load_vae(read_recipe_file(folder / RECIPE_FILE, "vae")["vae"], folder / WEIGHTS_FILE)
         drawn = vae.sample(_DRAWN, torch.Generator().manual_seed(0))[:, 0]
         sheet = drawn.unflatten(0, (-1, 8)).transpose(1, 2).flatten(2).flatten(0, 1)
-        panel.imshow(sheet, cmap="gray", vmin=0, vmax=1)
+        panel.imshow(sheet.numpy(), cmap="gray", vmin=0, vmax=1)
         panel.set_title(f"{row['case']}\n-log p(x) {row['nll']:.2f} nats", fontsize=9)
         panel.axis("off")
     return figure
