@@ -92,6 +92,6 @@ def test_independent_pixels_have_the_likelihood_of_a_vae_that_says_so():
 
 def test_the_cases_of_the_project_are_read(request):
     latents, bits = (read_cases(request.config.rootpath / file)["case"] for file in FILES)
-    assert [case["name"] for case in latents] == ["Normal", "Gamma", "Beta", "von Mises"]
+    assert [case["name"] for case in latents] == ["Normal", "Gamma", "Beta", "von Mises", "Gamma(10, 10)"]
     assert len(bits) == 10 and all(case["against"].endswith(", DisARM") for case in bits)
     assert [case["name"] for case in bits if case.get("biased")] == ["Fashion, Concrete", "Omniglot, Concrete"]
