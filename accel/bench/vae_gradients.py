@@ -28,7 +28,7 @@ from accel.zoo.vaes import build_vae
 
 SHOWN = ("case", "latent", "estimator", "variance", "times_implicit", "ms", "worst_z")
 Z_LIMIT = 5.0  # of 32 directions and two rivals: one in 30,000 by chance
-_DIRECTIONS = 32
+DIRECTIONS = 32
 _TORCH = {"gamma": td.Gamma, "beta": td.Beta}
 
 
@@ -42,15 +42,15 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
         vae.load_state_dict(trained)
     x = data.take(torch.arange(case["batch"]), generator)
     width = sum(parameter.numel() for parameter in sides["implicit"].encoder.parameters())
-    directions = torch.randn(_DIRECTIONS, width, generator=generator)
-    found = {name: _moments(vae, x, case["samples"], draws, directions, settings.seed) for name, vae in sides.items()}
+    directions = torch.randn(DIRECTIONS, width, generator=generator)
+    found = {name: moments(vae, x, case["samples"], draws, directions, settings.seed) for name, vae in sides.items()}
     runs = {
         name: functools.partial(_gradient, vae, x, case["samples"], torch.Generator().manual_seed(0))
         for name, vae in sides.items()
     }
     timing = compare(runs, repeats=settings.repeats)
     for name, (projected, variance) in found.items():
-        z = _worst_z(projected, found["implicit"][0]) if name != "implicit" else 0.0
+        z = worst_z(projected, found["implicit"][0]) if name != "implicit" else 0.0
         yield {
             "latent": f"{case['latent']} of {case['dim']}",
             "estimator": name,
@@ -94,7 +94,7 @@ def _gradient(vae: VAE, x: Tensor, samples: int, generator: torch.Generator) -> 
     return torch.cat([grad.flatten() for grad in torch.autograd.grad(bound, list(vae.encoder.parameters()))])
 
 
-def _moments(vae: VAE, x: Tensor, samples: int, draws: int, directions: Tensor, seed: int) -> tuple[Tensor, float]:
+def moments(vae: VAE, x: Tensor, samples: int, draws: int, directions: Tensor, seed: int) -> tuple[Tensor, float]:
     """(gradients along the directions [draws, directions], the variance summed over the parameters)."""
     generator = torch.Generator().manual_seed(seed + 1)
     projected, mean, squares = [], torch.zeros(directions.shape[1], dtype=torch.float64), 0.0
@@ -107,6 +107,6 @@ def _moments(vae: VAE, x: Tensor, samples: int, draws: int, directions: Tensor, 
     return torch.stack(projected), squares / (draws - 1)
 
 
-def _worst_z(first: Tensor, second: Tensor) -> float:
+def worst_z(first: Tensor, second: Tensor) -> float:
     errors = torch.hypot(*((part.std(0) / len(part) ** 0.5) for part in (first, second)))
     return float(((first.mean(0) - second.mean(0)) / errors).abs().max())

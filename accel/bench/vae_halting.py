@@ -21,13 +21,10 @@ from torch import Tensor
 import accel
 from accel.bench import frontier
 from accel.bench.runner import Row, Settings
-from accel.bench.trainings import run_folder, trained
+from accel.bench.trainings import trained
+from accel.bench.vae_runs import evidence, read_run
 from accel.mc.sampling import draw as draw_from
-from accel.vae import VAE, log_likelihood
-from accel.vae.pictures import BitPictures
-from accel.zoo.grey_pictures import load_grey
-from accel.zoo.runs import RECIPE_FILE, WEIGHTS_FILE, read_recipe_file
-from accel.zoo.vaes import load_vae
+from accel.vae import VAE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,12 +34,12 @@ SHOWN = ("case", "nll", "lost", "macs_share", "time_share", "ms", "ms_dense", "f
 
 def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     trained(case, settings.seed)
-    vae, x = _read(case, case["name"], settings.seed)
+    vae, x, _ = read_run(case, case["name"], settings.seed)
     nll = _nll(vae, x, case, settings.seed)
     if "against" not in case:
         yield {"nll": round(nll, 3), "macs_share": 1.0, "time_share": 1.0, "error": 0.0, "correct": True}
         return
-    rival, _ = _read(case, case["against"], settings.seed)
+    rival, *_ = read_run(case, case["against"], settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.inference_mode():
         codes = vae.features([draw_from(q, generator) for q in vae.posterior(x)])
@@ -78,16 +75,5 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _read(case: Mapping[str, Any], name: str, seed: int) -> tuple[VAE, Tensor]:
-    """(the trained VAE of the case called `name`, the test pictures as bits that are drawn once)."""
-    folder = run_folder(case, name, seed)
-    recipe = read_recipe_file(folder / RECIPE_FILE, "vae")
-    source = case.get("data") or recipe["data"]["name"]
-    pictures = BitPictures(load_grey(source, "test"), binarise="static")
-    count = min(case["pictures"], len(pictures))
-    return load_vae(recipe["vae"], folder / WEIGHTS_FILE), pictures.take(torch.arange(count, device="cpu"))
-
-
 def _nll(vae: VAE, x: Tensor, case: Mapping[str, Any], seed: int) -> float:
-    generator = torch.Generator().manual_seed(seed)
-    return -float(log_likelihood(vae, x, case["samples"], generator=generator).double().mean())
+    return -float(evidence(vae, x, case["samples"], seed).mean())

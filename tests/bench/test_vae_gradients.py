@@ -33,7 +33,7 @@ def test_a_variance_is_that_of_the_draws(monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(vae_gradients, "_gradient", next_gradient)
-    projected, variance = vae_gradients._moments(None, None, 1, 50, torch.eye(3), 0)
+    projected, variance = vae_gradients.moments(None, None, 1, 50, torch.eye(3), 0)
     assert torch.equal(projected, torch.stack(seen))
     assert variance == pytest.approx(float(torch.stack(seen).var(0).sum()))
 
