@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConfigError, DataError
+from accel.mc.sampling import draw
 from accel.vae import likelihoods
 from accel.vae.latents import Latent
 from accel.vae.model import VAE
@@ -35,7 +36,7 @@ class TopicDecoder(nn.Module):
 
     def __init__(self, topics: int, words: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(0.1 * torch.randn(topics, words, dtype=torch.float32, device="cpu"))
+        self.weight = nn.Parameter(torch.randn(topics, words, dtype=torch.float32, device="cpu"))  # topics that differ
 
     @torch.no_grad()
     def start_from(self, counts: Tensor) -> None:
@@ -76,6 +77,38 @@ def perplexity(log_probabilities: Tensor, counts: Tensor) -> float:
     if not words > 0:
         raise DataError("a perplexity is per word, and these texts hold none: give counts of words")
     return float((-log_probabilities.double().sum() / words).exp())
+
+
+def halves(counts: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(seen, rest) of counts [N, words]: each text's words fall into two halves at random, which add up to it."""
+    seen = torch.zeros_like(counts)
+    for half, text in zip(seen, counts):
+        words = torch.repeat_interleave(text.long())
+        chosen = words[torch.randperm(len(words), generator=generator, device="cpu")[: len(words) // 2]]
+        half += torch.bincount(chosen, minlength=len(text)).to(half)
+    return seen, counts - seen
+
+
+@torch.no_grad()
+def mean_shares(vae: VAE, counts: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """[N, topics], the means of the posteriors of texts' shares of topics, by samples."""
+    return (
+        sum(vae.features([draw(q, generator) for q in vae.posterior(counts)]) for _ in range(num_samples)) / num_samples
+    )
+
+
+def completed(shares: Tensor, topics: Tensor, rest: Tensor) -> float:
+    """The perplexity of what is left of texts, each word being drawn from a mixture of topics (Rosen-Zvi et al. 2004):
+    of any model that gives shares after reading the first half, and exact.
+
+    Args:
+        shares: [N, topics], of each text's. topics: [topics, words], their probabilities. rest: counts [N, words].
+
+    Raises:
+        DataError: no word is left.
+    """
+    log_probabilities = (shares.double() @ topics.double()).clamp_min(torch.finfo(torch.float64).tiny).log()
+    return perplexity((rest * log_probabilities).sum(-1), rest)
 
 
 def top_words(vae: VAE, words: Sequence[str], count: int = 8) -> list[list[str]]:
