@@ -27,6 +27,7 @@ from torch import Tensor
 from accel.bench.runner import Row, Settings
 from accel.bench.trainings import trained
 from accel.bench.vae_runs import evidence
+from accel.errors import ConfigError
 from accel.vae import VAE, auroc, choose_log_alpha
 from accel.vae.pictures import BitPictures
 from accel.zoo.grey_pictures import load_grey
@@ -158,7 +159,13 @@ def _auroc(case: Mapping[str, Any], vae: VAE, seed: int) -> float:
 
 def _test_pictures(source: str, count: int) -> Tensor:
     """float32 [count, 1, H, W], bits drawn once."""
-    return BitPictures(_shuffled(source, "test")[:count], "static").take(torch.arange(count, device="cpu"))
+    pictures = _shuffled(source, "test")
+    if len(pictures) < 2 * count:
+        raise ConfigError(
+            f"{source} has {len(pictures)} test pictures, of which {count} are judged and as many others choose: "
+            "lower count"
+        )
+    return BitPictures(pictures[:count], "static").take(torch.arange(count, device="cpu"))
 
 
 @functools.lru_cache(maxsize=2)

@@ -7,6 +7,7 @@ import pytest
 from accel.bench import trainings, vae_robust, vae_topics
 from accel.bench.runner import Settings
 from accel.cli.main import main
+from accel.errors import ConfigError
 
 pytest.importorskip("sklearn")
 
@@ -56,6 +57,8 @@ def test_clean_pictures_have_no_outliers(tmp_path, trained_here):
     case["set"] = ["fit.steps=2", 'vae.latent={kind="normal",dim=2}', 'bound={kind="robust",log_alpha=-1.0}']
     elbo, robust = vae_robust.rows(case, QUICK)
     assert "auroc" not in elbo and "behind" not in robust and math.isfinite(robust["gain"])
+    with pytest.raises(ConfigError, match="has 359 test pictures, of which 200 are judged and as many others choose"):
+        list(vae_robust.rows({**case, "count": 200}, QUICK))
 
 
 def test_topics_beside_scikit_learn(tmp_path, trained_here):
