@@ -71,7 +71,7 @@ def _amortised(case: Mapping[str, Any], latent: str, seed: int, seen: Tensor, re
     folder, _ = trained({**case, "name": f"{case['name']} {latent}", "set": changes}, seed)
     vae = load_vae(read_recipe_file(folder / RECIPE_FILE, "vae")["vae"], folder / WEIGHTS_FILE)
     shares = mean_shares(vae, seen, _SAMPLES, torch.Generator().manual_seed(seed))
-    return completed(shares, vae.decoder.weight.detach().double().softmax(-1), rest)
+    return completed(shares, vae.decoder.topics().detach(), rest)
 
 
 def _sklearn(

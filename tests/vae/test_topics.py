@@ -65,7 +65,7 @@ def test_log_likelihoods_of_topics_are_those_of_a_sum_over_shares():
     counts = torch.tensor([[1.0, 2.0, 0.0]])
     grid = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000  # the prior of the first share is uniform
     shares = torch.stack([grid, 1 - grid], 1)
-    exact = ((shares @ vae.decoder.weight.detach().double().softmax(1)).log() @ counts[0].double()).exp().mean().log()
+    exact = ((shares @ vae.decoder.topics().detach().double()).log() @ counts[0].double()).exp().mean().log()
     found = log_likelihood(vae, counts, 20_000, generator=seeded())
     assert abs(float(found) - float(exact)) < 5e-3
 
@@ -87,6 +87,19 @@ def test_the_topics_that_texts_were_drawn_from_are_found(kind):
     apart = perplexity((held_out * unigram.log()).sum(1), held_out)
     assert best < reached < best + 0.4 * (apart - best)
     assert sorted(sorted(topic) for topic in top_words(vae, "abcdef", 2)) == [["a", "b"], ["e", "f"]]
+
+
+def test_smoothed_topics_hold_a_share_of_all_words():
+    torch.manual_seed(0)
+    vae = topic_model(6, latents.dirichlet(2), hidden=(4,), smoothing=0.2)
+    counts, _ = texts(30, seeded(1))
+    vae.decoder.start_from(counts)
+    frequencies = (counts.sum(0) + 1) / (counts.sum() + 6)
+    expected = 0.8 * vae.decoder.weight.softmax(-1) + 0.2 * frequencies
+    torch.testing.assert_close(vae.decoder.topics(), expected)
+    torch.testing.assert_close(vae.decoder(torch.eye(2)).exp(), expected)
+    with pytest.raises(ConfigError, match="smoothing of topics is a share"):
+        topic_model(6, latents.dirichlet(2), smoothing=1.0)
 
 
 def test_what_are_no_topics_is_refused():
