@@ -52,8 +52,9 @@ def build_vae(table: Mapping[str, Any]) -> VAE:
     Keys: shape, of an example; intensity, the mean of the data, from which the decoder starts; latent, a table of a
     kind and the arguments of `accel.vae.latents`, or a list of such tables; estimator, one of ESTIMATORS, or one a
     latent; network, one of NETWORKS; hidden, widths of its layers; activation; likelihood, "bernoulli", "normal" or
-    "two_component" (noise of the data's intensity beside a Bernoulli). Of a residual decoder also width and units, see
-    `PictureDecoder`, and halting, what `accel.PACT` takes, if its units are to be adaptive.
+    "two_component" (noise of the data's intensity beside a Bernoulli). Of topics also smoothing. Of a residual
+    decoder also width and units, see `PictureDecoder`, and halting, what `accel.PACT` takes, if its units are to be
+    adaptive.
 
     Raises:
         ConfigError: an unknown key or value, or a missing one.
@@ -68,11 +69,13 @@ def build_vae(table: Mapping[str, Any]) -> VAE:
         raise ConfigError(f"the recipe's table [vae] does not fit: {error}") from error
 
 
-def _topics(shape: Sequence[int], latent: Mapping, hidden: Sequence[int] = (300, 300, 300)) -> VAE:
+def _topics(
+    shape: Sequence[int], latent: Mapping, hidden: Sequence[int] = (300, 300, 300), smoothing: float = 0.0
+) -> VAE:
     (made,) = _latents(latent)
     if len(shape) != 1:
         raise ConfigError(f"topics are of counts of words, and the data's shape is {list(shape)}: give texts")
-    return topic_model(shape[0], made, hidden)
+    return topic_model(shape[0], made, hidden, smoothing)
 
 
 def _pictures(

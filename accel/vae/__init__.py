@@ -14,6 +14,7 @@ Bounds are plain functions of a VAE and a batch; they return nats per example.
 Imputer needs the extra `impute` (pandas and scikit-learn) and is loaded on first use.
 """
 
+from accel.vae.beta_bound import beta_elbo
 from accel.vae.bounds import divergence, elbo, iwae, robust_elbo
 from accel.vae.halting_bound import halting_elbo
 from accel.vae.importance import log_likelihood
@@ -42,6 +43,7 @@ __all__ = [
     "Patterns",
     "annealed_log_alpha",
     "auroc",
+    "beta_elbo",
     "choose_log_alpha",
     "divergence",
     "elbo",

@@ -10,24 +10,25 @@ from torch import Tensor, nn
 
 from accel.config import PACT
 from accel.errors import ConfigError
+from accel.vae.beta_bound import beta_elbo, check_beta
 from accel.vae.bounds import GRADIENTS, ROBUST, check_samples, elbo, iwae, robust_elbo
 from accel.vae.halting_bound import halting_elbo
 from accel.vae.model import VAE
 from accel.vae.robust import annealed_log_alpha
 
-BOUNDS = ("elbo", "iwae", "robust", "halting")
-_GRADIENTS = {"elbo": ("plain", "stl"), "iwae": GRADIENTS, "robust": ("plain",), "halting": ("plain",)}
+BOUNDS = ("elbo", "iwae", "robust", "beta", "halting")
+_GRADIENTS = {"elbo": ("plain", "stl"), "iwae": GRADIENTS}  # the others: plain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bound:
-    """Which bound is trained. Attributes: kind, one of BOUNDS ("halting": of decoders with PACT stages); num_samples;
-    gradient, as in `elbo` and `iwae`; of the robust bound variant, log_alpha, where it starts, and in how many steps it
-    rises from there.
+    """Which bound is trained. Attributes: kind, one of BOUNDS ("halting": of decoders with PACT stages; "beta": the
+    beta-ELBO); num_samples; gradient, as in `elbo` and `iwae`; of the robust bound variant, log_alpha, where it starts,
+    and in how many steps it rises from there; beta of the beta-ELBO.
 
     Raises:
-        ConfigError: an unknown kind, gradient or variant, no sample, a robust bound without log_alpha, or log_alpha for
-            another one.
+        ConfigError: an unknown kind, gradient or variant, no sample, a robust bound without log_alpha, a beta-ELBO
+            without beta, or one of these for another bound.
     """
 
     kind: str = "elbo"
@@ -37,10 +38,11 @@ class Bound:
     log_alpha: float = -math.inf
     log_alpha_start: float = -math.inf
     anneal_steps: int = 0
+    beta: float = 0.0
 
     def __post_init__(self) -> None:
         check_samples(self.num_samples)
-        for name, known in (("kind", BOUNDS), ("gradient", _GRADIENTS.get(self.kind, GRADIENTS)), ("variant", ROBUST)):
+        for name, known in (("kind", BOUNDS), ("gradient", _GRADIENTS.get(self.kind, ("plain",))), ("variant", ROBUST)):
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"the {name} of a bound {self.kind} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
@@ -51,6 +53,10 @@ class Bound:
                 f"log_alpha is a finite number of nats for the robust bound, and for no other: got {self.log_alpha} "
                 f"for {self.kind}"
             )
+        if self.kind == "beta":
+            check_beta(self.beta)
+        elif self.beta:
+            raise ConfigError(f"beta is of the bound beta, and of no other: got {self.beta} for {self.kind}")
         annealed_log_alpha(0, self.anneal_steps, self.log_alpha, self.log_alpha_start)
 
     def log_alpha_at(self, step: int) -> float:
@@ -64,6 +70,8 @@ class Bound:
             return elbo(vae, x, self.num_samples, gradient=self.gradient, generator=generator)
         if self.kind == "iwae":
             return iwae(vae, x, self.num_samples, gradient=self.gradient, generator=generator)
+        if self.kind == "beta":
+            return beta_elbo(vae, x, self.beta, self.num_samples, generator=generator)
         alpha = self.log_alpha_at(step)
         return robust_elbo(vae, x, alpha, self.num_samples, variant=self.variant, generator=generator)
 

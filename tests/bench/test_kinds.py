@@ -77,7 +77,7 @@ def test_every_kind_is_tried():
     elsewhere = {"gpu", "rivals", "frontier", "foreign", "foreign_sact", "search", "vae_gradients"}
     elsewhere |= {"halting_gradients", "halting_frontier", "halting_continuity", "inpainting", "imputation"}
     elsewhere |= {"repeats", "shape_fcn", "eight_bits", "vae_halting", "gpu_short"}  # the GPU's: tests/triton
-    elsewhere |= {"vae_rivals", "vae_latents", "vae_exact"}
+    elsewhere |= {"vae_rivals", "vae_latents", "vae_exact", "vae_robust", "vae_topics"}
     assert set(CASES) | elsewhere == set(runner.KINDS)
 
 

@@ -144,13 +144,13 @@ def test_topics_are_judged_by_perplexity(tmp_path, capsys):
     (tmp_path / "texts.ldac").write_text("\n".join(lines) + "\n")
     (tmp_path / "texts.tokens").write_text("\n".join("abcdefg") + "\n")
     data, run = ["--data", str(tmp_path / "texts.ldac")], str(tmp_path / "run")
-    small = ["fit.steps=40", "data.batch=16", "vae.hidden=[8]", 'vae.latent={kind="dirichlet", dim=3}']
+    small = ["fit.steps=300", "data.batch=16", "vae.hidden=[8]", 'vae.latent={kind="dirichlet", dim=3}']
     assert main(["train", "topics", *data, *[w for s in small for w in ("--set", s)], "-o", run, "--quiet"]) == 0
     capsys.readouterr()
     assert main(["eval", run, *data, "--samples", "50", "--quiet", "--format", "json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert math.exp(row["nll"] / 50) == pytest.approx(row["perplexity"], rel=1e-3)
-    assert 2 < row["perplexity"] <= row["perplexity_elbo"] < 7.5 and len(row["topics"]) == 3
+    assert 2 < row["perplexity"] <= row["perplexity_elbo"] < 7 and len(row["topics"]) == 3
     assert main(["eval", run, *data, "--quiet"]) == 0
     assert "topic 3: " in capsys.readouterr().out
     assert main(["eval", run, *data, "-o", str(tmp_path / "report")]) == 1

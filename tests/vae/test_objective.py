@@ -43,7 +43,7 @@ def test_log_alpha_rises_and_is_left_to_the_vae():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "vimco"}, "kind of a bound vimco must be one of elbo, iwae, robust, halting, got 'vimco'"),
+        ({"kind": "vimco"}, "kind of a bound vimco must be one of elbo, iwae, robust, beta, halting, got 'vimco'"),
         ({"kind": "iwae", "gradient": "arm"}, "gradient of a bound iwae must be one of plain, stl, dreg, got 'arm'"),
         ({"gradient": "dreg"}, "gradient of a bound elbo must be one of plain, stl, got 'dreg'"),
         ({"kind": "robust"}, "log_alpha is a finite number of nats"),
