@@ -27,7 +27,7 @@ KINDS = (
     *("exactness", "layers", "quantized", "networks", "foreign", "foreign_sact", "rivals", "search", "masked"),
     *("eight_bits", "backward", "nearest", "adaptive", "frontier", "gpu", "gpu_short", "vae_gradients"),
     *("sizes", "leaks", "large", "calls", "halting_gradients", "inpainting", "imputation", "repeats"),
-    *("halting_frontier", "halting_continuity", "shape_fcn", "exported", "vae_halting"),
+    *("halting_frontier", "halting_continuity", "shape_fcn", "exported", "vae_halting", "conditional"),
 )
 STUDIES = ("mc", "distributions", "speed")  # these write figures and tables of their own
 ROW_SCHEMA = 1
