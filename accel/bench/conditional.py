@@ -53,9 +53,10 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     problem = _of_toy(case, rng) if "toy" in case else _of_table(case, rng)
     hidden = _masks(case["coalitions"], problem.x.shape[1], rng)
     truth, exact = problem.predict(problem.x)[:, None], None
+    scale = float(problem.predict(problem.known).std())
     if problem.expectation is not None:
         exact = np.array([[problem.expectation(x, mask) for mask in hidden] for x in problem.x])
-        yield {"method": "exact", **judge(exact, truth, exact), "error": 0.0, "correct": True}
+        yield {"method": "exact", **judge(exact, truth, exact, scale), "error": 0.0, "correct": True}
     best = None
     for name, draw in _methods(case, problem.classes, settings.seed).items():
         begin = time.monotonic()
@@ -64,7 +65,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
         values = problem.predict(drawn.reshape(-1, drawn.shape[-1])).reshape(drawn.shape[:-1]).mean(-1)
         seen = np.broadcast_to(~hidden[:, None], drawn.shape)
         same = bool((drawn == problem.x[:, None, None])[seen].all()) and bool(np.isfinite(drawn).all())
-        row = {"method": name, **judge(values, truth, exact), "seconds": round(seconds, 2)}
+        row = {"method": name, **judge(values, truth, exact, scale), "seconds": round(seconds, 2)}
         error = row.get("rmse", row["msev"])
         if name != "ours":
             best = error if best is None else min(best, error)
@@ -73,14 +74,14 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
         yield {**row, "error": 0.0 if same else 1.0, "correct": same}
 
 
-def judge(values: np.ndarray, truth: np.ndarray, exact: np.ndarray | None) -> Row:
-    """Errors of v [R, M], for f(x) [R, 1] and exact expectations [R, M] or None."""
+def judge(values: np.ndarray, truth: np.ndarray, exact: np.ndarray | None, scale: float) -> Row:
+    """Errors of v [R, M], for f(x) [R, 1], exact expectations [R, M] or None, and the deviation of f."""
     msev = float(((truth - values) ** 2).mean())
     found = {"msev": round(msev, 5)}
     if exact is None:
         return found
     best = float(((truth - exact) ** 2).mean())
-    found["rmse"] = round(float(np.sqrt(((values - exact) ** 2).mean()) / truth.std()), 5)
+    found["rmse"] = round(float(np.sqrt(((values - exact) ** 2).mean()) / scale), 5)
     return {**found, "over_exact": round(msev / best, 4)}
 
 

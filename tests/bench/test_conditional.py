@@ -34,10 +34,14 @@ def test_rows_of_a_toy():
 
 
 def test_errors_by_hand():
-    found = conditional.judge(np.array([[1.0, 3.0]]), np.array([[2.0]]), None)
+    found = conditional.judge(np.array([[1.0, 3.0]]), np.array([[2.0]]), None, 1.0)
     assert found == {"msev": 1.0}
     values, truth, exact = np.array([[1.0], [3.0]]), np.array([[0.0], [2.0]]), np.array([[1.0], [2.0]])
-    assert conditional.judge(values, truth, exact) == {"msev": 1.0, "rmse": round(0.5**0.5, 5), "over_exact": 2.0}
+    assert conditional.judge(values, truth, exact, 0.5) == {
+        "msev": 1.0,
+        "rmse": round(2 * 0.5**0.5, 5),
+        "over_exact": 2.0,
+    }
 
 
 def test_a_rival_that_knows_the_answer_is_near_it():
