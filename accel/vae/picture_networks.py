@@ -25,7 +25,7 @@ _LEAST_SCALE = 1e-2  # of a pixel, as the authors have it
 
 
 class Residual(nn.Module):
-    """act(h + conv(act(conv(h)))), both 3x3."""
+    """h + conv(act(conv(h))), both 3x3. Nothing bends the sum: an activation there shut the coarsest level for good."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -33,15 +33,12 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return F.leaky_relu(h + self.conv2(F.leaky_relu(self.conv1(h))))
+        return h + self.conv2(F.leaky_relu(self.conv1(h)))
 
     def update(self, h: Tensor, inner: ActiveSet, wanted: ActiveSet) -> None:
         """The same in place, at the positions `wanted` of h; `inner` are those a 3x3 convolution at them reads."""
         t = masked_conv2d(h, self.conv1.weight, self.conv1.bias, inner, padding=_PAD, activation="leaky_relu")
-        masked_conv2d_(
-            h, t, self.conv2.weight, self.conv2.bias, wanted, padding=_PAD, activation="leaky_relu", accumulate=True,
-            source=inner,
-        )  # fmt: skip
+        masked_conv2d_(h, t, self.conv2.weight, self.conv2.bias, wanted, padding=_PAD, accumulate=True, source=inner)
 
 
 class Level(nn.Sequential):
@@ -114,7 +111,7 @@ class PictureDecoder(nn.Module):
         *levels, fill = read
         h = self._enter(z, levels)
         for index in reversed(range(len(self.levels))):
-            h = self.levels[index](F.leaky_relu(h + levels[index]))
+            h = self.levels[index](h + levels[index])
             h = self._finer(h, index) if index else h
         return self.last(h) + self._offsets(fill)
 
@@ -137,7 +134,7 @@ class PictureDecoder(nn.Module):
         *levels, fill = read
         h = self._enter(z, levels)
         for index in reversed(range(len(self.levels))):
-            h = F.leaky_relu(h + levels[index]).contiguous(memory_format=torch.channels_last)
+            h = (h + levels[index]).contiguous(memory_format=torch.channels_last)
             for block, (inner, at) in zip(self.levels[index], needed[index]):
                 block.update(h, inner, at)
             h = self._finer(h, index) if index else h
