@@ -29,16 +29,18 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.inside = nn.Conv2d(width, width, 3, padding=1)
+        self.outside = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.conv2(F.leaky_relu(self.conv1(h)))
+        return h + self.outside(F.leaky_relu(self.inside(h)))
 
     def update(self, h: Tensor, inner: ActiveSet, wanted: ActiveSet) -> None:
         """The same in place, at the positions `wanted` of h; `inner` are those a 3x3 convolution at them reads."""
-        t = masked_conv2d(h, self.conv1.weight, self.conv1.bias, inner, padding=_PAD, activation="leaky_relu")
-        masked_conv2d_(h, t, self.conv2.weight, self.conv2.bias, wanted, padding=_PAD, accumulate=True, source=inner)
+        t = masked_conv2d(h, self.inside.weight, self.inside.bias, inner, padding=_PAD, activation="leaky_relu")
+        masked_conv2d_(
+            h, t, self.outside.weight, self.outside.bias, wanted, padding=_PAD, accumulate=True, source=inner
+        )
 
 
 class Level(nn.Sequential):
