@@ -1,4 +1,4 @@
-"""Inpainting models as recipes describe them."""
+"""Inpainting models as recipes describe them, and the one that ships with the package."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from accel.vae.picture_networks import picture_vaeac
 from accel.zoo import runs
 from accel.zoo.picture_decoder import MOST_UNITS
 from accel.zoo.weights_io import load_weights
+
+PACKAGED = ("inpaint_shapes",)  # recipes/NAME.toml and weights/NAME.safetensors
 
 
 def build_inpainter(table: Mapping[str, Any]) -> VAEAC:
@@ -51,10 +53,10 @@ def masks_named(name: str) -> MaskGenerator:
 
 
 def load_inpainter(spec: str) -> tuple[VAEAC, Mapping[str, Any]]:
-    """(the model in eval mode, its recipe) of the folder of a run of `accel train`.
+    """(the model in eval mode, its recipe), of one that ships, such as zoo:inpaint_shapes, or of a run's folder.
 
     Raises:
         WeightsError: the run is not finished, damaged, or its weights are another model's.
     """
-    recipe, weights = runs.find_run(spec, (), "vaeac")
+    recipe, weights = runs.find_run(spec, PACKAGED, "vaeac")
     return load_weights(build_inpainter(recipe["vaeac"]), runs.finished(weights)).eval(), recipe

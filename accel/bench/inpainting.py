@@ -4,8 +4,9 @@ A case: `model` (the folder of a run), `masks` (kinds, see `accel list picture-m
 `count` of pictures, and either `shapes` (the side of drawn ones) or `data` (a data set; its first test pictures).
 Rows, one a kind of mask: decibels over hidden pixels, mean of the pictures, of the mean of the samples (`psnr`), of a
 single sample, and of three rivals: the mean of the seen pixels, OpenCV's two methods (Telea 2004; Navier-Stokes,
-Bertalmio et al. 2001); `lead`, of `psnr` over the best rival; `diversity`, the samples' standard deviation;
-`speedup` of one sample, one picture at a time, over the same decoder computed everywhere.
+Bertalmio et al. 2001); `lead`, of `psnr` over the best rival; `fill`, of the smooth fill that the model starts from,
+alone; `diversity`, the samples' standard deviation; `speedup` of one sample, one picture at a time, over the same
+decoder computed everywhere.
 """
 
 from __future__ import annotations
@@ -24,7 +25,19 @@ if TYPE_CHECKING:
 
     from accel.vae import VAEAC
 
-SHOWN = ("case", "masks", "psnr", "one_sample", "mean_fill", "telea", "navier_stokes", "lead", "diversity", "speedup")
+SHOWN = (
+    "case",
+    "masks",
+    "psnr",
+    "one_sample",
+    "mean_fill",
+    "telea",
+    "navier_stokes",
+    "fill",
+    "lead",
+    "diversity",
+    "speedup",
+)
 _RADIUS = 3  # pixels that OpenCV's methods look around, as its tutorial has it
 _TIMED = 8  # pictures
 
@@ -33,6 +46,7 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
     import torch
 
     from accel.vae.inpainting import inpaint, psnr
+    from accel.vae.pyramid_fill import pyramid_fill
     from accel.zoo.inpainters import load_inpainter, masks_named
 
     vaeac, _ = load_inpainter(case["model"])
@@ -46,12 +60,14 @@ def rows(case: Mapping[str, Any], settings: Settings) -> Iterator[Row]:
             name: float(psnr(filled, pictures, hidden).mean()) for name, filled in _rivals(pictures, hidden).items()
         }
         value = float(psnr(found.mean(1), pictures, hidden).mean())
+        fill = pyramid_fill(pictures, hidden[:, None].expand_as(pictures))
         spread = found.std(1).mean(1)[hidden].mean()
         yield {
             "masks": kind,
             "psnr": round(value, 3),
             "one_sample": round(float(psnr(found[:, 0], pictures, hidden).mean()), 3),
             **{name: round(rival, 3) for name, rival in rivals.items()},
+            "fill": round(float(psnr(fill, pictures, hidden).mean()), 3),
             "lead": round(value - max(rivals.values()), 3),
             "diversity": round(float(spread), 5),
             "hidden": round(float(hidden.float().mean()), 4),

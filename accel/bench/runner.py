@@ -28,7 +28,7 @@ KINDS = (
     *("eight_bits", "backward", "nearest", "adaptive", "frontier", "gpu", "gpu_short", "vae_gradients"),
     *("sizes", "leaks", "large", "calls", "halting_gradients", "inpainting", "imputation", "repeats"),
     *("halting_frontier", "halting_continuity", "shape_fcn", "exported", "vae_halting"),
-    *("vae_rivals", "vae_latents", "vae_exact", "vae_robust", "vae_topics"),
+    *("vae_rivals", "vae_latents", "vae_exact", "vae_robust", "vae_topics", "conditional"),
 )
 STUDIES = ("mc", "distributions", "speed")  # these write figures and tables of their own
 ROW_SCHEMA = 1

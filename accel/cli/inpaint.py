@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from accel.cli import common
-from accel.errors import DataError
+from accel.errors import ConfigError, DataError
 from accel.files import output_folder
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from accel.vae import Inpainting
 
 SHEET_FILE = "contact_sheet.png"
+_MODEL = "zoo:inpaint_shapes"
 _DRAWN, _SIZE = 6, 128  # pictures drawn where none are given, and their side
+_TILE = 160  # pixels of a side of the contact sheet's pictures at most
+_HIDDEN = (0.45, 0.65, 1.0)  # the colour of hidden pixels there, which no grey picture has
 _REPEATS = 7  # interleaved runs of a sample of the first picture, for the time saved
 
 
@@ -30,14 +33,16 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         "inpaint",
         run,
         "fill what masks hide of pictures, several times over, computing only where the masks matter",
-        "accel inpaint --model runs/inpaint -o out/    (shapes and masks drawn on the spot)\n"
-        "  accel inpaint pictures/ masks/ --model runs/inpaint -o out/ -n 4   (white is hidden; one, or one a name)\n"
+        "accel inpaint -o out/    (shapes and masks drawn on the spot)\n"
+        "  accel inpaint pictures/ masks/ -o out/ -n 4   (white is hidden; one mask, or one a name)\n"
         "  accel inpaint pictures/ --masks centre --model runs/inpaint -o out/",
     )
     parser.add_argument("pictures", nargs="?", type=pathlib.Path, help="a picture or a folder (default: drawn shapes)")
     parser.add_argument("mask_files", nargs="?", type=pathlib.Path, metavar="masks", help="a mask or a folder of them")
     parser.add_argument("--masks", metavar="KIND", help="drawn masks instead of files: see accel list picture-masks")
-    parser.add_argument("--model", required=True, metavar="RUN", help="the folder of a run of accel train")
+    parser.add_argument(
+        "--model", default=_MODEL, metavar="RUN", help=f"the folder of a run of accel train (default: {_MODEL})"
+    )
     parser.add_argument("-n", "--samples", type=common.positive, default=4, metavar="N", help="of each picture (4)")
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, metavar="DIR", help="folder of the results")
     common.add_format(parser)
@@ -45,7 +50,7 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Attributes: name, of the files written; picture, uint8 [3, H, W]; hidden, bool [H, W]."""
+    """Attributes: name, of the files written; picture, uint8 [C, H, W]; hidden, bool [H, W]."""
 
     name: str
     picture: Tensor
@@ -59,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     from accel.zoo.inpainters import load_inpainter
 
     jobs = _jobs(args)
-    vaeac, _ = load_inpainter(args.model)
+    vaeac, recipe = load_inpainter(args.model)
+    jobs = [dataclasses.replace(job, picture=_of_channels(job.picture, recipe["vaeac"]["channels"])) for job in jobs]
     generator = torch.Generator().manual_seed(args.seed)
     rows, sheet, saving = [], [], ""
     with output_folder(args.output, SHEET_FILE) as folder:
@@ -142,6 +148,22 @@ def _fitting(hidden: Tensor, picture: Tensor, name: str) -> Tensor:
     return hidden
 
 
+def _of_channels(picture: Tensor, channels: int) -> Tensor:
+    """uint8 [3, H, W] as a model of so many channels reads it: grey by the weights of ITU-R 601, grey ones unchanged.
+
+    Raises:
+        ConfigError: a model of neither 1 nor 3 channels.
+    """
+    import torch
+
+    if channels not in (1, 3):
+        raise ConfigError(f"pictures have 1 or 3 channels, the model is of {channels}: give another model")
+    if channels == 3:
+        return picture
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int64, device="cpu")[:, None, None]  # their sum is 2^16
+    return ((picture * weights).sum(0, keepdim=True) + 2**15 >> 16).byte()
+
+
 def _row(job: Job, seconds: float) -> dict[str, Any]:
     return {
         "picture": job.name,
@@ -170,7 +192,7 @@ def _write(path: pathlib.Path, picture: Tensor) -> None:
     import PIL.Image
 
     pixels = picture.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    PIL.Image.fromarray(pixels).save(path, format="PNG")
+    PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path, format="PNG")
 
 
 def _contact_sheet(rows: list[tuple[Job, Tensor]]) -> PIL.Image.Image:
@@ -179,20 +201,23 @@ def _contact_sheet(rows: list[tuple[Job, Tensor]]) -> PIL.Image.Image:
     from torchvision.transforms.v2 import functional
     from torchvision.utils import make_grid
 
-    side = 160  # pixels of a tile
     tiles = []
     for job, samples in rows:
-        picture = job.picture.float() / 255
-        seen = torch.where(job.hidden, 0.85, picture)
-        for tile in (picture, seen, *samples):
-            fitted = functional.resize(tile, _within(tile.shape[1:], side), antialias=True)
-            canvas = torch.ones(3, side, side)
-            canvas[:, : fitted.shape[1], : fitted.shape[2]] = fitted
-            tiles.append(canvas)
-    sheet = make_grid(torch.stack(tiles), nrow=len(tiles) // len(rows), padding=4, pad_value=1.0)
-    return functional.to_pil_image(sheet.clamp(0, 1))
+        picture = (job.picture.float() / 255).expand(3, -1, -1)
+        seen = torch.where(job.hidden, torch.tensor(_HIDDEN, device="cpu")[:, None, None], picture)
+        tiles += [_tile(tile.expand(3, -1, -1)) for tile in (picture, seen, *samples)]
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (1, 2))
+    padded = [functional.pad(tile, [0, 0, width - tile.shape[2], height - tile.shape[1]], 1.0) for tile in tiles]
+    sheet = make_grid(torch.stack(padded), nrow=len(tiles) // len(rows), padding=4, pad_value=1.0)
+    return functional.to_pil_image(sheet.clamp(0, 1).mul(255).round().byte())
 
 
-def _within(size: tuple[int, int], side: int) -> list[int]:
-    scale = side / max(size)
-    return [max(1, round(extent * scale)) for extent in size]
+def _tile(picture: Tensor) -> Tensor:
+    """At most `_TILE` pixels wide and high: small ones enlarged by a whole number, pixels as squares."""
+    from torchvision.transforms.v2 import functional
+
+    times, size = _TILE // max(picture.shape[1:]), picture.shape[1:]
+    if times:
+        return picture.repeat_interleave(times, 1).repeat_interleave(times, 2)
+    fitted = [max(1, round(extent * _TILE / max(size))) for extent in size]
+    return functional.resize(picture, fitted, antialias=True)

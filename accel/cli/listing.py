@@ -1,4 +1,4 @@
-"""`accel list`: the models, masks, fills and VAEs there are."""
+"""`accel list`: the models, masks, fills, VAEs and inpainting models there are."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def add_parser(sub: argparse._SubParsersAction) -> None:
         sub,
         "list",
         run,
-        "list the models, the masks, the fills, the VAEs that ship, or the masks of pictures",
+        "list the models, the masks, the fills, the VAEs or inpainting models that ship, or the masks of pictures",
         "accel list models --format md",
     )
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("models", "masks", "fills", "vaes", "picture-masks"),
+        choices=("models", "masks", "fills", "vaes", "inpainters", "picture-masks"),
         default="models",
         help="default: models",
     )
@@ -38,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
         from accel.zoo.vaes import PACKAGED
 
         rows = [{"vae": f"zoo:{name}"} for name in PACKAGED]
+    elif args.what == "inpainters":
+        from accel.zoo.inpainters import PACKAGED
+
+        rows = [{"inpainter": f"zoo:{name}"} for name in PACKAGED]
     elif args.what == "picture-masks":
         from accel.vae.picture_masks import PICTURE_MASKS
 

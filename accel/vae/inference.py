@@ -64,6 +64,4 @@ class Sampler:
                 noise = uniforms(keys[rows], numbers, mean.shape[1] + cells.shape[1])
                 latent, cell_noise = torch.from_numpy(noise).to(self.device).split([mean.shape[1], cells.shape[1]], 2)
                 z = mean[:, None] + scale[:, None] * torch.special.ndtri(latent)
-                repeated = [layer.repeat_interleave(len(numbers), 0) for layer in layers]
-                outputs = self.model.decoder(z.flatten(0, 1), repeated).unflatten(0, z.shape[:2])
-                yield rows, draws, outputs, cell_noise
+                yield rows, draws, self.model.decoder(z, layers), cell_noise

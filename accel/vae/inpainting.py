@@ -68,7 +68,7 @@ class Inpainting:
         return (means[:, :, : self.hidden.shape[1], : self.hidden.shape[2]] / 2 + 0.5).clamp(0, 1)
 
     def _at_hidden(self, z: Tensor) -> Tensor:
-        rows = self.decoder.decode_at(z, self.read, self.wanted, self.needed)[: self.wanted.total].chunk(2, 1)[0]
+        rows = self.decoder.decode_at(z, self.read, self.wanted, self.needed).chunk(2, 1)[0]
         found = rows.new_zeros(self.shape.numel(), rows.shape[1])
         found[self.wanted.positions[: len(rows)].long()] = rows
         return found.unflatten(0, self.shape).permute(0, 3, 1, 2)

@@ -2,6 +2,8 @@
 
 After Ivanov et al. 2019 (arXiv 1806.02382, appendix): residual blocks between poolings, and the decoder reads every
 level of the prior network. Latents are a map, one vector for each coarsest cell, so that pictures may have any size.
+Unlike theirs, the prior network reads hidden pixels filled smoothly from those around, and means are differences from
+that: colours need not be learned, and a hole may be larger than those of training.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from accel.kernels.positions import ActiveSet
 from accel.ops import active_positions, masked_conv2d, masked_conv2d_
+from accel.vae.pyramid_fill import pyramid_fill
 from accel.vae.vaeac import VAEAC
 
 _PAD = (1, 1, 1, 1)
@@ -22,23 +25,22 @@ _LEAST_SCALE = 1e-2  # of a pixel, as the authors have it
 
 
 class Residual(nn.Module):
-    """act(h + conv(act(conv(h)))), both 3x3."""
+    """h + conv(act(conv(h))), both 3x3. Nothing bends the sum: an activation there shut the coarsest level for good."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.inside = nn.Conv2d(width, width, 3, padding=1)
+        self.outside = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return F.leaky_relu(h + self.conv2(F.leaky_relu(self.conv1(h))))
+        return h + self.outside(F.leaky_relu(self.inside(h)))
 
     def update(self, h: Tensor, inner: ActiveSet, wanted: ActiveSet) -> None:
         """The same in place, at the positions `wanted` of h; `inner` are those a 3x3 convolution at them reads."""
-        t = masked_conv2d(h, self.conv1.weight, self.conv1.bias, inner, padding=_PAD, activation="leaky_relu")
+        t = masked_conv2d(h, self.inside.weight, self.inside.bias, inner, padding=_PAD, activation="leaky_relu")
         masked_conv2d_(
-            h, t, self.conv2.weight, self.conv2.bias, wanted, padding=_PAD, activation="leaky_relu", accumulate=True,
-            source=inner,
-        )  # fmt: skip
+            h, t, self.outside.weight, self.outside.bias, wanted, padding=_PAD, accumulate=True, source=inner
+        )
 
 
 class Level(nn.Sequential):
@@ -48,8 +50,8 @@ class Level(nn.Sequential):
         super().__init__(*(Residual(width) for _ in range(blocks)))
 
 
-class PicturePrior(nn.Module):
-    """Raw latent parameters of every coarsest cell, flat [N, 2 Z h w]; and the levels, finest first, to be read."""
+class PictureEncoder(nn.Module):
+    """Raw latent parameters of every coarsest cell, flat [N, 2 Z h w]; and the levels, finest first."""
 
     def __init__(self, inputs: int, widths: Sequence[int], blocks: Sequence[int], latent: int) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class PicturePrior(nn.Module):
         self.widen = nn.ModuleList(nn.Conv2d(width, next_, 1) for width, next_ in itertools.pairwise(widths))
         self.last = nn.Conv2d(widths[-1], 2 * latent, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         h, layers = F.leaky_relu(self.first(x)), []
         for index, level in enumerate(self.levels):
             h = level(self.widen[index - 1](F.avg_pool2d(h, 2)) if index else h)
@@ -66,18 +68,29 @@ class PicturePrior(nn.Module):
         return self.last(h).flatten(1), layers
 
 
-class PictureProposal(PicturePrior):
-    """The same, keeping its levels to itself."""
+class PicturePrior(PictureEncoder):
+    """Reads seen pixels, mask, and hidden pixels filled smoothly; hands on its levels, finest first, and the fill."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        values, hidden = x.chunk(2, 1)
+        fill = pyramid_fill(values, hidden > 0)
+        raw, layers = self.encode(torch.cat([x, fill], 1))
+        return raw, [*layers, fill]
+
+
+class PictureProposal(PictureEncoder):
+    """Keeps its levels to itself."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]
+        return self.encode(x)[0]
 
 
 Blocks = list[tuple[ActiveSet, ActiveSet]]  # of each block, where its first convolution is needed, and its second
 
 
 class PictureDecoder(nn.Module):
-    """From latents and the prior network's levels to the likelihood's outputs [N, K, H, W], coarsest level first."""
+    """From latents, the prior network's levels and its fill to the likelihood's outputs [N, K, H, W], coarsest level
+    first. Means, the first of the outputs, are differences from the fill."""
 
     def __init__(self, widths: Sequence[int], blocks: Sequence[int], latent: int, outputs: int) -> None:
         super().__init__()
@@ -91,16 +104,18 @@ class PictureDecoder(nn.Module):
         return self.decode(z, self.read(layers))
 
     def read(self, layers: Sequence[Tensor]) -> list[Tensor]:
-        """What the decoder takes of the prior network: the same for all samples of z."""
-        return [read(layer) for read, layer in zip(self.reads, layers)]
+        """What the decoder takes of the prior network, the fill last: the same for all samples of z."""
+        *levels, fill = layers
+        return [*(read(layer) for read, layer in zip(self.reads, levels, strict=True)), fill]
 
     def decode(self, z: Tensor, read: Sequence[Tensor]) -> Tensor:
         """z [N, Z h w] -> outputs [N, K, H, W]."""
-        h = self._enter(z, read)
+        *levels, fill = read
+        h = self._enter(z, levels)
         for index in reversed(range(len(self.levels))):
-            h = self.levels[index](F.leaky_relu(h + read[index]))
+            h = self.levels[index](h + levels[index])
             h = self._finer(h, index) if index else h
-        return self.last(h)
+        return self.last(h) + self._offsets(fill)
 
     def needed(self, wanted: Tensor) -> list[Blocks]:
         """What outputs wanted at bool [N, H, W] depend on, of every level, finest first."""
@@ -118,16 +133,23 @@ class PictureDecoder(nn.Module):
     @torch.no_grad()
     def decode_at(self, z: Tensor, read: Sequence[Tensor], wanted: ActiveSet, needed: Sequence[Blocks]) -> Tensor:
         """The rows [P, K] of `decode` at the positions wanted, computed where `needed` says alone."""
-        h = self._enter(z, read)
+        *levels, fill = read
+        h = self._enter(z, levels)
         for index in reversed(range(len(self.levels))):
-            h = F.leaky_relu(h + read[index]).contiguous(memory_format=torch.channels_last)
+            h = (h + levels[index]).contiguous(memory_format=torch.channels_last)
             for block, (inner, at) in zip(self.levels[index], needed[index]):
                 block.update(h, inner, at)
             h = self._finer(h, index) if index else h
-        return masked_conv2d(h, self.last.weight, self.last.bias, wanted, padding=_PAD)
+        rows = masked_conv2d(h, self.last.weight, self.last.bias, wanted, padding=_PAD)[: wanted.total]
+        at = wanted.positions[: len(rows)].long()
+        return rows + self._offsets(fill).permute(0, 2, 3, 1).reshape(-1, rows.shape[1])[at]
 
-    def _enter(self, z: Tensor, read: Sequence[Tensor]) -> Tensor:
-        return self.first(z.unflatten(1, (-1, *read[-1].shape[2:])))
+    def _offsets(self, fill: Tensor) -> Tensor:
+        """What is added to the outputs: to means the fill, to the rest nothing."""
+        return F.pad(fill, (0, 0, 0, 0, 0, self.last.out_channels - fill.shape[1]))
+
+    def _enter(self, z: Tensor, levels: Sequence[Tensor]) -> Tensor:
+        return self.first(z.unflatten(1, (-1, *levels[-1].shape[2:])))
 
     def _finer(self, h: Tensor, index: int) -> Tensor:
         return F.interpolate(self.narrow[index - 1](h), scale_factor=2, mode="nearest")
@@ -155,6 +177,6 @@ def picture_vaeac(channels: int, widths: Sequence[int], blocks: Sequence[int], l
     Args:
         widths: channels of every level, finest first. blocks: of every level. latent: numbers in a coarsest cell.
     """
-    prior = PicturePrior(2 * channels, widths, blocks, latent)
+    prior = PicturePrior(3 * channels, widths, blocks, latent)
     proposal = PictureProposal(3 * channels, widths, blocks, latent)
     return VAEAC(prior, proposal, PictureDecoder(widths, blocks, latent, 2 * channels), PixelNormal())

@@ -192,10 +192,19 @@ class Decoder(nn.Module):
         self.last = nn.Linear(width + inputs, outputs)
 
     def forward(self, z: Tensor, seen: list[Tensor]) -> Tensor:
+        """Outputs [N, P] for z [N, Z], or [N, S, P] for S of each row [N, S, Z]."""
         h = self.first(z)
         for layer, skip in zip(self.layers, reversed(seen[1:])):
-            h = h + F.leaky_relu(layer(torch.cat([h, skip], 1)))
-        return self.last(torch.cat([h, seen[0]], 1))
+            h = h + F.leaky_relu(_of_both(layer, h, skip))
+        return _of_both(self.last, h, seen[0])
+
+
+def _of_both(layer: nn.Linear, h: Tensor, skip: Tensor) -> Tensor:
+    """layer(cat([h, skip])); of a row's several h the part of skip is computed once."""
+    if h.dim() == skip.dim():
+        return layer(torch.cat([h, skip], 1))
+    own, rest = layer.weight.split([h.shape[-1], skip.shape[-1]], 1)
+    return F.linear(h, own) + F.linear(skip, rest, layer.bias)[:, None]
 
 
 def table_vaeac(likelihood: nn.Module, width: int, depth: int, latent: int) -> VAEAC:

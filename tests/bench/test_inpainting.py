@@ -21,7 +21,7 @@ def test_rows_compare_with_fills_that_are_exact_on_one_colour(monkeypatch):
     assert (first["masks"], second["masks"]) == ("centre", "half")
     for row in (first, second):
         assert row["correct"] and row["error"] < 1e-4 and row["speedup"] > 0
-        assert row["mean_fill"] > 80 and row["telea"] > 40 and row["navier_stokes"] > 40
+        assert row["mean_fill"] > 80 and row["telea"] > 40 and row["navier_stokes"] > 40 and row["fill"] > 80
         assert row["lead"] == pytest.approx(row["psnr"] - row["mean_fill"], abs=0.01) and row["lead"] < 0
         assert row["diversity"] > 0
 

@@ -68,9 +68,19 @@ CASES = {
     "leaks": {"cycles": 12, "warm": 4, "size": [17, 16]},
     "calls": {"model": "zoo:resnet20_cifar", "size": [32, 32], "keep": 0.5, "mask": "lattice"},
     "large": {"channels": [3, 8, 8, 1], "size": [301, 299], "keep": [1.0, 0.5], "mask": "lattice"},
+    "conditional": {
+        "toy": "burr",
+        "features": 3,
+        "rows": 60,
+        "explained": 3,
+        "coalitions": 3,
+        "samples": 5,
+        "rivals": [],
+        "imputer": {"epochs": 1, "width": 8, "depth": 1, "latent": 2},
+    },
 }
 ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1, "adaptive": 2, "nearest": 1}
-ROWS |= {"exported": 1, "quantized": 4, "sizes": 1, "leaks": 1, "large": 2, "calls": 1}
+ROWS |= {"exported": 1, "quantized": 4, "sizes": 1, "leaks": 1, "large": 2, "calls": 1, "conditional": 2}
 
 
 def test_every_kind_is_tried():

@@ -5,9 +5,18 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from accel.cli.main import main
+from accel.vae import PICTURE_MASKS
+from accel.vae import inpaint as inpaint_pictures
+from accel.vae.inpainting import psnr
+from accel.zoo import runs
+from accel.zoo.inpainters import build_inpainter, load_inpainter
+from accel.zoo.shapes import draw_shapes
+from accel.zoo.weights_io import save_half
 
+GREY = {"channels": 1, "widths": [6, 8], "blocks": [1, 1], "latent": 2}
 SMALL = (
     "fit.steps=4",
     "fit.checkpoint_every=2",
@@ -73,7 +82,11 @@ def test_files_in_files_out(trained, files, capsys):
         for sample in samples:
             assert (sample[mask == 0] == picture[mask == 0]).all()
         assert (samples[0] != samples[1]).any()
-    assert PIL.Image.open(out / "contact_sheet.png").size == (4 * 164 + 4, 2 * 164 + 4)
+    sheet = np.asarray(PIL.Image.open(out / "contact_sheet.png"))
+    high, wide = 9 * 16, 9 * 17  # of the second picture, each pixel nine by nine; the first is 5 * 21 by 5 * 30
+    assert sheet.shape == (2 * (high + 4) + 4, 4 * (wide + 4) + 4, 3)
+    last = np.asarray(PIL.Image.open(out / "p1_2.png"))
+    assert (sheet[high + 8 :][:high, 3 * (wide + 4) + 4 :][:, :wide] == last.repeat(9, 0).repeat(9, 1)).all()
 
 
 def test_one_mask_for_all_and_drawn_masks(trained, files, capsys):
@@ -82,6 +95,49 @@ def test_one_mask_for_all_and_drawn_masks(trained, files, capsys):
     assert inpaint(files / "pictures", "--masks", "centre", "-o", files / "b", "-n", 1, "--model", trained) == 0
     row = json.loads(capsys.readouterr().out.split("]\n")[1] + "]")[0]
     assert row["hidden"] == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_model_of_grey_pictures_reads_and_writes_them(tmp_path, files, trained, monkeypatch):
+    torch.manual_seed(0)
+    vaeac, recipe = build_inpainter(GREY), {"vaeac": GREY}
+    monkeypatch.setattr("accel.zoo.inpainters.load_inpainter", lambda spec: (vaeac.eval(), recipe))
+    grey = np.random.default_rng(0).integers(0, 256, (16, 17), dtype=np.uint8)
+    save(files / "pictures" / "p1.png", grey)
+    assert inpaint(files / "pictures", files / "masks", "-o", files / "out", "-n", 1, "--model", "any") == 0
+    mask = np.asarray(PIL.Image.open(files / "masks" / "p1.png"))
+    sample = np.asarray(PIL.Image.open(files / "out" / "p1_1.png"))
+    assert sample.shape == (16, 17) and (sample[mask == 0] == grey[mask == 0]).all()
+    assert PIL.Image.open(files / "out" / "p0_1.png").mode == "L"
+
+
+def test_without_a_model_the_one_that_ships_is_taken(tmp_path, monkeypatch, capsys):
+    """Its recipe is the packaged one; weights of that shape stand in for it here."""
+    torch.manual_seed(0)
+    vaeac = build_inpainter(runs.read_recipe(runs.recipe_path("inpaint_shapes"))["vaeac"])
+    save_half(vaeac, tmp_path / "inpaint_shapes.safetensors")
+    assert (tmp_path / "inpaint_shapes.safetensors").stat().st_size < 8e6
+    monkeypatch.setattr(runs, "weights_path", lambda name: tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr("accel.cli.inpaint._DRAWN", 1)
+    assert inpaint("-o", tmp_path / "out", "-n", 1) == 0
+    assert [row["size"] for row in json.loads(capsys.readouterr().out)] == ["128x128"]
+    found, recipe = load_inpainter("zoo:inpaint_shapes")
+    assert recipe["data"]["name"] == "shapes" and not found.training
+    assert torch.equal(found.prior.first.weight, vaeac.prior.first.weight.half().float())
+
+
+SHIPPED = runs.weights_path("inpaint_shapes")
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason=f"no weights ship yet: {SHIPPED.name} comes from a trained run")
+def test_the_model_that_ships_fills_better_than_the_mean_of_what_is_seen():
+    vaeac, _ = load_inpainter("zoo:inpaint_shapes")
+    x = draw_shapes(8, 80, torch.Generator().manual_seed(2**40)).images
+    hidden = PICTURE_MASKS["centre"](x)[:, 0]
+    found = inpaint_pictures(vaeac, x, hidden, 4, generator=torch.Generator().manual_seed(0))
+    seen = (~hidden)[:, None].expand_as(x)
+    mean = (x * seen).sum((2, 3), True) / seen.sum((2, 3), True)
+    assert psnr(found.mean(1), x, hidden).mean() > psnr(mean.expand_as(x), x, hidden).mean() + 1
+    assert found.std(1)[hidden[:, None].expand_as(x)].mean() > 1e-3
 
 
 def test_the_time_saved_is_said_once(trained, files, capsys):

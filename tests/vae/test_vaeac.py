@@ -88,6 +88,15 @@ def test_nan_means_missing():
     assert torch.equal(vae.loss(torch.where(missing, math.nan, x), hidden, None, seeded()), given)
 
 
+def test_several_latents_of_a_row_are_decoded_at_once():
+    vae, x = model().double(), cells().double()
+    (mean, _), layers = vae.seen(x, torch.rand(x.shape, generator=seeded(3)) < 0.5)
+    z = torch.randn(len(x), 5, mean.shape[1], generator=seeded(4), dtype=torch.float64)
+    found = vae.decoder(z, layers)
+    for number in range(5):
+        torch.testing.assert_close(found[:, number], vae.decoder(z[:, number], layers), rtol=1e-12, atol=1e-12)
+
+
 def test_importance_weighting_only_raises_the_bound():
     vae, x = model(), cells(4)
     hidden = torch.rand(x.shape, generator=seeded(3)) < 0.6
