@@ -49,7 +49,7 @@ def test_what_decides_under_each_mechanism(table):
 
 
 def test_what_cannot_be_lost_is_refused(table):
-    with pytest.raises(ConfigError, match="MCAR, MAR, MNAR and a share in .0, 1.: got MCAR, 1.0"):
+    with pytest.raises(ConfigError, match=r"MCAR, MAR, MNAR and a share in \(0, 1\): got MCAR, 1.0"):
         amputate(table, "MCAR", 1.0, np.random.default_rng(0))
     with pytest.raises(ConfigError, match="the table has one column"):
         amputate(table[["a"]], "MAR", 0.3, np.random.default_rng(0))
