@@ -7,6 +7,7 @@ hands tables over as files. This file is also what runs there: it imports nothin
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import pathlib
@@ -45,7 +46,7 @@ for (k in seq_len(fit$m)) {
 def run_rival(name: str, frame, num_imputations: int, seed: int, learn_from: int | None = None) -> tuple[list, float]:
     """(completed data frames: `num_imputations`, or one of a rival that knows but one answer; seconds it took).
 
-    Answers are kept beside the environments: the same question is not put twice, and the seconds are those of then.
+    Answers are kept beside the environments: the same question is not put twice, and seconds are those of the first.
 
     Args:
         frame: columns of float64 or of text, NaN where missing.
@@ -59,10 +60,12 @@ def run_rival(name: str, frame, num_imputations: int, seed: int, learn_from: int
 
     learn_from = len(frame) if learn_from is None else learn_from
     kinds = "".join("n" if pd.api.types.is_numeric_dtype(dtype) else "c" for dtype in frame.dtypes)
-    question = [name, *RIVALS[name], str(num_imputations), kinds, str(seed), str(learn_from), frame.to_csv(index=False)]
+    settings, table = [str(num_imputations), kinds, str(seed), str(learn_from)], frame.to_csv(index=False)
+    how = inspect.getsource(_METHODS[name]) if name in _METHODS else _MICE
+    question = [name, how, *COMMON, *RIVALS[name], *settings, table]
     answer = cache() / "answers" / f"{name}_{hashlib.sha256(json.dumps(question).encode()).hexdigest()[:24]}"
     if not answer.is_dir():
-        _ask(name, question[-1], question[-5:-1], answer)
+        _ask(name, table, settings, answer)
     seconds = json.loads((answer / "seconds.json").read_text(encoding="utf-8"))
     types = {column: float if kind == "n" else str for column, kind in zip(frame.columns, kinds)}
     files = sorted(answer.glob("completed_*.csv"))
@@ -145,13 +148,19 @@ def _decoded(coded, labels):
 
 
 def _miceforest(frame, new, classes, count, seed):
-    """It learns from new rows too: what its impute_new_data of 6.0.5 gives has nothing to do with the row's cells."""
+    """It learns from new rows too: what its impute_new_data of 6.0.5 gives has nothing to do with the row's cells.
+
+    Classes are drawn by their probabilities ("fast"): looking for alike rows fails where a probability is 0.
+    """
     import miceforest
     import pandas as pd
 
     whole = frame if new is frame else pd.concat([frame, new], ignore_index=True)
     types = {column: pd.CategoricalDtype(sorted(frame[column].dropna().unique())) for column in classes}
-    kernel = miceforest.ImputationKernel(whole.astype(types), num_datasets=count, random_state=seed)
+    matching = {column: "fast" if column in classes else "normal" for column in whole}
+    kernel = miceforest.ImputationKernel(
+        whole.astype(types), num_datasets=count, mean_match_strategy=matching, random_state=seed
+    )
     kernel.mice(5)
     return [kernel.complete_data(k)[-len(new) :] for k in range(count)]
 
