@@ -2,9 +2,11 @@
 
 A case file names its kind: one module accel/bench/<kind>.py, whose `rows(case, settings)` yields one dict a
 measurement. The module may name the columns of the printed table in SHOWN, and have a `draw(rows)` that gives a figure
-of all rows in the output, saved beside them. The file lists `[[case]]` tables, whose missing keys are those of a table
-`[every]`, and may set `[[bar]]` tables: column, at_least or at_most, and either `count` (rows that must reach it; all
-by default) or `mean = "geometric"`; `where` picks the rows it speaks of.
+of all rows in the output, saved beside them, or a `summary(rows)`, rows that are printed below the table. The file
+lists `[[case]]` tables, whose missing keys are those of a table `[every]`; a table `[grid]` of lists runs every case
+with each combination, which its name then bears: the first list turns slowest, the cases fastest. The file may set
+`[[bar]]` tables: column, at_least or at_most, and either `count` (rows that must reach it; all by default) or
+`mean = "geometric"`; `where` picks the rows it speaks of.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib
+import itertools
 import json
 import math
 import pathlib
@@ -29,6 +32,7 @@ KINDS = (
     *("sizes", "leaks", "large", "calls", "halting_gradients", "inpainting", "imputation", "repeats"),
     *("halting_frontier", "halting_continuity", "shape_fcn", "exported", "vae_halting"),
     *("vae_rivals", "vae_latents", "vae_exact", "vae_robust", "vae_topics", "conditional"),
+    *("imputation_tables", "imputation_pooling"),
 )
 STUDIES = ("mc", "distributions", "speed")  # these write figures and tables of their own
 ROW_SCHEMA = 1
@@ -63,8 +67,11 @@ def read_cases(path: pathlib.Path, only: str | None = None) -> dict[str, Any]:
 def _checked(path: pathlib.Path, file: dict[str, Any], only: str | None) -> dict[str, Any]:
     if file.get("kind") not in KINDS:
         raise ConfigError(f"{path} has kind = {file.get('kind')!r}, expected one of {', '.join(KINDS)}")
-    names = [case.get("name") for case in file.get("case", [])]
-    if not names or None in names:
+    if not all("name" in case for case in file.get("case", [])):
+        raise ConfigError(f"{path} needs [[case]] tables, each with a name")
+    file["case"] = _multiplied(file.get("case", []), file.get("grid", {}))
+    names = [case["name"] for case in file["case"]]
+    if not names:
         raise ConfigError(f"{path} needs [[case]] tables, each with a name")
     if only is not None and only not in names:
         raise ConfigError(f"{path} has no case {only!r}, only {', '.join(names)}")
@@ -72,6 +79,15 @@ def _checked(path: pathlib.Path, file: dict[str, Any], only: str | None) -> dict
     for bar in file.get("bar", []):
         judge(bar, [{bar["column"]: 1.0, **bar.get("where", {})}])  # what is wrong with it is told before the long work
     return file
+
+
+def _multiplied(cases: Sequence[Mapping[str, Any]], grid: Mapping[str, Sequence]) -> list[dict[str, Any]]:
+    found = []
+    for values in itertools.product(*grid.values()):
+        for case in cases:
+            name = ", ".join(map(str, (case["name"], *values)))
+            found.append({**dict(zip(grid, values)), **case, "name": name})
+    return found
 
 
 def measure(

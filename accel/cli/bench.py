@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         write_figure(args.output.with_suffix(".png"), kind.draw(saved))
     shown = getattr(kind, "SHOWN", None) if args.format == "table" else None
     common.print_rows([{key: row[key] for key in shown or row if key in row} for row in rows], args)
+    if hasattr(kind, "summary") and args.format == "table":
+        common.print_rows(kind.summary(rows), args)
     for bar in file.get("bar", []):
         common.note(args, judge(bar, rows))
     wrong = [row for row in rows if not row["correct"]]

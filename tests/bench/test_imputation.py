@@ -1,5 +1,7 @@
 """The bench of imputation: tables as they are read, errors that can be worked out by hand, rows of methods."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -39,7 +41,7 @@ def test_rows_say_how_far_a_method_is_from_the_best_and_who_changes_what_was_giv
 
     def methods(case, given, seed):
         mean, zero = given.fillna(given.mean()), given.fillna(0.0)
-        return {"mean": lambda: [mean], "zero": lambda: [zero], "spoils": lambda: [mean + 1e-3]}
+        return {"mean": lambda: ([mean], 0.0), "zero": lambda: ([zero], 0.0), "spoils": lambda: ([mean + 1e-3], 0.0)}
 
     monkeypatch.setattr(imputation, "_ours", methods)
     case = {"table": "any", "numpy_seed": 0, "share": 0.5, "imputations": 1, "rivals": []}
@@ -56,12 +58,28 @@ def test_a_rival_that_is_not_known_is_refused():
 def test_what_runs_elsewhere_hands_back_what_it_was_given(monkeypatch, tmp_path):
     """The exchange of files, with a method of the file's own in place of a rival's."""
 
-    def filled(frame, classes, count, seed):
-        assert classes == ["b"] and frame["b"].isna().tolist() == [False, False, False, True]
-        return [frame.fillna({"b": f"{seed}{k}"}) for k in range(count)]
+    def filled(frame, new, classes, count, seed):
+        assert classes == ["b"] and frame["a"].tolist() == [0.0, 2.0, 4.0] and new["b"].isna().tolist() == [True]
+        return [new.fillna({"b": f"{seed}{k}"}) for k in range(count)]
 
     monkeypatch.setitem(imputation_rivals._METHODS, "echo", filled)
     TRUTH.to_csv(tmp_path / "given.csv", index=False)
-    imputation_rivals._main("echo", str(tmp_path / "given.csv"), str(tmp_path / "out"), "2", "nc", "7")
+    imputation_rivals._main("echo", str(tmp_path / "given.csv"), str(tmp_path / "out"), "2", "nc", "7", "3")
     found = [pd.read_csv(tmp_path / f"out_{k:03d}.csv", dtype={"b": str}) for k in (1, 2)]
-    assert [one["b"].tolist()[3] for one in found] == ["70", "71"] and found[0]["a"].tolist() == TRUTH["a"].tolist()
+    assert [one["b"].tolist() for one in found] == [["70"], ["71"]] and found[0]["a"].tolist() == [6.0]
+
+
+def test_an_answer_is_asked_for_once_and_its_seconds_are_kept(monkeypatch, tmp_path):
+    """A stranger's program that fails says so and leaves nothing; what it answered comes with the rows it is of."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(imputation_rivals, "_environment", lambda name: sys.executable)
+    program = tmp_path / "program.py"
+    monkeypatch.setattr(imputation_rivals, "__file__", str(program))
+    program.write_text("raise SystemExit('no forest')")
+    with pytest.raises(RuntimeError, match=r"missforest failed: .*no forest"):
+        imputation_rivals.run_rival("missforest", TRUTH, 1, 0, 3)
+    program.write_text("import sys\nopen(sys.argv[3] + '_001.csv', 'w').write('a,b\\n6.0,z\\n')")
+    first = imputation_rivals.run_rival("missforest", TRUTH, 1, 0, 3)
+    program.write_text("raise SystemExit('asked twice')")
+    (again,), seconds = imputation_rivals.run_rival("missforest", TRUTH, 1, 0, 3)
+    assert again["b"].tolist() == ["z"] and again.index.tolist() == [3] and seconds == first[1]

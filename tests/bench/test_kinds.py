@@ -67,6 +67,31 @@ CASES = {
     },
     "leaks": {"cycles": 12, "warm": 4, "size": [17, 16]},
     "calls": {"model": "zoo:resnet20_cifar", "size": [32, 32], "keep": 0.5, "mask": "lattice"},
+    "imputation_tables": {
+        "table": "breast_cancer",
+        "rows": 90,
+        "test": 0.3,
+        "mechanism": "MAR",
+        "share": 0.3,
+        "numpy_seed": 0,
+        "imputations": 3,
+        "rivals": [],
+        "epochs": 1,
+    },
+    "imputation_pooling": {
+        "table": "breast_cancer",
+        "log": ["mean radius"],
+        "target": "mean radius",
+        "rows": 80,
+        "mechanism": "MCAR",
+        "share": 0.05,
+        "numpy_seed": 0,
+        "imputations": 2,
+        "amputations": 2,
+        "block": 0,
+        "rivals": [],
+        "epochs": 1,
+    },
     "large": {"channels": [3, 8, 8, 1], "size": [301, 299], "keep": [1.0, 0.5], "mask": "lattice"},
     "conditional": {
         "toy": "burr",
@@ -80,7 +105,17 @@ CASES = {
     },
 }
 ROWS = {"exactness": 1, "layers": 22, "networks": 1, "masked": 1, "backward": 1, "adaptive": 2, "nearest": 1}
-ROWS |= {"exported": 1, "quantized": 4, "sizes": 1, "leaks": 1, "large": 2, "calls": 1, "conditional": 2}
+ROWS |= {
+    "exported": 1,
+    "quantized": 4,
+    "sizes": 1,
+    "leaks": 1,
+    "large": 2,
+    "calls": 1,
+    "conditional": 2,
+    "imputation_tables": 3,
+    "imputation_pooling": 2,
+}
 
 
 def test_every_kind_is_tried():

@@ -66,6 +66,16 @@ def test_a_wrong_side_fails_the_run(case_file, monkeypatch, capsys):
     assert "wrong result in small: error 0.25, nothing was timed" in capsys.readouterr().err
 
 
+def test_a_grid_runs_every_case_with_each_combination(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(NEAREST.replace("[[case]]", "[grid]\nkeep = [0.5, 1.0]\nseed = [3, 4]\n[[case]]", 1))
+    cases = bench.read_cases(path)["case"]
+    assert [one["name"] for one in cases[:3]] == ["small, 0.5, 3", "other, 0.5, 3", "small, 0.5, 4"]
+    assert len(cases) == 8 and [one["seed"] for one in cases] == [3, 3, 4, 4] * 2
+    assert cases[5]["keep"] == 0.25  # the case's own key wins
+    assert [one["name"] for one in bench.read_cases(path, "other, 1.0, 4")["case"]] == ["other, 1.0, 4"]
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
