@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accel.errors import ConfigError
+from accel.errors import ConfigError, WeightsError
 from accel.vae import VAEAC
 from accel.vae.mask_generators import MaskGenerator
 from accel.vae.picture_masks import PICTURE_MASKS
@@ -14,7 +14,7 @@ from accel.zoo import runs
 from accel.zoo.picture_decoder import MOST_UNITS
 from accel.zoo.weights_io import load_weights
 
-PACKAGED = ("inpaint_shapes",)  # recipes/NAME.toml and weights/NAME.safetensors
+PACKAGED = ("inpaint_shapes",)  # recipes/NAME.toml, and weights/NAME.safetensors once they ship
 
 
 def build_inpainter(table: Mapping[str, Any]) -> VAEAC:
@@ -56,7 +56,12 @@ def load_inpainter(spec: str) -> tuple[VAEAC, Mapping[str, Any]]:
     """(the model in eval mode, its recipe), of one that ships, such as zoo:inpaint_shapes, or of a run's folder.
 
     Raises:
-        WeightsError: the run is not finished, damaged, or its weights are another model's.
+        WeightsError: the run is not finished, damaged, or its weights are another model's; or none ship.
     """
     recipe, weights = runs.find_run(spec, PACKAGED, "vaeac")
+    if runs.packaged(spec, PACKAGED) and not weights.is_file():
+        raise WeightsError(
+            f"no weights of {spec} ship yet: accel train inpaint_shapes -o runs/inpaint makes them, then give "
+            "--model runs/inpaint"
+        )
     return load_weights(build_inpainter(recipe["vaeac"]), runs.finished(weights)).eval(), recipe

@@ -39,9 +39,14 @@ def run(args: argparse.Namespace) -> int:
 
         rows = [{"vae": f"zoo:{name}"} for name in PACKAGED]
     elif args.what == "inpainters":
+        from accel.zoo import runs
         from accel.zoo.inpainters import PACKAGED
 
-        rows = [{"inpainter": f"zoo:{name}"} for name in PACKAGED]
+        ships = {name: runs.weights_path(name).is_file() for name in PACKAGED}
+        rows = [
+            {"inpainter": f"zoo:{name}", "weights": "in the package" if found else "by its recipe"}
+            for name, found in ships.items()
+        ]
     elif args.what == "picture-masks":
         from accel.vae.picture_masks import PICTURE_MASKS
 

@@ -45,7 +45,7 @@ BAD = [
     (f"ponder {CIFAR} --images ok {OUT}", 1, "not adaptive"),
     (f"ponder {SACT} --images ok -o notes.txt", 1, "notes.txt"),
     (f"convert {CIFAR} --images ok {OUT}", 1, "pass --weights FILE"),
-    (f"convert {SACT} --images ok {OUT}", 1, "converted already"),
+    (f"convert {SACT} --images ok {OUT}", 1, "perforate the plain network instead"),
     (f"convert {DEMO} --images empty {OUT}", 1, "holds no pictures"),
     (f"convert {DEMO} --images ok --interpolate fitted {OUT}", 1, "two or more with --images"),
     (f"convert {DEMO} --images ok --speedup 2 --keep 0.5 {OUT}", 1, "leave out --keep"),
