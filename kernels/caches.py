@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _every: list[IdentityCache] = []
 _Kept = TypeVar("_Kept")
@@ -83,3 +84,13 @@ def kept_by_size(cache: dict, key: tuple, make: Callable[[], _Kept], most: int =
 def entries() -> int:
     """How many values all caches of this process hold."""
     return sum(map(len, _every))
+
+
+def _tell_versions(optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
+    """Raise the versions, by which caches know, of what a fused optimizer wrote: torch (2.14) does not."""
+    written = [p for group in optimizer.param_groups if group.get("fused") for p in group["params"]]
+    if written:
+        torch.autograd.graph.increment_version(written)
+
+
+register_optimizer_step_post_hook(_tell_versions)

@@ -139,7 +139,7 @@ def _autocast(model: nn.Module, settings: FitSettings) -> torch.autocast:
 def _optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
     groups = _parameter_groups(model, settings)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, fused=True)  # one pass over the moments, not a dozen
+        return torch.optim.AdamW(groups, lr=settings.lr)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True)
     raise ConfigError(f"optimizer must be adamw or sgd, got {settings.optimizer!r}")
