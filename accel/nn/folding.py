@@ -17,6 +17,7 @@ from accel.fills import Fit
 
 _KEPT = 3  # foldings of a convolution: with its norm and a fit, without the norm, with the fit of another size
 _NOTHING = ((), (), None)
+_COUNTING = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 
 
 class Folded(NamedTuple):
@@ -58,7 +59,8 @@ class FoldedWeights:
         tensors = () if is_computed(conv) else (conv.weight, conv.bias, *(() if norm is None else _state(norm)))
         if not tensors or any(tensor is not None and tensor.is_inference() for tensor in tensors):
             return fold(conv, norm, fit, apart)  # nobody counts the writes to these
-        key = (fit, apart, None if norm is None else norm.eps, *map(written, tensors))
+        seen = [tuple(statistic.tolist()) for statistic in unseen_statistics(norm)]
+        key = (fit, apart, None if norm is None else norm.eps, *map(written, tensors), *seen)
         slot = (id(norm), id(fit))
         sources, before, folded = self._kept.get(slot, _NOTHING)
         if folded is None or key != before or any(a is not b for a, b in zip(tensors, sources)):
@@ -125,6 +127,14 @@ def affine(norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         gain = gain * norm.weight
     offset = -norm.running_mean * gain
     return gain, offset if norm.bias is None else offset + norm.bias
+
+
+def unseen_statistics(norm: nn.Module | None) -> tuple[Tensor, ...]:
+    """The running statistics of a norm that may be written unseen: a forward in training raises their versions never,
+    and nothing but torch's own batch norms counts the batches beside them."""
+    mean, var, counted = (getattr(norm, name, None) for name in ("running_mean", "running_var", "num_batches_tracked"))
+    told = counted is not None and type(norm).forward in _COUNTING
+    return () if told or not (isinstance(mean, Tensor) and isinstance(var, Tensor)) else (mean, var)
 
 
 def written(tensor: Tensor | None) -> tuple | None:

@@ -101,6 +101,11 @@ class AdaptiveOutput:
         return executed / dense if dense else math.nan
 
 
+def answer_of(outputs: object) -> object:
+    """What a network returned, without the record of an adaptive one."""
+    return outputs.logits if isinstance(outputs, AdaptiveOutput) else outputs
+
+
 def ponder_loss(output: AdaptiveOutput) -> Tensor:
     """tau times the sum over `output.stages` of the mean ponder cost (arXiv 1612.02297, eq. 7), for the task's loss.
 

@@ -1,8 +1,8 @@
 """One stamp of all that a rewritten forward was derived from; whether it still holds is asked before every call.
 
-It notes identity and version of the weights, the settings of the modules and what the model's code reads elsewhere:
-attributes of its classes and objects, globals, closures. Writes that raise no version, through `.data` or NumPy, are
-told by `accel.refresh`.
+It notes identity and version of the weights, running statistics themselves where nothing tells of writes to them, the
+settings of the modules and what the model's code reads elsewhere: attributes of its classes and objects, globals,
+closures. Other writes that raise no version, through `.data` or NumPy, are told by `accel.refresh`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import array
 import collections
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from accel.nn.folding import unseen_statistics
 from accel.nn.perforated import CACHES
 from accel.nn.twin import PLAIN, has_own_forward, is_leaf, is_whole
 from accel.nn.witness import Steps, is_library
@@ -40,7 +42,7 @@ class Stamp:
     """What the modules of a model, and all that its forward reads, were when the stamp was made."""
 
     def __init__(
-        self, root: nn.Module | None, modules: Iterable[nn.Module], steps: Steps | None, weights: Iterable[nn.Module]
+        self, root: nn.Module | None, modules: Iterable[nn.Module], steps: Steps | None, weights: Collection[nn.Module]
     ) -> None:
         """
         Args:
@@ -54,6 +56,8 @@ class Stamp:
         self._tensors = list({id(t): t for module in weights for t in _weights(module)}.values())
         self._parameters = [tensor for tensor in self._tensors if isinstance(tensor, nn.Parameter)]
         self._written = self._writes()
+        unseen = [statistic for module in weights for statistic in unseen_statistics(module)]
+        self._statistics = [(statistic, statistic.clone()) for statistic in unseen]
 
     def check(self) -> int:
         """SAME, or what is otherwise: see `_difference`."""
@@ -66,7 +70,7 @@ class Stamp:
                     return CHANGED
         except Exception:  # a name is gone, or values refuse to be compared: they are others
             return self._difference()
-        return SAME if self._writes() == self._written else WEIGHTS
+        return WEIGHTS if self._is_written() else SAME
 
     def _difference(self) -> int:
         """BUSY: in training, or a hook wants to be called. CHANGED: modules or settings. WEIGHTS: tensors. OBSERVED:
@@ -74,9 +78,12 @@ class Stamp:
         found = max(module.difference() for module in self._modules)
         if found < CHANGED and not all(_says(*entry) for entry in self._elsewhere):
             return CHANGED
-        if found < WEIGHTS and self._writes() != self._written:
+        if found < WEIGHTS and self._is_written():
             return WEIGHTS
         return found
+
+    def _is_written(self) -> bool:
+        return self._writes() != self._written or not all(torch.equal(*pair) for pair in self._statistics)
 
     def _writes(self) -> tuple[int, list[int]]:
         """Versions only rise; `Module.half` and its like move parameters, and replace buffers."""
@@ -84,8 +91,8 @@ class Stamp:
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:
-    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None and name != "num_batches_tracked" and not tensor.is_inference():
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None and not tensor.is_inference():
             yield tensor
 
 
