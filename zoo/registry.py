@@ -168,8 +168,8 @@ def default_rules(name: str, config: Perforate | None = None) -> Rules:
     Layers that are not stay dense; in eight bits or bf16 they are so too, every position.
 
     Raises:
-        ConfigError: an unknown model, or an adaptive one, whose stages choose their positions themselves, unless it
-            asks for nothing but another precision.
+        ConfigError: an unknown model, or an adaptive one, whose stages choose their positions themselves, unless the
+            config asks for eight bits at every position.
     """
     from accel.config import Perforate, Rules
 

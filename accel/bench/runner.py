@@ -67,12 +67,11 @@ def read_cases(path: pathlib.Path, only: str | None = None) -> dict[str, Any]:
 def _checked(path: pathlib.Path, file: dict[str, Any], only: str | None) -> dict[str, Any]:
     if file.get("kind") not in KINDS:
         raise ConfigError(f"{path} has kind = {file.get('kind')!r}, expected one of {', '.join(KINDS)}")
-    if not all("name" in case for case in file.get("case", [])):
-        raise ConfigError(f"{path} needs [[case]] tables, each with a name")
-    file["case"] = _multiplied(file.get("case", []), file.get("grid", {}))
+    cases = file.get("case", [])
+    file["case"] = _multiplied(cases, file.get("grid", {})) if all("name" in case for case in cases) else []
     names = [case["name"] for case in file["case"]]
     if not names:
-        raise ConfigError(f"{path} needs [[case]] tables, each with a name")
+        raise ConfigError(f"{path} needs [[case]] tables, each with a name, and no empty list in [grid]")
     if only is not None and only not in names:
         raise ConfigError(f"{path} has no case {only!r}, only {', '.join(names)}")
     file["case"] = [{**file.get("every", {}), **case} for case in file["case"] if only in (None, case["name"])]

@@ -111,8 +111,9 @@ def run(args: argparse.Namespace) -> int:
         write_page(folder, job, summary, profile)
     common.print_report(profile, args, summary, sentences(summary))
     models.standardise_note(args, job.resolved)
+    pictures = "pictures/, " if (args.output / "pictures").is_dir() else ""
     common.note(
-        args, f"saved in {args.output}/: model/ (loaded back: same outputs), pictures/, {REPORT_FILE}, {PAGE_FILE}"
+        args, f"saved in {args.output}/: model/ (loaded back: same outputs), {pictures}{REPORT_FILE}, {PAGE_FILE}"
     )
     return 0
 
@@ -258,13 +259,15 @@ def compare_pictures(args: argparse.Namespace, job: Job, folder: pathlib.Path) -
     """Run both networks over every picture; where the output is a map, write input, dense, converted, difference."""
     import torch
 
+    from accel.nn.stage_outputs import answer_of
     from accel.profiling.distances import Fidelity
+    from accel.running import first_tensor
 
     fidelity, done = Fidelity(), 0
     batches = -(-len(job.pictures.pixels) // job.pictures.batch)
     with torch.inference_mode():
         for x in common.progress(args, job.pictures, "comparing outputs", total=batches):
-            dense, ours = answer(job.model(x)), answer(job.fast(x))
+            dense, ours = (first_tensor(answer_of(net(x))) for net in (job.model, job.fast))
             fidelity.add(dense, ours)
             if fidelity.kind == "map":
                 folder.mkdir(exist_ok=True)
@@ -273,14 +276,6 @@ def compare_pictures(args: argparse.Namespace, job: Job, folder: pathlib.Path) -
                     write_strip(folder / f"{job.pictures.names[done]}.png", tiles)
                     done += 1
     return fidelity
-
-
-def answer(outputs: object) -> Tensor:
-    """What is compared of a network's outputs: the first tensor, of an adaptive network's logits."""
-    from accel.nn.adaptive import AdaptiveOutput
-    from accel.running import first_tensor
-
-    return first_tensor(outputs.logits if isinstance(outputs, AdaptiveOutput) else outputs)
 
 
 def write_page(folder: pathlib.Path, job: Job, summary: dict[str, Any], profile: Profile) -> None:
@@ -305,7 +300,8 @@ def save_verified(job: Job, folder: pathlib.Path) -> None:
     import torch
 
     import accel
-    from accel.running import copied
+    from accel.nn.stage_outputs import answer_of
+    from accel.running import copied, first_tensor
 
     accel.save_converted(job.fast, folder)
     models.write_source(folder, job.resolved)
@@ -316,7 +312,7 @@ def save_verified(job: Job, folder: pathlib.Path) -> None:
     loaded = accel.load_converted(folder, blank)
     x = job.pictures.first
     with torch.inference_mode():
-        expected, got = answer(job.fast(x)), answer(loaded(x))
+        expected, got = (first_tensor(answer_of(net(x))) for net in (job.fast, loaded))
     if not torch.equal(expected, got):
         worst = float((expected - got).abs().max())
         raise ConversionError(f"the saved model computes something else (up to {worst:.3g} apart): nothing was written")

@@ -15,7 +15,7 @@ from accel.inputs import Batch
 from accel.nn.adaptive import adaptive_stages
 from accel.nn.perforated import PerforatedConv2d
 from accel.nn.quantized_linear import QuantizedLinear
-from accel.nn.stage_outputs import AdaptiveOutput
+from accel.nn.stage_outputs import answer_of
 from accel.profiling.distances import difference, relative_norms
 from accel.running import output_tensors, run_on, undisturbed
 
@@ -55,9 +55,7 @@ def proved(model: nn.Module, batch: Batch, found: Sequence[Tensor]) -> float:
     """
     with undisturbed(model):
         expected = run_on(model, batch.inputs)
-    if isinstance(expected, AdaptiveOutput):  # whoever exports does not know records
-        expected = expected.logits
-    wanted = [tensor.cpu() for tensor in output_tensors(expected)]
+    wanted = [tensor.cpu() for tensor in output_tensors(answer_of(expected))]  # no other runtime knows records
     largest = max(relative_norms(found, wanted), default=0.0)
     if any(isinstance(m, QuantizedLinear) or _rounds(m) for m in model.modules()):
         said = None if largest <= _ROUNDED_TOLERANCE else f"differs by {largest:.2g}"
